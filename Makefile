@@ -1,0 +1,45 @@
+# `make demo` and `make test` do all the set-up on a fresh machine.
+PYTHON ?= python3
+VENV := .venv
+BIN := $(VENV)/bin
+OUT ?= unlearn-demo
+CONCEPT ?= astronaut
+
+.PHONY: demo test test-slow check table demo-model clean
+
+$(BIN)/python:
+	$(PYTHON) -m venv $(VENV)
+	$(BIN)/pip install --quiet --upgrade pip
+
+$(VENV)/.run: $(BIN)/python pyproject.toml constraints.txt
+	$(BIN)/pip install --quiet -c constraints.txt -e .
+	touch $@
+
+# torch comes first and alone: an index without CPU wheels would bring gigabytes of CUDA.
+$(VENV)/.test: $(BIN)/python pyproject.toml constraints.txt
+	$(BIN)/pip install --quiet torch==2.13.0
+	$(BIN)/pip install --quiet -c constraints.txt -e '.[test]'
+	touch $@
+
+demo: $(VENV)/.run
+	$(BIN)/jax-unlearn demo --concept "$(CONCEPT)" --out "$(OUT)" --overwrite
+
+test: $(VENV)/.test check
+	$(BIN)/python -m pytest
+
+test-slow: $(VENV)/.test
+	$(BIN)/python -m pytest -m slow
+
+check: $(VENV)/.test
+	$(BIN)/ruff check
+	$(BIN)/ruff format --check
+	$(BIN)/mypy
+
+table: $(VENV)/.test
+	$(BIN)/python -m benchmarks.forgetting
+
+demo-model: $(VENV)/.test
+	$(BIN)/python -m benchmarks.demo_model
+
+clean:
+	rm -rf $(VENV) $(OUT)

@@ -1,0 +1,154 @@
+"""Images of any size into arrays of a few fixed shapes (host side, numpy).
+
+Attention never leaves a frame, so the frame is the unit that is packed: a batch is `rows` rows of
+`length` patches, each row holds one or more whole frames, and every frame is a segment of its own.
+"""
+
+import bisect
+import warnings
+from dataclasses import dataclass
+
+import jax
+import numpy as np
+from jax import Array
+from jaxtyping import Float, Int, Shaped
+
+# A few static lengths keep the number of compilations small; steps of 1.5 and 1.33 keep the padding
+# of a row below a half, about a fifth on average.
+LADDER = tuple(
+    length for power in range(6, 15) for length in (2**power, 2**power + 2 ** (power - 1))
+)
+PADDING = 0
+
+
+@jax.tree_util.register_dataclass
+@dataclass(frozen=True)
+class PackedPatches:
+    """What the tower's jitted forward sees. Segment 0 is padding; frames count from 1."""
+
+    patches: Float[Array | np.ndarray, "rows length patch"]
+    coordinates: Int[Array | np.ndarray, "rows length 2"]
+    table_index: Int[Array | np.ndarray, "rows length 4"]
+    table_weight: Float[Array | np.ndarray, "rows length 4"]
+    segment: Int[Array | np.ndarray, "rows length"]
+
+
+def ladder_length(patches: int) -> int:
+    """The smallest length of the ladder that holds a frame of `patches` patches.
+
+    Beyond the ladder the length is the next multiple of its last step, with a warning: each such
+    length compiles anew.
+    """
+    step = bisect.bisect_left(LADDER, patches)
+    if step < len(LADDER):
+        return LADDER[step]
+    warnings.warn(
+        f"a frame of {patches} patches is longer than the ladder's {LADDER[-1]}: the program "
+        "compiles for it alone; lower the image processor's largest size to avoid it",
+        stacklevel=2,
+    )
+    return -(-patches // LADDER[-1]) * LADDER[-1]
+
+
+def frame_sizes(grid_thw: Int[np.ndarray, "n 3"]) -> list[int]:
+    """Patches of every frame, in order: h·w once for each of the t frames of a grid."""
+    return [int(h * w) for t, h, w in grid_thw for _ in range(t)]
+
+
+def first_fit(sizes: list[int], length: int) -> tuple[list[tuple[int, int]], int]:
+    """Place frames into rows of `length`; returns (row, offset) of each frame, and the rows."""
+    used: list[int] = []
+    places = []
+    for size in sizes:
+        row = next((i for i, u in enumerate(used) if u + size <= length), len(used))
+        if row == len(used):
+            used.append(0)
+        places.append((row, used[row]))
+        used[row] += size
+    return places, len(used)
+
+
+def frame_coordinates(h: int, w: int, merge: int) -> Int[np.ndarray, "hw 2"]:
+    """(row, column) of a frame's patches, in the order that keeps each merge block together."""
+    grid = np.stack(np.meshgrid(np.arange(h), np.arange(w), indexing="ij"), axis=-1)
+    blocks = grid.reshape(h // merge, merge, w // merge, merge, 2).transpose(0, 2, 1, 3, 4)
+    return blocks.reshape(h * w, 2).astype(np.int32)
+
+
+def _axis_taps(
+    index: Int[np.ndarray, " n"], size: int, side: int
+) -> tuple[Int[np.ndarray, "n 2"], Float[np.ndarray, "n 2"]]:
+    """The two neighbours in the learned table, and their weights (bilinear, align_corners)."""
+    source = index.astype(np.float32) * np.float32(side - 1) / np.float32(max(size - 1, 1))
+    low = np.floor(source)
+    fraction = source - low
+    taps = np.stack([low, low + 1], axis=-1).clip(0, side - 1).astype(np.int32)
+    return taps, np.stack([1 - fraction, fraction], axis=-1)
+
+
+def position_taps(
+    coordinates: Int[np.ndarray, "n 2"], h: int, w: int, side: int
+) -> tuple[Int[np.ndarray, "n 4"], Float[np.ndarray, "n 4"]]:
+    """Indices into the flat [side²] position table and weights, for patches of an h × w frame."""
+    rows, row_weights = _axis_taps(coordinates[:, 0], h, side)
+    cols, col_weights = _axis_taps(coordinates[:, 1], w, side)
+    index = (rows[:, :, None] * side + cols[:, None, :]).reshape(-1, 4)
+    weight = (row_weights[:, :, None] * col_weights[:, None, :]).reshape(-1, 4)
+    return index.astype(np.int32), weight.astype(np.float32)
+
+
+def pack(
+    pixel_values: Shaped[np.ndarray, "patches patch"],
+    grid_thw: Int[np.ndarray, "n 3"],
+    *,
+    merge: int,
+    side: int,
+    rows: int | None = None,
+    length: int | None = None,
+) -> tuple[PackedPatches, Int[np.ndarray, " patches"]]:
+    """Lay out the patches of several images in static shapes.
+
+    Args:
+        pixel_values: the image processor's rows, images one after another.
+        grid_thw: frames, height and width of each image, in patches.
+        merge: side of the Merger's block; height and width are multiples of it.
+        side: side of the learned position table.
+        rows: rows of the batch; by default the next power of two.
+        length: patches of a row; by default the ladder's length for the largest frame.
+
+    Returns:
+        The packed arrays, and for each input patch its place in the flat [rows · length] order.
+
+    Raises:
+        ValueError: the grid does not belong to the patches, or does not fit rows × length.
+    """
+    sizes = frame_sizes(grid_thw)
+    if sum(sizes) != len(pixel_values):
+        raise ValueError(f"grid_thw counts {sum(sizes)} patches, pixel_values {len(pixel_values)}")
+    if (grid_thw[:, 1:] % merge).any():
+        raise ValueError(f"heights and widths in patches must be multiples of {merge}")
+    length = length or ladder_length(max(sizes))
+    places, needed = first_fit(sizes, length)
+    rows = rows or 1 << (needed - 1).bit_length()
+    if needed > rows or max(sizes) > length:
+        raise ValueError(f"{needed} rows of {max(sizes)} patches do not fit {rows} × {length}")
+
+    starts = np.array([row * length + offset for row, offset in places])
+    slots = np.concatenate([start + np.arange(n) for start, n in zip(starts, sizes, strict=True)])
+    frames = [(int(h), int(w)) for t, h, w in grid_thw for _ in range(t)]
+    layout = {hw: frame_coordinates(*hw, merge) for hw in set(frames)}
+    taps = {hw: position_taps(layout[hw], *hw, side) for hw in layout}
+
+    def spread(values: np.ndarray) -> np.ndarray:
+        out = np.zeros((rows * length, *values.shape[1:]), values.dtype)
+        out[slots] = values
+        return out.reshape(rows, length, *values.shape[1:])
+
+    packed = PackedPatches(
+        patches=spread(pixel_values),
+        coordinates=spread(np.concatenate([layout[hw] for hw in frames])),
+        table_index=spread(np.concatenate([taps[hw][0] for hw in frames])),
+        table_weight=spread(np.concatenate([taps[hw][1] for hw in frames])),
+        segment=spread(np.repeat(np.arange(1, len(sizes) + 1, dtype=np.int32), sizes)),
+    )
+    return packed, slots

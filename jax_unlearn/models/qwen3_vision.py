@@ -1,0 +1,355 @@
+"""The Qwen3-VL vision tower: patches → ViT → Mergers, every feature and tap returned by name.
+
+Facts of the architecture: Qwen3-VL's `Qwen3VLVisionModel` in transformers 5.23. The Mergers use the
+exact (erf) GELU while the blocks' MLPs use the one that the config names, tanh as a rule.
+"""
+
+from collections.abc import Callable
+from dataclasses import dataclass
+from functools import partial
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+from flax import nnx
+from jax import Array
+from jaxtyping import Bool, Float, Int
+
+from jax_unlearn.data.packing import PackedPatches, pack
+from jax_unlearn.lora import LoraAdapter, LoraPair, lora_delta
+
+ACTIVATIONS: dict[str, Callable[[Array], Array]] = {
+    "gelu_pytorch_tanh": partial(jax.nn.gelu, approximate=True),
+    "gelu": partial(jax.nn.gelu, approximate=False),
+    "silu": jax.nn.silu,
+}
+
+
+@dataclass(frozen=True)
+class VisionConfig:
+    """The tower's shape. D is `hidden_size`, E is `out_hidden_size`."""
+
+    depth: int
+    hidden_size: int
+    intermediate_size: int
+    num_heads: int
+    out_hidden_size: int
+    num_position_embeddings: int
+    deepstack_indexes: tuple[int, ...]
+    in_channels: int = 3
+    patch_size: int = 16
+    temporal_patch_size: int = 2
+    spatial_merge_size: int = 2
+    hidden_act: str = "gelu_pytorch_tanh"
+    rope_theta: float = 10_000.0
+    dtype: str = "float32"
+
+    @property
+    def patch_dim(self) -> int:
+        return self.in_channels * self.temporal_patch_size * self.patch_size**2
+
+    @property
+    def merged_size(self) -> int:
+        """Width of a merged vector, D_in of both Linears of a Merger."""
+        return self.hidden_size * self.spatial_merge_size**2
+
+    @property
+    def table_side(self) -> int:
+        return int(self.num_position_embeddings**0.5)
+
+    @property
+    def mergers(self) -> tuple[str, ...]:
+        """Names of the paths to the language model: the Merger, then the DeepStack mergers."""
+        deepstack = (f"deepstack_merger_list.{i}" for i in range(len(self.deepstack_indexes)))
+        return ("merger", *deepstack)
+
+
+@jax.tree_util.register_dataclass
+@dataclass(frozen=True)
+class VisionFeatures:
+    """Every feature of one pass. Leading axes are [n], or [rows, length] while packed.
+
+    taps: input of each adaptable Linear, by its name (`merger.linear_fc2`, …), [n_merged, 4D].
+    """
+
+    last_hidden_state: Float[Array, "*patches d"]
+    pooler_output: Float[Array, "*merged e"]
+    deepstack_features: tuple[Float[Array, "*merged e"], ...]
+    taps: dict[str, Float[Array, "*merged d_in"]]
+
+    def path(self, merger: str) -> Float[Array, "*merged e"]:
+        """The output of one of `VisionConfig.mergers`."""
+        if merger == "merger":
+            return self.pooler_output
+        return self.deepstack_features[int(merger.rpartition(".")[2])]
+
+
+def rope_angles(
+    coordinates: Int[Array, "*n 2"], head_dim: int, theta: float
+) -> Float[Array, "*n head_dim"]:
+    """Axial 2-D rotary angles in float32: [h, w] frequencies of head_dim/4 each, then doubled."""
+    quarter = head_dim // 4
+    inverse = 1.0 / theta ** (jnp.arange(quarter, dtype=jnp.float32) / quarter)
+    angles = coordinates[..., None].astype(jnp.float32) * inverse
+    half = angles.reshape(*coordinates.shape[:-1], 2 * quarter)
+    return jnp.concatenate([half, half], axis=-1)
+
+
+def rotate(x: Float[Array, "r l h d"], angles: Float[Array, "r l d"]) -> Float[Array, "r l h d"]:
+    """Apply rotary angles in float32: in bfloat16 neighbouring positions would coincide."""
+    first, second = jnp.split(x.astype(jnp.float32), 2, axis=-1)
+    cos, sin = jnp.cos(angles)[:, :, None], jnp.sin(angles)[:, :, None]
+    turned = jnp.concatenate([-second, first], axis=-1)
+    return (x.astype(jnp.float32) * cos + turned * sin).astype(x.dtype)
+
+
+class VisionMLP(nnx.Module):
+    def __init__(self, config: VisionConfig, *, rngs: nnx.Rngs):
+        linear = partial(nnx.Linear, dtype=config.dtype, param_dtype=config.dtype, rngs=rngs)
+        self.linear_fc1 = linear(config.hidden_size, config.intermediate_size)
+        self.linear_fc2 = linear(config.intermediate_size, config.hidden_size)
+        self.hidden_act = config.hidden_act
+
+    def __call__(self, x: Float[Array, "r l d"]) -> Float[Array, "r l d"]:
+        return self.linear_fc2(ACTIVATIONS[self.hidden_act](self.linear_fc1(x)))
+
+
+class VisionAttention(nnx.Module):
+    def __init__(self, config: VisionConfig, *, rngs: nnx.Rngs):
+        linear = partial(nnx.Linear, dtype=config.dtype, param_dtype=config.dtype, rngs=rngs)
+        self.qkv = linear(config.hidden_size, 3 * config.hidden_size)
+        self.proj = linear(config.hidden_size, config.hidden_size)
+        self.num_heads = config.num_heads
+
+    def __call__(
+        self,
+        x: Float[Array, "r l d"],
+        angles: Float[Array, "r l head_dim"],
+        mask: Bool[Array, "r 1 l l"],
+    ) -> Float[Array, "r l d"]:
+        rows, length, width = x.shape
+        qkv = self.qkv(x).reshape(rows, length, 3, self.num_heads, width // self.num_heads)
+        q, k, v = qkv[:, :, 0], qkv[:, :, 1], qkv[:, :, 2]
+        out = jax.nn.dot_product_attention(rotate(q, angles), rotate(k, angles), v, mask=mask)
+        return self.proj(out.reshape(rows, length, width))
+
+
+class VisionBlock(nnx.Module):
+    def __init__(self, config: VisionConfig, *, rngs: nnx.Rngs):
+        self.norm1 = layer_norm(config.hidden_size, config, rngs)
+        self.norm2 = layer_norm(config.hidden_size, config, rngs)
+        self.attn = VisionAttention(config, rngs=rngs)
+        self.mlp = VisionMLP(config, rngs=rngs)
+
+    def __call__(
+        self,
+        x: Float[Array, "r l d"],
+        angles: Float[Array, "r l head_dim"],
+        mask: Bool[Array, "r 1 l l"],
+    ) -> Float[Array, "r l d"]:
+        x = x + self.attn(self.norm1(x), angles, mask)
+        return x + self.mlp(self.norm2(x))
+
+
+class PatchMerger(nnx.Module):
+    """norm → 2×2 patch merge → linear_fc1 → GELU (erf) → linear_fc2.
+
+    The main Merger normalises each patch before the merge, a DeepStack merger the merged vector.
+    """
+
+    def __init__(self, config: VisionConfig, *, norm_merged: bool, rngs: nnx.Rngs):
+        linear = partial(nnx.Linear, dtype=config.dtype, param_dtype=config.dtype, rngs=rngs)
+        width = config.merged_size if norm_merged else config.hidden_size
+        self.norm = layer_norm(width, config, rngs)
+        self.linear_fc1 = linear(config.merged_size, config.merged_size)
+        self.linear_fc2 = linear(config.merged_size, config.out_hidden_size)
+        self.norm_merged = norm_merged
+
+    def __call__(
+        self, x: Float[Array, "r l d"], pairs: dict[str, LoraPair], scale: float
+    ) -> tuple[Float[Array, "r m e"], dict[str, Float[Array, "r m d_in"]]]:
+        """The embeddings, and the taps: the inputs of both Linears. `pairs` may be empty."""
+        merged = (x.shape[0], -1, self.linear_fc1.in_features)
+        x = self.norm(x.reshape(merged)) if self.norm_merged else self.norm(x).reshape(merged)
+        taps = {"linear_fc1": x}
+        x = adapted(self.linear_fc1, x, pairs.get("linear_fc1"), scale)
+        x = taps["linear_fc2"] = jax.nn.gelu(x, approximate=False)
+        return adapted(self.linear_fc2, x, pairs.get("linear_fc2"), scale), taps
+
+
+def adapted(
+    linear: nnx.Linear, x: Float[Array, "*n d_in"], pair: LoraPair | None, scale: float
+) -> Float[Array, "*n e"]:
+    """The Linear plus its low-rank change; the base arrays are only read."""
+    y = linear(x)
+    return y if pair is None else y + lora_delta(x, pair, scale).astype(y.dtype)
+
+
+def layer_norm(width: int, config: VisionConfig, rngs: nnx.Rngs) -> nnx.LayerNorm:
+    # Flax's fast variance (E[x²] − E[x]²) cancels when the mean is large; torch's does not.
+    return nnx.LayerNorm(
+        width,
+        epsilon=1e-6,
+        use_fast_variance=False,
+        dtype=config.dtype,
+        param_dtype=config.dtype,
+        rngs=rngs,
+    )
+
+
+class Qwen3VisionTower(nnx.Module):
+    """The tower. `tower(pixel_values, grid_thw)` takes the image processor's arrays as they are.
+
+    The blocks' weights are stacked on a leading layer axis and scanned, so that compile time does
+    not grow with depth.
+    """
+
+    def __init__(self, config: VisionConfig, *, rngs: nnx.Rngs):
+        self.config = config
+        linear = partial(nnx.Linear, dtype=config.dtype, param_dtype=config.dtype, rngs=rngs)
+        self.patch_embed = linear(config.patch_dim, config.hidden_size)
+        self.pos_embed = nnx.Embed(
+            config.num_position_embeddings,
+            config.hidden_size,
+            dtype=config.dtype,
+            param_dtype=config.dtype,
+            rngs=rngs,
+        )
+
+        @nnx.split_rngs(splits=config.depth)
+        @nnx.vmap(in_axes=0, out_axes=0)
+        def stack(rngs: nnx.Rngs) -> VisionBlock:
+            return VisionBlock(config, rngs=rngs)
+
+        self.blocks = stack(rngs)
+        self.merger = PatchMerger(config, norm_merged=False, rngs=rngs)
+        self.deepstack_merger_list = nnx.List(
+            PatchMerger(config, norm_merged=True, rngs=rngs) for _ in config.deepstack_indexes
+        )
+
+    def __call__(
+        self,
+        pixel_values: Float[Array | np.ndarray, "patches patch"],
+        grid_thw: Int[Array | np.ndarray, "n 3"],
+        adapter: LoraAdapter | None = None,
+    ) -> VisionFeatures:
+        """Features of several images or videos of any size.
+
+        Args:
+            pixel_values: [n_patches, C·tp·p·p], as HF's image processor lays them out.
+            grid_thw: [n, 3] frames, height, width in patches; concrete (it decides the shapes).
+            adapter: low-rank changes of some of the Mergers' Linears.
+
+        Raises:
+            ValueError: the grid does not belong to the patches.
+        """
+        config = self.config
+        packed, slots = pack(
+            np.asarray(pixel_values),
+            np.asarray(grid_thw),
+            merge=config.spatial_merge_size,
+            side=config.table_side,
+        )
+        graphdef, state = nnx.split(self)
+        return unpack(forward(graphdef, state, packed, adapter), slots, config)
+
+    def features(self, packed: PackedPatches, adapter: LoraAdapter | None) -> VisionFeatures:
+        """The forward on packed arrays, to be called under jit (see `forward`)."""
+        x = self.embed(packed)
+        head_dim = self.config.hidden_size // self.config.num_heads
+        angles = rope_angles(jnp.asarray(packed.coordinates), head_dim, self.config.rope_theta)
+        # Padding is segment 0 and sees only itself, so that no row of the softmax is empty.
+        mask = packed.segment[:, None, :, None] == packed.segment[:, None, None, :]
+        x, levels = self.encode(x, angles, mask)
+
+        outputs: dict[str, Array] = {}
+        taps: dict[str, Array] = {}
+        inputs = dict(zip(self.config.mergers, (x, *levels), strict=True))
+        for name, merger in zip(
+            self.config.mergers, (self.merger, *self.deepstack_merger_list), strict=True
+        ):
+            pairs = merger_pairs(adapter, name)
+            scale = adapter.scale if adapter else 0.0
+            outputs[name], inner = merger(inputs[name], pairs, scale)
+            taps |= {f"{name}.{linear}": tap for linear, tap in inner.items()}
+        main, *deepstack = outputs.values()
+        return VisionFeatures(x, main, tuple(deepstack), taps)
+
+    def embed(self, packed: PackedPatches) -> Float[Array, "r l d"]:
+        """Patch embedding plus the interpolated positions.
+
+        The checkpoint's Conv3d has a kernel equal to its stride: one product with the flat patch.
+        """
+        table = self.pos_embed.embedding[...]
+        positions = (table[packed.table_index] * packed.table_weight[..., None]).sum(axis=2)
+        x = self.patch_embed(jnp.asarray(packed.patches))
+        return x + positions.astype(x.dtype)
+
+    def encode(
+        self,
+        x: Float[Array, "r l d"],
+        angles: Float[Array, "r l head_dim"],
+        mask: Bool[Array, "r 1 l l"],
+    ) -> tuple[Float[Array, "r l d"], list[Float[Array, "r l d"]]]:
+        """All blocks; also the hidden states that the DeepStack mergers read."""
+        graphdef, layers = nnx.split(self.blocks)
+        indexes = self.config.deepstack_indexes
+        spare = len(indexes)
+        slot = np.full(self.config.depth, spare)
+        slot[list(indexes)] = np.arange(spare)
+
+        def layer(
+            carry: tuple[Array, Array], xs: tuple[nnx.State, Array]
+        ) -> tuple[tuple[Array, Array], None]:
+            x, levels = carry
+            weights, slot = xs
+            x = nnx.merge(graphdef, weights)(x, angles, mask)
+            # Every layer writes its output; those that nobody reads share the spare slot.
+            return (x, jax.lax.dynamic_update_index_in_dim(levels, x, slot, 0)), None
+
+        levels = jnp.zeros((spare + 1, *x.shape), x.dtype)
+        (x, levels), _ = jax.lax.scan(layer, (x, levels), (layers, jnp.asarray(slot)))
+        return x, list(levels[:spare])
+
+
+def merger_pairs(adapter: LoraAdapter | None, merger: str) -> dict[str, LoraPair]:
+    """The adapter's pairs that belong to one Merger, by the Linear's own name."""
+    pairs = adapter.pairs if adapter else {}
+    return {
+        name.removeprefix(f"{merger}."): pair
+        for name, pair in pairs.items()
+        if name.startswith(f"{merger}.")
+    }
+
+
+@partial(jax.jit, static_argnums=0)
+def forward(
+    graphdef: nnx.GraphDef[Qwen3VisionTower],
+    state: nnx.State,
+    packed: PackedPatches,
+    adapter: LoraAdapter | None,
+) -> VisionFeatures:
+    """The jitted forward, with the module split outside: arrays go in, arrays come out."""
+    tower = nnx.merge(graphdef, state)
+    # TPU and GPU would otherwise round float32 operands to bfloat16 or TF32.
+    precision = "highest" if tower.config.dtype == "float32" else "default"
+    with jax.default_matmul_precision(precision):
+        return tower.features(packed, adapter)
+
+
+def unpack(
+    features: VisionFeatures, slots: Int[np.ndarray, " patches"], config: VisionConfig
+) -> VisionFeatures:
+    """Packed features back in the order of the input patches, padding dropped."""
+    block = config.spatial_merge_size**2
+    merged_slots = slots[::block] // block
+
+    def gather(x: Float[Array, "r l w"], index: np.ndarray) -> Float[Array, "n w"]:
+        return x.reshape(-1, x.shape[-1])[index]
+
+    return VisionFeatures(
+        gather(features.last_hidden_state, slots),
+        gather(features.pooler_output, merged_slots),
+        tuple(gather(x, merged_slots) for x in features.deepstack_features),
+        {name: gather(x, merged_slots) for name, x in features.taps.items()},
+    )

@@ -1,0 +1,152 @@
+"""A checkpoint directory: its config, and its safetensors shards, read lazily by key."""
+
+import json
+from collections.abc import Iterator
+from contextlib import ExitStack
+from pathlib import Path
+from types import TracebackType
+from typing import Any, Self
+
+import numpy as np
+from jaxtyping import Shaped
+from safetensors import SafetensorError, safe_open
+
+from jax_unlearn.errors import UserError
+
+INDEX = "model.safetensors.index.json"
+DTYPES = {"F32": "float32", "F16": "float16", "BF16": "bfloat16"}
+
+
+class CheckpointError(UserError):
+    """Every fault of a checkpoint, collected and raised once."""
+
+    def __init__(self, directory: Path, faults: list[str]):
+        self.faults = faults
+        shown = "; ".join(faults[:8]) + (f"; and {len(faults) - 8} more" if len(faults) > 8 else "")
+        super().__init__(f"{directory}: {shown}")
+
+
+class Checkpoint:
+    """Tensors of a checkpoint by key. Use as a context manager; only headers are read up front.
+
+    Raises:
+        CheckpointError: no such directory, no safetensors, an index that cannot be followed, a
+            shard that is truncated, or a key that two shards hold.
+    """
+
+    def __init__(self, directory: str | Path):
+        self.directory = Path(directory)
+        self.shard_of: dict[str, Path] = {}
+        self._stack = ExitStack()
+        self._open: dict[Path, Any] = {}
+
+    def __enter__(self) -> Self:
+        faults: list[str] = []
+        index = read_index(self.directory, faults)
+        for shard in shards(self.directory, index, faults):
+            self._open_shard(shard, faults)
+        for key, name in index.items():
+            shard = self.directory / name
+            if shard in self._open and self.shard_of.get(key) != shard:
+                faults.append(f"{INDEX} places {key} in {name}, which does not hold it")
+        if faults:
+            self._stack.close()
+            raise CheckpointError(self.directory, faults)
+        return self
+
+    def __exit__(
+        self,
+        kind: type[BaseException] | None,
+        value: BaseException | None,
+        tb: TracebackType | None,
+    ) -> None:
+        self._stack.close()
+
+    def _open_shard(self, shard: Path, faults: list[str]) -> None:
+        try:
+            handle = self._stack.enter_context(safe_open(shard, framework="numpy"))
+        except (SafetensorError, OSError) as error:
+            faults.append(f"{shard.name} cannot be read ({error}); copy the file again")
+            return
+        self._open[shard] = handle
+        for key in handle.keys():  # noqa: SIM118  (a safe_open handle is not a mapping)
+            if key in self.shard_of:
+                faults.append(f"{key} is in {self.shard_of[key].name} and in {shard.name}")
+            self.shard_of[key] = shard
+
+    def __iter__(self) -> Iterator[str]:
+        return iter(self.shard_of)
+
+    def __contains__(self, key: str) -> bool:
+        return key in self.shard_of
+
+    def shape(self, key: str) -> tuple[int, ...]:
+        return tuple(self._slice(key).get_shape())
+
+    def dtype(self, key: str) -> str:
+        """NumPy's name of the dtype, or safetensors' own where we do not read it."""
+        name: str = self._slice(key).get_dtype()
+        return DTYPES.get(name, name)
+
+    def read(self, key: str) -> Shaped[np.ndarray, "..."]:
+        """One tensor, in its own dtype (bfloat16 through ml_dtypes)."""
+        tensor: np.ndarray = self._open[self.shard_of[key]].get_tensor(key)
+        return tensor
+
+    def _slice(self, key: str) -> Any:
+        return self._open[self.shard_of[key]].get_slice(key)
+
+
+def read_index(directory: Path, faults: list[str]) -> dict[str, str]:
+    """The index's key → file name; empty where the checkpoint has none."""
+    path = directory / INDEX
+    if not path.is_file():
+        return {}
+    try:
+        index = json.loads(path.read_text())["weight_map"]
+    except (ValueError, KeyError, TypeError) as error:
+        faults.append(f"{INDEX} is not an index ({error!r})")
+        return {}
+    return dict(index)
+
+
+def shards(directory: Path, index: dict[str, str], faults: list[str]) -> list[Path]:
+    """The files to open: the index's, each a plain name inside the directory, or the only one."""
+    if not directory.is_dir():
+        raise CheckpointError(directory, ["no such directory"])
+    if not index:
+        found = sorted(directory.glob("*.safetensors"))
+        if not found:
+            faults.append("no *.safetensors here; save the model with safe_serialization=True")
+        return found
+    paths = []
+    for name in sorted(set(index.values())):
+        if not isinstance(name, str) or name != Path(name).name or name in {"", ".", ".."}:
+            faults.append(f"{INDEX} names {name!r}, which is not a file of this directory")
+        elif not (directory / name).is_file():
+            faults.append(f"{name} is missing; {INDEX} names it")
+        else:
+            paths.append(directory / name)
+    return paths
+
+
+def load_config(directory: str | Path) -> Any:
+    """The checkpoint's config through transformers, whose defaults fill what the file leaves out.
+
+    Raises:
+        UserError: no such directory, no config.json, or one that transformers does not know.
+    """
+    directory = Path(directory)
+    path = directory / "config.json"
+    if not directory.is_dir():
+        raise UserError(f"{directory}: no such directory; give the folder that holds config.json")
+    if not path.is_file():
+        raise UserError(f"{path}: no such file; {directory} is not a checkpoint")
+
+    # Not at the top: transformers imports torch where it is installed, and we must not.
+    from transformers import AutoConfig
+
+    try:
+        return AutoConfig.from_pretrained(directory, local_files_only=True, trust_remote_code=False)
+    except (ValueError, KeyError, OSError) as error:
+        raise UserError(f"{path}: {str(error).splitlines()[0]}") from error
