@@ -4,7 +4,7 @@ A table is a list of rules that reads like the architecture. `{layer}` in a torc
 the leading axis of a stacked Flax array. The same list loads a checkpoint and writes one.
 """
 
-from collections.abc import Callable, Iterable, Iterator, Mapping
+from collections.abc import Callable, Iterable, Iterator
 from dataclasses import dataclass
 
 import jax.numpy as jnp
@@ -45,7 +45,7 @@ class Rule:
     def path(self) -> Path:
         return tuple(int(p) if p.isdigit() else p for p in self.flax.split("."))
 
-    def keys(self) -> list[str]:
+    def torch_keys(self) -> list[str]:
         if self.layers is None:
             return [self.torch]
         return [self.torch.format(layer=i) for i in range(self.layers)]
@@ -76,7 +76,7 @@ def check(rules: Iterable[Rule], checkpoint: Checkpoint, prefix: str, state: nnx
     for rule in rules:
         shape = shapes.pop(rule.path)
         wanted = rule.layout.torch_shape(shape if rule.layers is None else shape[1:])
-        for key in (prefix + key for key in rule.keys()):
+        for key in (prefix + key for key in rule.torch_keys()):
             expected.add(key)
             faults += _key_faults(checkpoint, key, wanted)
     faults += [f"no rule fills {'.'.join(map(str, path))}" for path in shapes]
@@ -108,7 +108,7 @@ def to_flax(
     for rule in rules:
         leaf = leaves[rule.path]
         out = np.empty(leaf.shape, leaf.dtype)
-        for i, key in enumerate(rule.keys()):
+        for i, key in enumerate(rule.torch_keys()):
             out[() if rule.layers is None else i] = rule.layout.to_flax(
                 checkpoint.read(prefix + key)
             )
@@ -120,8 +120,8 @@ def to_torch(
     rules: Iterable[Rule], state: nnx.State, prefix: str = ""
 ) -> Iterator[tuple[str, Tensor]]:
     """The same table the other way: torch keys and tensors, one at a time."""
-    leaves: Mapping[Path, nnx.Variable[nnx.Param]] = dict(nnx.to_flat_state(state))
+    leaves = dict(nnx.to_flat_state(state))
     for rule in rules:
         array = np.asarray(leaves[rule.path][...])
-        for i, key in enumerate(rule.keys()):
+        for i, key in enumerate(rule.torch_keys()):
             yield prefix + key, rule.layout.to_torch(array if rule.layers is None else array[i])
