@@ -1,0 +1,134 @@
+"""Folders of images: which files they hold, what they are called, and how one is decoded."""
+
+import hashlib
+import math
+from collections import defaultdict
+from collections.abc import Iterable, Iterator, Sequence
+from dataclasses import dataclass, field
+from pathlib import Path
+
+import numpy as np
+from PIL import Image, ImageOps
+
+from jax_unlearn.errors import UserError
+
+SUFFIXES = {".jpg", ".jpeg", ".png", ".webp", ".gif"}
+HELD_OUT = 1 / 5
+
+
+@dataclass(frozen=True)
+class ImageFile:
+    """One image and the class that its folder gives it."""
+
+    path: Path
+    label: str
+
+
+def find_images(folder: Path, default_label: str) -> list[ImageFile]:
+    """Every image below `folder`, sorted; its class is the first sub-folder, or `default_label`.
+
+    Raises:
+        UserError: there is no such folder, or no image in it.
+    """
+    if not folder.is_dir():
+        raise UserError(f"{folder}: no such folder of images")
+    paths = sorted(p for p in folder.rglob("*") if p.suffix.lower() in SUFFIXES and p.is_file())
+    if not paths:
+        raise UserError(f"{folder}: no images here ({', '.join(sorted(SUFFIXES))})")
+    return [ImageFile(path, _label(path.relative_to(folder), default_label)) for path in paths]
+
+
+def _label(relative: Path, default_label: str) -> str:
+    return relative.parts[0] if len(relative.parts) > 1 else default_label
+
+
+def read_image(path: Path) -> Image.Image:
+    """Decode as RGB: EXIF orientation applied, a GIF's first frame, transparency on white.
+
+    Raises:
+        OSError, ValueError, SyntaxError: whatever Pillow says of a file that is not an image.
+        PIL.Image.DecompressionBombError: more pixels than Pillow thinks safe.
+    """
+    with Image.open(path) as file:
+        file.seek(0)
+        image = ImageOps.exif_transpose(file)
+        if image.mode.startswith("I;16") or image.mode == "I":
+            # Pillow clips 16-bit greys to 255 instead of scaling them.
+            image = Image.fromarray((np.asarray(image, np.uint32) >> 8).clip(0, 255).astype("u1"))
+        if image.has_transparency_data:
+            image = image.convert("RGBA")
+            white = Image.new("RGBA", image.size, "white")
+            image = Image.alpha_composite(white, image)
+        return image.convert("RGB")
+
+
+UNREADABLE = (OSError, ValueError, SyntaxError, Image.DecompressionBombError)
+
+
+@dataclass
+class ImageReader:
+    """Decodes files one by one; those that cannot be read are skipped and remembered.
+
+    With `strict`, the first of them raises UserError.
+    """
+
+    strict: bool = False
+    skipped: list[Path] = field(default_factory=list)
+
+    def read(self, files: Iterable[ImageFile]) -> Iterator[tuple[int, Image.Image]]:
+        """(index of the file, image) for every file that can be read."""
+        for index, file in enumerate(files):
+            try:
+                image = read_image(file.path)
+            except UNREADABLE as error:
+                self.skip(file.path, error)
+                continue
+            yield index, image
+
+    def skip(self, path: Path, error: Exception) -> None:
+        if self.strict:
+            raise UserError(f"{path}: cannot be read ({error}); mend or remove it") from error
+        self.skipped.append(path)
+
+
+def split_held_out(
+    files: Sequence[ImageFile], seed: int
+) -> tuple[list[ImageFile], list[ImageFile]]:
+    """(training, held-out): a seeded fifth of each class is held out, at least one of two.
+
+    Raises:
+        UserError: so few images that nothing would be left to train on or to test with.
+    """
+    by_label: dict[str, list[ImageFile]] = defaultdict(list)
+    for file in files:
+        by_label[file.label].append(file)
+    rng = np.random.default_rng(seed)
+    held: set[Path] = set()
+    for label in sorted(by_label):
+        group = by_label[label]
+        count = math.ceil(len(group) * HELD_OUT) if len(group) > 1 else 0
+        held |= {group[i].path for i in rng.permutation(len(group))[:count]}
+    if not held:
+        raise UserError(
+            f"{files[0].path.parent}: one image a class leaves none to test with; "
+            "give two or more, or a folder of held-out images"
+        )
+    return [f for f in files if f.path not in held], [f for f in files if f.path in held]
+
+
+def check_disjoint(groups: dict[str, Sequence[ImageFile]]) -> None:
+    """Refuse an image (the same bytes) that stands in two groups, e.g. forget and preserve.
+
+    Raises:
+        UserError: names both files and both groups.
+    """
+    seen: dict[bytes, tuple[str, Path]] = {}
+    for group, files in groups.items():
+        for file in files:
+            digest = hashlib.sha256(file.path.read_bytes()).digest()
+            other, path = seen.setdefault(digest, (group, file.path))
+            if other != group:
+                raise UserError(
+                    f"{file.path}: the same image as {path}, but one is {group} and the other "
+                    f"{other}; remove one"
+                )

@@ -1,0 +1,244 @@
+"""The jitted Optax loop: Adam on A and B, one `lax.scan` per chunk of epochs, donated state."""
+
+import time
+from collections.abc import Callable
+from dataclasses import dataclass
+from functools import partial
+from statistics import median
+from typing import Literal, NamedTuple
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import optax
+from jax import Array
+from jaxtyping import Bool, Float, Int
+
+from jax_unlearn.errors import UserError
+from jax_unlearn.lora import LoraAdapter, init_adapter
+from jax_unlearn.objective import TERMS, LossWeights, Problem, Reduction, loss
+
+Select = Literal["best", "last", "held_out"]
+Progress = Callable[[int, dict[str, float]], None]
+Row = dict[str, float]
+
+
+@dataclass(frozen=True)
+class TrainConfig:
+    """Settings of the optimisation; the constants are the published ones."""
+
+    rank: int = 5
+    """Rank of the change."""
+    alpha: float | None = None
+    """Numerator of the scale alpha / rank. Not given: the rank, so that the scale is 1."""
+    lambda_forget: float = 1.3
+    """Weight of the forget term."""
+    lambda_preserve: float = 0.4
+    """Weight of the preserve term."""
+    lambda_weight: float = 1.0
+    """Weight of the size of B A."""
+    reduction: Reduction = "sum"
+    """Norms over all rows (sum, the published form) or root mean square per row (mean)."""
+    learning_rate: float = 0.01
+    """Adam's step size."""
+    epochs: int = 2000
+    """Full-batch steps."""
+    select: Select = "best"
+    """Which adapter is kept: of the lowest loss, of the last epoch, or of the lowest loss on
+    held-out rows, looked at after every chunk."""
+    seed: int = 0
+    """Of the split, the targets and the adapter's init."""
+    chunk: int = 100
+    """Epochs in one compiled scan; progress and faults show after each."""
+
+    def loss_weights(self) -> LossWeights:
+        return LossWeights(
+            self.lambda_forget, self.lambda_preserve, self.lambda_weight, self.reduction
+        )
+
+    def init(self, problem: Problem) -> LoraAdapter:
+        """The seeded adapter that training starts from."""
+        shapes = {name: linear.shape for name, linear in problem.items()}
+        alpha = self.rank if self.alpha is None else self.alpha
+        return init_adapter(jax.random.key(self.seed), shapes, self.rank, alpha)
+
+
+@dataclass(frozen=True)
+class Result:
+    """The chosen adapter and how it came about.
+
+    history: {epoch, forget, preserve, weight, total} of the adapter after that many steps; row 0
+    is the start, the last row the final adapter. epoch: the row that `adapter` stands for.
+    stopped: why training ended early, or None. seconds: the first chunk, with its compilation; a
+    later chunk (median, 0 if there is none); all.
+    """
+
+    adapter: LoraAdapter
+    history: list[Row]
+    epoch: int
+    stopped: str | None
+    seconds: dict[str, float]
+
+
+class State(NamedTuple):
+    """What a chunk takes and gives back; its buffers are donated.
+
+    `adapter` always has a finite loss: a step that would not is refused and sets `failed`.
+    """
+
+    adapter: LoraAdapter
+    gradient: LoraAdapter
+    optimiser: optax.OptState
+    epoch: Int[Array, ""]
+    best: LoraAdapter
+    best_total: Float[Array, ""]
+    best_epoch: Int[Array, ""]
+    failed: Bool[Array, ""]
+
+
+@jax.jit
+def start(
+    adapter: LoraAdapter, problem: Problem, weights: LossWeights
+) -> tuple[State, Float[Array, " terms"]]:
+    """The state before the first step, and the terms of the initial adapter."""
+    (total, terms), gradient = jax.value_and_grad(loss, has_aux=True)(adapter, problem, weights)
+    optimiser = optax.adam(0.0).init(adapter)
+    zero = jnp.zeros((), jnp.int32)
+    state = State(adapter, gradient, optimiser, zero, adapter, total, zero, ~jnp.isfinite(total))
+    # A donated buffer may stand in the state only once.
+    return jax.tree.map(jnp.copy, state), terms
+
+
+@partial(jax.jit, static_argnames="length", donate_argnames="state")
+def run_chunk(
+    state: State,
+    problem: Problem,
+    weights: LossWeights,
+    learning_rate: float | Float[Array, ""],
+    *,
+    length: int,
+) -> tuple[State, Float[Array, "length terms"]]:
+    """`length` Adam steps; also the terms after each of them."""
+    adam = optax.adam(learning_rate)
+
+    def step(state: State, _: None) -> tuple[State, Float[Array, " terms"]]:
+        updates, optimiser = adam.update(state.gradient, state.optimiser, state.adapter)
+        adapter = optax.apply_updates(state.adapter, updates)
+        (total, terms), gradient = jax.value_and_grad(loss, has_aux=True)(adapter, problem, weights)
+        epoch = state.epoch + 1
+        good = jnp.isfinite(total) & ~state.failed
+        better = good & (total < state.best_total)
+        moved = (adapter, gradient, optimiser, epoch)
+        record = (adapter, total, epoch)
+        kept = _where(good, moved, state[:4]) + _where(better, record, state[4:7])
+        return State(*kept, ~good), terms
+
+    return jax.lax.scan(step, state, length=length)
+
+
+def _where(condition: Bool[Array, ""], yes: tuple, no: tuple) -> tuple:
+    return jax.tree.map(lambda y, n: jnp.where(condition, y, n), yes, no)
+
+
+def train(
+    problem: Problem,
+    config: TrainConfig,
+    *,
+    held_out: Problem | None = None,
+    init: LoraAdapter | None = None,
+    progress: Progress | None = None,
+) -> Result:
+    """Minimise the three-term loss over A and B with Adam.
+
+    Args:
+        problem: the rows of each adapted Linear, by its name.
+        config: the settings; the same seed gives the same bytes on the same machine.
+        held_out: rows to choose the adapter by, with `select="held_out"`.
+        init: where to start; by default A is Kaiming uniform and B is zero.
+        progress: called after each chunk with the epochs done and the last row of the history.
+
+    A step to a loss that is not finite is refused and ends the loop: `Result.stopped` says where,
+    and the adapter is chosen among those before it.
+
+    Raises:
+        UserError: `select="held_out"` without held-out rows, a rank that a Linear cannot have,
+            or rows that are not finite.
+    """
+    check(problem, config, held_out)
+    weights = config.loss_weights()
+    begun = time.perf_counter()
+    state, first_terms = start(init or config.init(problem), problem, weights)
+    if state.failed:
+        raise UserError("the loss is not finite at the start: the features or the target are not")
+    history = _history(np.asarray(first_terms)[None], 0)
+    watch = HeldOut(held_out, weights) if held_out and config.select == "held_out" else None
+    laps = []
+    while (done := len(history) - 1) < config.epochs and not state.failed:
+        lap = time.perf_counter()
+        length = min(config.chunk, config.epochs - done)
+        state, terms = run_chunk(state, problem, weights, config.learning_rate, length=length)
+        history += _history(np.asarray(terms), done + 1)
+        laps.append(time.perf_counter() - lap)
+        if watch:
+            watch.look(state)
+        if progress:
+            progress(int(state.epoch), history[int(state.epoch)])
+
+    last = int(state.epoch)
+    stopped = f"the loss is not finite at epoch {last + 1}; lower --learning-rate"
+    adapter, epoch = _select(state, watch, config.select)
+    return Result(
+        jax.tree.map(np.asarray, adapter),
+        history[: last + 1],
+        epoch,
+        stopped if state.failed else None,
+        {
+            "first_chunk": laps[0] if laps else 0.0,
+            "later_chunk": median(laps[1:] or [0.0]),
+            "total": time.perf_counter() - begun,
+        },
+    )
+
+
+class HeldOut:
+    """Remembers the adapter with the lowest loss on held-out rows."""
+
+    def __init__(self, problem: Problem, weights: LossWeights) -> None:
+        self.problem, self.weights = problem, weights
+        self.total = np.inf
+        self.adapter: LoraAdapter | None = None
+        self.epoch = 0
+
+    def look(self, state: State) -> None:
+        total = float(jax.jit(loss)(state.adapter, self.problem, self.weights)[0])
+        if total < self.total:
+            # A copy: the next chunk takes the state's buffers.
+            self.adapter = jax.tree.map(np.array, state.adapter)
+            self.total, self.epoch = total, int(state.epoch)
+
+
+def check(problem: Problem, config: TrainConfig, held_out: Problem | None) -> None:
+    if config.select == "held_out" and held_out is None:
+        raise UserError("select 'held_out' needs held-out rows to choose by")
+    for name, linear in problem.items():
+        if not 1 <= config.rank <= min(linear.shape):
+            raise UserError(f"rank {config.rank} is not between 1 and {min(linear.shape)} ({name})")
+
+
+def _select(state: State, watch: HeldOut | None, select: Select) -> tuple[LoraAdapter, int]:
+    if select == "held_out" and watch and watch.adapter:
+        return watch.adapter, watch.epoch
+    if select == "last":
+        return state.adapter, int(state.epoch)
+    return state.best, int(state.best_epoch)
+
+
+def _history(terms: Float[np.ndarray, "n terms"], first: int) -> list[Row]:
+    return [
+        {
+            "epoch": first + i,
+            **dict(zip(TERMS, map(float, row), strict=True)),
+            "total": float(row.sum()),
+        }
+        for i, row in enumerate(terms)
+    ]
