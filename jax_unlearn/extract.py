@@ -11,6 +11,7 @@ from flax import nnx
 from jax import Array
 from jaxtyping import Float
 from PIL import Image
+from rich.console import Console
 from rich.progress import track
 
 from jax_unlearn.data.folder import UNREADABLE, ImageFile, ImageReader
@@ -74,7 +75,8 @@ class Extractor:
         files: Sequence[ImageFile],
         granularity: Granularity,
         reader: ImageReader,
-        description: str = "Extracting",
+        description: str,
+        console: Console,
     ) -> Features:
         """One pass over the files, in any order of sizes; rows come back in the files' order.
 
@@ -82,7 +84,7 @@ class Extractor:
             UserError: no file could be read; or one could not and the reader is strict.
         """
         rows: dict[int, dict[str, np.ndarray]] = {}
-        listed = track(files, description=description, transient=True)
+        listed = track(files, description=description, console=console, transient=True)
         for batch in self.batches(reader, files, reader.read(listed)):
             for index, taps in self.run(batch):
                 if granularity == "images":

@@ -3,9 +3,9 @@
 from dataclasses import dataclass
 
 import numpy as np
-from jaxtyping import Float, Int
+from jaxtyping import Bool, Float, Int
 
-from jax_unlearn.data.folder import ImageFile
+from jax_unlearn.data.folder import ImageFile, split_held_out
 
 
 @dataclass(frozen=True)
@@ -27,6 +27,20 @@ class Features:
         """One row an image; a Linear's mean output is its output on the mean row."""
         taps = {name: image_means(x, self.image) for name, x in self.taps.items()}
         return Features(self.files, taps, np.arange(len(self.files)))
+
+    def hold_out(self, seed: int) -> "tuple[Features, Features]":
+        """(the rest, a seeded fifth of each class)."""
+        held = set(split_held_out(self.files, seed)[1])
+        is_held = np.array([file in held for file in self.files])
+        return self.take(~is_held), self.take(is_held)
+
+    def take(self, keep: Bool[np.ndarray, " n"]) -> "Features":
+        """The rows of some of the images."""
+        rows = keep[self.image]
+        place = np.cumsum(keep) - 1
+        files = tuple(file for file, kept in zip(self.files, keep, strict=True) if kept)
+        taps = {name: x[rows] for name, x in self.taps.items()}
+        return Features(files, taps, place[self.image[rows]])
 
 
 def image_means(

@@ -131,7 +131,7 @@ def run_chunk(
         moved = (adapter, gradient, optimiser, epoch)
         record = (adapter, total, epoch)
         kept = _where(good, moved, state[:4]) + _where(better, record, state[4:7])
-        return State(*kept, ~good), terms
+        return State._make((*kept, ~good)), terms
 
     return jax.lax.scan(step, state, length=length)
 

@@ -5,7 +5,7 @@ from collections.abc import Iterator
 from contextlib import ExitStack
 from pathlib import Path
 from types import TracebackType
-from typing import Any, Self
+from typing import Any
 
 import numpy as np
 from jaxtyping import Shaped
@@ -13,7 +13,7 @@ from safetensors import SafetensorError, safe_open
 
 from jax_unlearn.errors import UserError
 
-INDEX = "model.safetensors.index.json"
+SINGLE, INDEX = "model.safetensors", "model.safetensors.index.json"
 DTYPES = {"F32": "float32", "F16": "float16", "BF16": "bfloat16"}
 
 
@@ -40,7 +40,7 @@ class Checkpoint:
         self._stack = ExitStack()
         self._open: dict[Path, Any] = {}
 
-    def __enter__(self) -> Self:
+    def __enter__(self) -> "Checkpoint":
         faults: list[str] = []
         index = read_index(self.directory, faults)
         for shard in shards(self.directory, index, faults):
@@ -103,11 +103,10 @@ def read_index(directory: Path, faults: list[str]) -> dict[str, str]:
     if not path.is_file():
         return {}
     try:
-        index = json.loads(path.read_text())["weight_map"]
-    except (ValueError, KeyError, TypeError) as error:
+        return {key: str(name) for key, name in json.loads(path.read_text())["weight_map"].items()}
+    except (ValueError, KeyError, TypeError, AttributeError) as error:
         faults.append(f"{INDEX} is not an index ({error!r})")
         return {}
-    return dict(index)
 
 
 def shards(directory: Path, index: dict[str, str], faults: list[str]) -> list[Path]:
@@ -119,9 +118,11 @@ def shards(directory: Path, index: dict[str, str], faults: list[str]) -> list[Pa
         if not found:
             faults.append("no *.safetensors here; save the model with safe_serialization=True")
         return found
+    if (directory / SINGLE).is_file() and SINGLE not in index.values():
+        faults.append(f"holds {SINGLE} and {INDEX}, and transformers reads the first; remove one")
     paths = []
     for name in sorted(set(index.values())):
-        if not isinstance(name, str) or name != Path(name).name or name in {"", ".", ".."}:
+        if name != Path(name).name or name in {"", ".."}:
             faults.append(f"{INDEX} names {name!r}, which is not a file of this directory")
         elif not (directory / name).is_file():
             faults.append(f"{name} is missing; {INDEX} names it")

@@ -1,5 +1,7 @@
 """The Qwen3-VL tower's weight table, its places in a checkpoint, and `load_vision_tower`."""
 
+import json
+import re
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -8,6 +10,7 @@ import numpy as np
 from flax import nnx
 
 from jax_unlearn.errors import UserError
+from jax_unlearn.lora import LoraAdapter
 from jax_unlearn.models.qwen3_vision import ACTIVATIONS, Qwen3VisionTower, VisionConfig
 from porting.checkpoint import Checkpoint, CheckpointError, load_config
 from porting.table import Layout, Rule, linear, norm, to_flax
@@ -20,6 +23,9 @@ TOWER = ("patch_embed.", "pos_embed.", "blocks.", "merger.", "deepstack_merger_l
 # Where the tower lives in the HF model class that this model_type loads into.
 LIVE_PREFIX = {"qwen3_vl": "model.visual.", "qwen3_vl_vision": ""}
 DTYPES = ("float32", "bfloat16")
+
+# The Linears that an adapter may change, by our names for them.
+LINEAR = re.compile(r"(merger|deepstack_merger_list\.\d+)\.linear_fc[12]")
 
 
 @dataclass(frozen=True)
@@ -124,6 +130,42 @@ def describe(directory: str | Path, dtype: str = "float32") -> VisionCheckpoint:
     model_type, config = vision_config(directory, dtype)
     with Checkpoint(directory) as checkpoint:
         return VisionCheckpoint(model_type, config, key_prefix(checkpoint))
+
+
+def live_prefix(base: str | Path) -> str:
+    """The tower's path in the HF model of a base checkpoint; `qwen3_vl`'s for one of the Hub.
+
+    Raises:
+        UserError: `base` is a local checkpoint of a family that we do not know.
+    """
+    path = Path(base) / "config.json"
+    if not path.is_file():
+        return LIVE_PREFIX["qwen3_vl"]
+    try:
+        model_type = json.loads(path.read_text())["model_type"]
+        return LIVE_PREFIX[model_type]
+    except (ValueError, KeyError, TypeError) as error:
+        known = ", ".join(LIVE_PREFIX)
+        raise UserError(f"{path}: no model_type that we know ({error}); known: {known}") from error
+
+
+def linear_of_live_path(path: str) -> str | None:
+    """Our name of the Linear at a path of the HF model; None if it is none of a Merger's."""
+    for prefix in sorted(LIVE_PREFIX.values(), key=len, reverse=True):
+        if path.startswith(prefix) and LINEAR.fullmatch(path.removeprefix(prefix)):
+            return path.removeprefix(prefix)
+    return None
+
+
+def adapter_faults(adapter: LoraAdapter) -> list[str]:
+    """What keeps an adapter from being written: no pair, a name of no Merger, a wrong rank."""
+    faults = [] if adapter.pairs else ["it has no pair"]
+    for name, pair in adapter.pairs.items():
+        if not LINEAR.fullmatch(name):
+            faults.append(f"{name} is not a Merger's linear_fc1 or linear_fc2")
+        if (ranks := {pair.a.shape[0], pair.b.shape[1]}) != {adapter.rank}:
+            faults.append(f"{name} has rank {sorted(ranks)}, the adapter {adapter.rank}")
+    return faults
 
 
 def abstract_tower(config: VisionConfig) -> Qwen3VisionTower:

@@ -3,7 +3,7 @@
 import hashlib
 import math
 from collections import defaultdict
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 
@@ -116,7 +116,7 @@ def split_held_out(
     return [f for f in files if f.path not in held], [f for f in files if f.path in held]
 
 
-def check_disjoint(groups: dict[str, Sequence[ImageFile]]) -> None:
+def check_disjoint(groups: Mapping[str, Sequence[ImageFile]]) -> None:
     """Refuse an image (the same bytes) that stands in two groups, e.g. forget and preserve.
 
     Raises:

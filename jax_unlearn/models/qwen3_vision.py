@@ -253,6 +253,14 @@ class Qwen3VisionTower(nnx.Module):
         graphdef, state = nnx.split(self)
         return unpack(forward(graphdef, state, packed, adapter), slots, config)
 
+    def linear(self, name: str) -> tuple[Float[np.ndarray, "e d_in"], Float[np.ndarray, " e"]]:
+        """(weight, bias) of an adaptable Linear by its name, in torch's layout, float32."""
+        merger, _, linear = name.rpartition(".")
+        index = merger.rpartition(".")[2]
+        module = self.deepstack_merger_list[int(index)] if index.isdigit() else self.merger
+        kernel, bias = getattr(module, linear).kernel[...], getattr(module, linear).bias[...]
+        return np.asarray(kernel, np.float32).T, np.asarray(bias, np.float32)
+
     def features(self, packed: PackedPatches, adapter: LoraAdapter | None) -> VisionFeatures:
         """The forward on packed arrays, to be called under jit (see `forward`)."""
         x = self.embed(packed)

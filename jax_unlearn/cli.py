@@ -1,0 +1,179 @@
+"""The command line. Commands are dataclasses, and their options are the dataclasses' fields."""
+
+import json
+import sys
+import warnings
+from collections.abc import Sequence
+from dataclasses import dataclass, replace
+from importlib import resources
+from pathlib import Path
+from types import ModuleType
+from typing import Annotated, Any, cast
+
+import tyro
+from rich.console import Console
+from rich.table import Table
+from tyro.conf import Positional
+
+from jax_unlearn.config import FAITHFUL, Preset, RunConfig
+from jax_unlearn.errors import UserError
+from jax_unlearn.run import Format, Metrics, evaluate, export, run
+
+ASSETS = Path(str(resources.files("jax_unlearn"))) / "assets"
+
+
+@dataclass(frozen=True)
+class Demo:
+    """The whole job on the bundled model and images, on CPU, without network."""
+
+    concept: str = "astronaut"
+    """What to forget: a photo (astronaut, cat, rocket, …), a shape, a colour, or a pair."""
+    out: Path = Path("unlearn-demo")
+    """Directory of the run."""
+    preset: Preset = "default"
+    """What works best, or the published scheme."""
+    overwrite: bool = False
+    """Replace --out if it exists."""
+
+
+@dataclass(frozen=True)
+class Inspect:
+    """Family, last layer, Merger structure, widths, adaptable Linears, memory."""
+
+    checkpoint: Positional[Path]
+    """Directory of a checkpoint."""
+    json: bool = False
+    """Print JSON."""
+
+
+@dataclass(frozen=True)
+class Evaluate:
+    """Evaluate an existing run again; --vlm also asks the Hugging Face model (needs torch)."""
+
+    run: Positional[Path]
+    """Directory of a run."""
+    vlm: bool = False
+    """Ask the model questions about the held-out images, before and after."""
+    questions: Path | None = None
+    """JSON list of {question, answers: {class: answer}}; by default "what is this?" and the
+    classes' names."""
+
+
+@dataclass(frozen=True)
+class Export:
+    """Write a run's adapter for PyTorch."""
+
+    run: Positional[Path]
+    """Directory of a run."""
+    out: Path
+    """Directory to make."""
+    format: Format = "peft"
+    """An adapter for PEFT, or a whole checkpoint with the change merged in."""
+    overwrite: bool = False
+    """Replace --out if it exists."""
+
+
+Command = (
+    Annotated[Demo, tyro.conf.subcommand("demo")]
+    | Annotated[Inspect, tyro.conf.subcommand("inspect")]
+    | Annotated[
+        RunConfig,
+        tyro.conf.subcommand("run", description="Extract, train, evaluate, save and report."),
+    ]
+    | Annotated[Evaluate, tyro.conf.subcommand("evaluate")]
+    | Annotated[Export, tyro.conf.subcommand("export")]
+)
+
+
+def main(arguments: Sequence[str] | None = None) -> None:
+    """Entry point: exits 0, or prints one line that says what is wrong and exits 2."""
+    arguments = list(sys.argv[1:] if arguments is None else arguments)
+    command: Any = tyro.cli(
+        Command,
+        prog="jax-unlearn",
+        description="Make a vision-language model forget something it sees.",
+        args=arguments,
+    )
+    console = Console(stderr=True)
+    warnings.showwarning = lambda message, *_: console.print(f"warning: {message}", style="yellow")
+    try:
+        dispatch(command, console)
+    except UserError as error:
+        print(f"jax-unlearn: {error}", file=sys.stderr)
+        sys.exit(2)
+    except KeyboardInterrupt:
+        print("jax-unlearn: interrupted; nothing was written", file=sys.stderr)
+        sys.exit(130)
+
+
+def dispatch(command: Any, console: Console) -> None:
+    """Run a parsed command; results go to stdout, progress and warnings to stderr."""
+    if not (isinstance(command, Evaluate) and command.vlm):
+        # transformers imports torch wherever it is installed; only --vlm needs it.
+        sys.modules.setdefault("torch", cast(ModuleType, None))
+    match command:
+        case Demo():
+            finish(run(demo_config(command), console), command.out)
+        case RunConfig():
+            finish(run(with_preset(command), console), command.out)
+        case Inspect():
+            from jax_unlearn.inspect import inspect, lines
+
+            facts = inspect(command.checkpoint)
+            print(json.dumps(facts, indent=2) if command.json else "\n".join(lines(facts)))
+        case Evaluate():
+            finish(evaluate(command.run, command.vlm, command.questions, console), command.run)
+        case Export():
+            export(command.run, command.format, command.out, command.overwrite)
+            print(command.out)
+
+
+def demo_config(demo: Demo) -> RunConfig:
+    """The demo is a run over the bundled folders."""
+    return with_preset(
+        RunConfig(
+            checkpoint=ASSETS / "checkpoint",
+            forget=ASSETS / "images" / "train",
+            preserve=ASSETS / "images" / "train",
+            forget_held_out=ASSETS / "images" / "test",
+            preserve_held_out=ASSETS / "images" / "test",
+            questions=ASSETS / "questions.json",
+            concept=demo.concept,
+            preset=demo.preset,
+            out=demo.out,
+            overwrite=demo.overwrite,
+        )
+    )
+
+
+def with_preset(config: RunConfig) -> RunConfig:
+    return replace(config, **FAITHFUL) if config.preset == "faithful" else config
+
+
+def finish(metrics: Metrics, out: Path) -> None:
+    """Print the summary, and fail if training had to stop."""
+    Console().print(summary(metrics))
+    print(f"{out / 'report.html'}")
+    if metrics["stopped"]:
+        raise UserError(f"{out}: {metrics['stopped']}; the last good adapter was saved")
+
+
+def summary(metrics: Metrics) -> Table:
+    """Before and after, the worst path by the probe fitted on the original features."""
+    table = Table("held-out images", "before", "after", "chance")
+    forget, preserve = metrics["forget"], metrics["preserve"]
+    table.add_row("forget, still named", *shares(forget, "chance"))
+    table.add_row("preserve, right", *shares(preserve), "")
+    for before, after in zip(*named(metrics), strict=True):
+        share = (f"{before['share']:.3f}", f"{after['share']:.3f}", f"{before['chance']:.3f}")
+        table.add_row(f"the model names it: {before['question']}", *share)
+    return table
+
+
+def shares(scores: dict[str, float], *more: str) -> list[str]:
+    return [f"{scores[key]:.3f}" for key in ("accuracy_before", "accuracy_after", *more)]
+
+
+def named(metrics: Metrics) -> tuple[list[Metrics], list[Metrics]]:
+    vlm = metrics.get("vlm")
+    return (vlm["before"]["named"], vlm["after"]["named"]) if vlm else ([], [])

@@ -1,0 +1,79 @@
+"""Every setting of a run, in one dataclass; the command line is generated from it."""
+
+import dataclasses
+import json
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any, Literal
+
+from jax_unlearn.errors import UserError
+from jax_unlearn.extract import Granularity
+from jax_unlearn.targets import TargetKind
+from jax_unlearn.train import TrainConfig
+
+Where = Literal["all", "merger"]
+Preset = Literal["default", "faithful"]
+
+# What the published scheme does, as far as it can be said in our settings.
+FAITHFUL: dict[str, Any] = {"targets": "merger", "target": "random", "granularity": "tokens"}
+
+
+@dataclass(frozen=True, kw_only=True)
+class RunConfig(TrainConfig):
+    """What a run needs. Written as config.json into the run's directory."""
+
+    checkpoint: Path
+    """Directory of a Qwen3-VL checkpoint."""
+    forget: Path
+    """Folder of images to forget; sub-folders are classes."""
+    preserve: Path
+    """Folder of images to keep; sub-folders are classes."""
+    out: Path
+    """Directory of the run, made here."""
+    forget_held_out: Path | None = None
+    """Images to test forgetting with; by default a seeded fifth of each class of --forget."""
+    preserve_held_out: Path | None = None
+    """Images to test keeping with; by default a seeded fifth of each class of --preserve."""
+    concept: str | None = None
+    """Forget the classes whose name holds all these words and keep the others, so that --forget and
+    --preserve may be one folder."""
+    preset: Preset = "default"
+    """Settings to start from: what works best, or the published scheme (main Merger only, random
+    unit targets, tokens)."""
+    targets: Where = "all"
+    """Which linear_fc2 to adapt: of all the Mergers, or of the main one."""
+    target: TargetKind = "shift"
+    """Where forget rows are sent."""
+    granularity: Granularity = "tokens"
+    """What a row is: a token, or the mean of an image's tokens."""
+    dtype: Literal["float32", "bfloat16"] = "float32"
+    """Of the tower."""
+    questions: Path | None = None
+    """JSON list of {question, answers: {class: answer}} for `evaluate --vlm`."""
+    strict: bool = False
+    """Stop at the first image that cannot be read, instead of skipping it."""
+    overwrite: bool = False
+    """Replace --out if it exists."""
+
+
+def to_json(config: RunConfig) -> dict[str, Any]:
+    """JSON's form; paths are absolute, so that the run can be read from anywhere."""
+    fields = dataclasses.asdict(config)
+    return {k: str(v.resolve()) if isinstance(v, Path) else v for k, v in fields.items()}
+
+
+def read_config(run: Path) -> RunConfig:
+    """The config of an existing run.
+
+    Raises:
+        UserError: the directory is not a run's.
+    """
+    path = run / "config.json"
+    try:
+        fields: dict[str, Any] = json.loads(path.read_text())
+        paths = {"checkpoint", "forget", "preserve", "out", "questions"}
+        paths |= {"forget_held_out", "preserve_held_out"}
+        values: dict[str, Any] = {k: Path(v) if k in paths and v else v for k, v in fields.items()}
+        return RunConfig(**values)
+    except (OSError, ValueError, TypeError, AttributeError) as error:
+        raise UserError(f"{path}: not the config of a run ({error}); give its directory") from error

@@ -1,0 +1,63 @@
+"""The four groups of images of a run: to forget and to keep, to train on and to test with."""
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
+
+from jax_unlearn.config import RunConfig
+from jax_unlearn.data.folder import ImageFile, check_disjoint, find_images, split_held_out
+from jax_unlearn.errors import UserError
+
+
+@dataclass(frozen=True)
+class Dataset:
+    """Files of a run; the held-out ones are for evaluation only."""
+
+    forget: list[ImageFile]
+    preserve: list[ImageFile]
+    forget_held_out: list[ImageFile]
+    preserve_held_out: list[ImageFile]
+
+
+def collect(config: RunConfig) -> Dataset:
+    """Find and split the images.
+
+    Raises:
+        UserError: an empty or missing folder, a concept that no class has, one image only, or the
+            same image in two groups.
+    """
+    forget, forget_test = _side(config, config.forget, config.forget_held_out, True)
+    preserve, preserve_test = _side(config, config.preserve, config.preserve_held_out, False)
+    groups = {
+        "to forget": forget,
+        "to preserve": preserve,
+        "held out to test forgetting": forget_test,
+        "held out to test preserving": preserve_test,
+    }
+    check_disjoint(groups)
+    return Dataset(forget, preserve, forget_test, preserve_test)
+
+
+def _side(
+    config: RunConfig, folder: Path, held_out: Path | None, forget: bool
+) -> tuple[list[ImageFile], list[ImageFile]]:
+    default = "forget" if forget else "preserve"
+    files = _choose(find_images(folder, default), config.concept, forget, folder)
+    if held_out is None:
+        return split_held_out(files, config.seed)
+    return files, _choose(find_images(held_out, default), config.concept, forget, held_out)
+
+
+def _choose(
+    files: Sequence[ImageFile], concept: str | None, forget: bool, folder: Path
+) -> list[ImageFile]:
+    """The files whose class is (or, to preserve, is not) the concept."""
+    if concept is None:
+        return list(files)
+    words = set(concept.lower().split())
+    chosen = [file for file in files if (words <= set(file.label.lower().split())) == forget]
+    if not chosen:
+        classes = ", ".join(sorted({file.label for file in files}))
+        which = "is" if forget else "is not"
+        raise UserError(f"{folder}: no class {which} {concept!r}; its classes are {classes}")
+    return chosen

@@ -1,0 +1,153 @@
+"""What can still be read from the embeddings: readers fitted before the edit, and after it.
+
+A reader is a classifier on images' mean embeddings of one path to the language model. One fitted on
+the original features says what the model's own later layers may still see; one refitted on the
+edited features says what someone who wants to know can still find.
+"""
+
+from collections.abc import Mapping
+from dataclasses import dataclass
+from typing import Any, Protocol
+
+import numpy as np
+from jaxtyping import Bool, Float
+from sklearn.linear_model import LogisticRegression
+from sklearn.neighbors import KNeighborsClassifier, NearestCentroid
+from sklearn.pipeline import make_pipeline
+from sklearn.preprocessing import StandardScaler
+
+NEIGHBOUR_CLASSES = 3
+Embeddings = Float[np.ndarray, "n e"]
+Labels = np.ndarray
+
+
+class Reader(Protocol):
+    """scikit-learn's classifier interface."""
+
+    def fit(self, x: Embeddings, y: Labels) -> Any: ...
+
+    def predict(self, x: Embeddings) -> Labels: ...
+
+
+def nearest_mean() -> Reader:
+    reader: Reader = NearestCentroid()
+    return reader
+
+
+def nearest_neighbour() -> Reader:
+    reader: Reader = KNeighborsClassifier(n_neighbors=1, algorithm="brute")
+    return reader
+
+
+def linear_probe() -> Reader:
+    """Logistic regression on standardised features."""
+    reader: Reader = make_pipeline(StandardScaler(), LogisticRegression(max_iter=300, tol=1e-3))
+    return reader
+
+
+FITTED_BEFORE = {"nearest_mean": nearest_mean, "linear_probe": linear_probe}
+REFITTED = {"refitted_probe": linear_probe, "refitted_neighbour": nearest_neighbour}
+
+
+@dataclass(frozen=True)
+class Split:
+    """Images' mean embeddings of one path, before and after the edit, and their labels."""
+
+    before: Embeddings
+    after: Embeddings
+    labels: Labels
+    is_forget: Bool[np.ndarray, " n"]
+
+
+@dataclass(frozen=True)
+class Groups:
+    """Rows of the test images to score apart; `forget_classes` are the names to be forgotten."""
+
+    forget_classes: Labels
+    forget: Bool[np.ndarray, " n"]
+    preserve: Bool[np.ndarray, " n"]
+    neighbours: Bool[np.ndarray, " n"]
+
+    def score(self, predicted: Labels, labels: Labels) -> dict[str, float | None]:
+        """forget: share of forget images given any forgotten class; the others: accuracy."""
+        named, right = np.isin(predicted, self.forget_classes), predicted == labels
+        return {
+            "forget": _share(named[self.forget]),
+            "preserve": _share(right[self.preserve]),
+            "neighbours": _share(right[self.neighbours]),
+        }
+
+
+def _share(hits: Bool[np.ndarray, " n"]) -> float | None:
+    return float(hits.mean()) if len(hits) else None
+
+
+def neighbour_classes(train: Split) -> list[str]:
+    """The preserve classes whose original means are nearest to that of the forget images."""
+    keep = ~train.is_forget
+    classes = np.unique(train.labels[keep])
+    means = np.stack([train.before[keep & (train.labels == c)].mean(axis=0) for c in classes])
+    distance = np.linalg.norm(means - train.before[train.is_forget].mean(axis=0), axis=1)
+    return [str(classes[i]) for i in np.argsort(distance)[:NEIGHBOUR_CLASSES]]
+
+
+def read_path(train: Split, test: Split, groups: Groups) -> dict[str, dict[str, Any]]:
+    """Every reader on one path: {reader: {before: {group: share}, after: {group: share}}}."""
+    scores: dict[str, dict[str, Any]] = {}
+    for name, make in {**FITTED_BEFORE, **REFITTED}.items():
+        reader = make()
+        reader.fit(train.before, train.labels)
+        before = groups.score(reader.predict(test.before), test.labels)
+        if name in REFITTED:
+            reader = make()
+            reader.fit(train.after, train.labels)
+        after = groups.score(reader.predict(test.after), test.labels)
+        scores[name] = {"before": before, "after": after}
+    return scores
+
+
+def drift(before: Embeddings, after: Embeddings) -> dict[str, float]:
+    """How far embeddings moved: mean relative distance, and mean cosine to where they were."""
+    norm = np.linalg.norm(before, axis=1)
+    moved = np.linalg.norm(after - before, axis=1)
+    cosine = (before * after).sum(axis=1) / (norm * np.linalg.norm(after, axis=1))
+    return {"relative": float((moved / norm).mean()), "cosine": float(cosine.mean())}
+
+
+def read_all(
+    train: Mapping[str, Split], test: Mapping[str, Split]
+) -> tuple[dict[str, Any], list[str]]:
+    """Readers and drift of every path, and the neighbour classes (nearest on the first path)."""
+    first = next(iter(train))
+    neighbours = neighbour_classes(train[first])
+    one = test[first]
+    groups = Groups(
+        forget_classes=np.unique(one.labels[one.is_forget]),
+        forget=one.is_forget,
+        preserve=~one.is_forget,
+        neighbours=~one.is_forget & np.isin(one.labels, neighbours),
+    )
+    paths = {}
+    for path in train:
+        keep = ~test[path].is_forget
+        paths[path] = {
+            "readers": read_path(train[path], test[path], groups),
+            "drift": drift(test[path].before[keep], test[path].after[keep]),
+        }
+    return paths, neighbours
+
+
+def headline(paths: Mapping[str, Any], chance: float) -> dict[str, dict[str, float]]:
+    """The worst case over the paths, by the linear probe fitted on the original features."""
+    probes = [path["readers"]["linear_probe"] for path in paths.values()]
+    return {
+        "forget": {
+            "accuracy_before": max(p["before"]["forget"] for p in probes),
+            "accuracy_after": max(p["after"]["forget"] for p in probes),
+            "chance": chance,
+        },
+        "preserve": {
+            "accuracy_before": min(p["before"]["preserve"] for p in probes),
+            "accuracy_after": min(p["after"]["preserve"] for p in probes),
+        },
+    }

@@ -1,0 +1,87 @@
+"""What a checkpoint's tower is, where a LoRA can sit, and what a run will need; headers only."""
+
+import math
+from pathlib import Path
+from typing import Any
+
+from jax_unlearn.models.qwen3_vision import VisionConfig
+from porting.checkpoint import Checkpoint
+from porting.qwen3_vision import VisionCheckpoint, describe
+
+# A 1-megapixel image at 16 × 16 patches, as an example to scale from.
+EXAMPLE_PATCHES = 4096
+
+
+def inspect(directory: Path) -> dict[str, Any]:
+    """The facts, as a tree of names and numbers.
+
+    Raises:
+        UserError: not a checkpoint of a known family.
+    """
+    tower = describe(directory)
+    config = tower.config
+    with Checkpoint(directory) as checkpoint:
+        sizes = {key: math.prod(checkpoint.shape(key)) for key in checkpoint}
+        dtypes = sorted({checkpoint.dtype(key) for key in checkpoint})
+    vision = sum(n for key, n in sizes.items() if key.startswith(tower.key_prefix))
+    live = tower.live_prefix
+    return {
+        "family": tower.model_type,
+        "dtype": ", ".join(dtypes),
+        "parameters": {"vision": vision, "all": sum(sizes.values())},
+        "last layer": f"{live}blocks.{config.depth - 1}",
+        "D (hidden_size)": config.hidden_size,
+        "D_in (both Linears of a Merger)": config.merged_size,
+        "E (out_hidden_size)": config.out_hidden_size,
+        "mergers": mergers(tower),
+        "adaptable Linears": linears(config),
+        "memory in MiB": memory(config, vision),
+    }
+
+
+def mergers(tower: VisionCheckpoint) -> dict[str, str]:
+    """Each Merger's structure and where its input comes from."""
+    config, side = tower.config, tower.config.spatial_merge_size
+    layers = (config.depth - 1, *config.deepstack_indexes)
+    merge = f"{side}×{side} merge"
+    tail = "linear_fc1 → GELU (erf) → linear_fc2"
+    return {
+        f"{tower.live_prefix}{name}": f"blocks.{layer} → "
+        + (f"norm → {merge}" if name == "merger" else f"{merge} → norm")
+        + f" → {tail}"
+        for name, layer in zip(config.mergers, layers, strict=True)
+    }
+
+
+def linears(config: VisionConfig) -> dict[str, str]:
+    """Linears that can be adapted, as D_in → out."""
+    width, e = config.merged_size, config.out_hidden_size
+    shapes = {"linear_fc1": f"{width} → {width}", "linear_fc2": f"{width} → {e}"}
+    return {f"{m}.{name}": shape for m in config.mergers for name, shape in shapes.items()}
+
+
+def memory(config: VisionConfig, parameters: int) -> dict[str, float]:
+    """Of a float32 run: the weights, one example image's widest activations, its cached rows."""
+    merged = EXAMPLE_PATCHES // config.spatial_merge_size**2
+    attention = config.num_heads * EXAMPLE_PATCHES**2
+    rows = len(config.mergers) * merged * config.merged_size
+    entries = {
+        "tower": parameters,
+        f"activations of one image of {EXAMPLE_PATCHES} patches": attention
+        + EXAMPLE_PATCHES * config.intermediate_size,
+        "cached rows of 1000 such images, tokens": 1000 * rows,
+        "cached rows of 1000 images, images": 1000 * rows // merged,
+    }
+    return {name: round(4 * count / 2**20, 1) for name, count in entries.items()}
+
+
+def lines(facts: dict[str, Any], indent: int = 0) -> list[str]:
+    """The tree as indented text."""
+    out = []
+    for key, value in facts.items():
+        if isinstance(value, dict):
+            out += [f"{' ' * indent}{key}:", *lines(value, indent + 2)]
+        else:
+            shown = f"{value:,}" if isinstance(value, int) else value
+            out.append(f"{' ' * indent}{key}: {shown}")
+    return out

@@ -1,0 +1,280 @@
+"""Parity with Hugging Face's tower: each part on the same input, then the whole."""
+
+from dataclasses import replace
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+import torch
+from flax import nnx
+
+from jax_unlearn.data.packing import pack
+from jax_unlearn.models.qwen3_vision import Qwen3VisionTower, forward, rope_angles, unpack
+from porting import load_vision_tower
+from porting.qwen3_vision import abstract_tower
+from tests import tiny
+
+PART = {"rtol": 1e-3, "atol": 1e-5}
+MERGERS = ("merger", "deepstack_merger_list.0", "deepstack_merger_list.1")
+
+
+def close_to_largest(ours, theirs, tolerance=1e-4):
+    ours, theirs = np.asarray(ours, np.float32), np.asarray(theirs, np.float32)
+    assert ours.shape == theirs.shape
+    assert np.abs(ours - theirs).max() <= tolerance * np.abs(theirs).max()
+
+
+def same_features(ours, theirs, tolerance=1e-4):
+    """Ours against Hugging Face's output, every feature."""
+    close_to_largest(ours.last_hidden_state, theirs.last_hidden_state, tolerance)
+    close_to_largest(ours.pooler_output, theirs.pooler_output, tolerance)
+    assert len(ours.deepstack_features) == len(theirs.deepstack_features)
+    for mine, other in zip(ours.deepstack_features, theirs.deepstack_features, strict=True):
+        close_to_largest(mine, other, tolerance)
+
+
+def saved_tower(model, path, dtype="float32"):
+    model.save_pretrained(path)
+    return load_vision_tower(path, dtype)
+
+
+def leaves(features):
+    return jax.tree.leaves(features)
+
+
+def single_row(tower, grid, pixels):
+    """All patches in one row, in the input's order."""
+    config = tower.config
+    options = {"merge": config.spatial_merge_size, "side": config.table_side}
+    return pack(pixels, grid, rows=1, length=len(pixels), **options)[0]
+
+
+@pytest.fixture(scope="module")
+def pixels():
+    return tiny.images()
+
+
+@pytest.fixture(scope="module")
+def captured(tiny_model, pixels):
+    """Inputs and outputs of Hugging Face's blocks, Mergers, and Mergers' Linears."""
+    visual = tiny_model.model.visual
+    parts = {f"blocks.{i}": block for i, block in enumerate(visual.blocks)}
+    parts |= {name: visual.get_submodule(name) for name in MERGERS}
+    for name in MERGERS:
+        for linear in ("linear_fc1", "linear_fc2"):
+            parts[f"{name}.{linear}"] = visual.get_submodule(f"{name}.{linear}")
+    return tiny.captured(parts, visual, pixels, tiny.GRID)
+
+
+def module_of(tower, merger):
+    index = merger.rpartition(".")[2]
+    return tower.deepstack_merger_list[int(index)] if index.isdigit() else tower.merger
+
+
+@pytest.mark.parametrize("layer", range(3))
+def test_block_on_the_same_input(tiny_tower, captured, pixels, layer):
+    packed = single_row(tiny_tower, tiny.GRID, pixels)
+    graphdef, stack = nnx.split(tiny_tower.blocks)
+    block = nnx.merge(graphdef, jax.tree.map(lambda x: x[layer], stack))
+    angles = rope_angles(jnp.asarray(packed.coordinates), 16, tiny_tower.config.rope_theta)
+    mask = packed.segment[:, None, :, None] == packed.segment[:, None, None, :]
+    x, y = captured[f"blocks.{layer}"]
+    with jax.default_matmul_precision("highest"):
+        ours = block(jnp.asarray(x[None]), angles, jnp.asarray(mask))
+    np.testing.assert_allclose(ours[0], y, **PART)
+
+
+@pytest.mark.parametrize("merger", MERGERS)
+def test_merger_on_the_same_input(tiny_tower, captured, merger):
+    x, y = captured[merger]
+    with jax.default_matmul_precision("highest"):
+        ours, _ = module_of(tiny_tower, merger)(jnp.asarray(x[None]), {}, 0.0)
+    np.testing.assert_allclose(ours[0], y, **PART)
+
+
+@pytest.mark.parametrize("merger", MERGERS)
+def test_the_merger_test_notices_tanh(tiny_tower, captured, merger, monkeypatch):
+    x, y = captured[merger]
+    gelu = jax.nn.gelu
+    monkeypatch.setattr(jax.nn, "gelu", lambda x, approximate: gelu(x, approximate=True))
+    wrong, _ = module_of(tiny_tower, merger)(jnp.asarray(x[None]), {}, 0.0)
+    assert not np.allclose(wrong[0], y, **PART)
+
+
+def test_whole_tower(tiny_model, tiny_tower, pixels):
+    theirs = tiny.tower_outputs(tiny_model.model.visual, pixels, tiny.GRID)
+    same_features(tiny_tower(pixels, tiny.GRID), theirs)
+
+
+@pytest.mark.parametrize("merger", MERGERS)
+@pytest.mark.parametrize("linear", ["linear_fc1", "linear_fc2"])
+def test_taps_are_the_inputs_of_the_linears(tiny_tower, captured, pixels, merger, linear):
+    taps = tiny_tower(pixels, tiny.GRID).taps
+    assert set(taps) == {f"{m}.linear_fc{i}" for m in MERGERS for i in (1, 2)}
+    close_to_largest(taps[f"{merger}.{linear}"], captured[f"{merger}.{linear}"][0])
+
+
+@pytest.mark.parametrize("name", [f"{m}.linear_fc{i}" for m in MERGERS for i in (1, 2)])
+def test_linear_is_torchs(tiny_model, tiny_tower, name):
+    theirs = tiny_model.model.visual.get_submodule(name)
+    weight, bias = tiny_tower.linear(name)
+    np.testing.assert_array_equal(weight, theirs.weight.numpy())
+    np.testing.assert_array_equal(bias, theirs.bias.numpy())
+
+
+@pytest.mark.parametrize("indexes", [[2, 0], [1], []], ids=str)
+def test_deepstack_follows_the_config(indexes, tmp_path, pixels):
+    model = tiny.model(tiny.config(deepstack_visual_indexes=indexes))
+    theirs = tiny.tower_outputs(model.model.visual, pixels, tiny.GRID)
+    same_features(saved_tower(model, tmp_path / "m")(pixels, tiny.GRID), theirs)
+
+
+def test_rope_theta_comes_from_the_config(tiny_tower, tmp_path, pixels):
+    model = tiny.model(tiny.config(rope_parameters={"rope_type": "axial", "rope_theta": 50.0}))
+    theirs = tiny.tower_outputs(model.model.visual, pixels, tiny.GRID)
+    ours = saved_tower(model, tmp_path / "m")(pixels, tiny.GRID)
+    same_features(ours, theirs)
+    usual = tiny_tower(pixels, tiny.GRID).last_hidden_state
+    assert np.abs(np.asarray(ours.last_hidden_state - usual)).max() > 1e-2
+
+
+@pytest.mark.parametrize("act", ["gelu", "silu"])
+def test_the_blocks_activation_comes_from_the_config(act, tmp_path, pixels):
+    model = tiny.model(tiny.config(hidden_act=act))
+    theirs = tiny.tower_outputs(model.model.visual, pixels, tiny.GRID)
+    same_features(saved_tower(model, tmp_path / "m")(pixels, tiny.GRID), theirs)
+
+
+def test_patch_and_merge_sizes_come_from_the_config(tmp_path):
+    shape = {"patch_size": 2, "temporal_patch_size": 1, "in_channels": 1, "spatial_merge_size": 3}
+    model = tiny.model(tiny.config(**shape))
+    grid = np.array([[1, 6, 9], [2, 3, 6]])
+    pixels = tiny.images(grid, patch_dim=4)
+    theirs = tiny.tower_outputs(model.model.visual, pixels, grid)
+    same_features(saved_tower(model, tmp_path / "m")(pixels, grid), theirs)
+
+
+def test_frames_do_not_see_each_other(tiny_tower):
+    video, frame = np.array([[2, 6, 4]]), np.array([[1, 6, 4]])
+    pixels = tiny.images(video)
+    both = tiny_tower(pixels, video)
+    for i, part in enumerate(np.split(pixels, 2)):
+        alone = tiny_tower(part, frame)
+        for a, b in zip(leaves(both), leaves(alone), strict=True):
+            close_to_largest(np.split(np.asarray(a), 2)[i], b, 1e-5)
+
+
+def test_frames_that_share_a_segment_would_differ(tiny_tower):
+    grid = np.array([[2, 6, 4]])
+    packed = single_row(tiny_tower, grid, tiny.images(grid))
+    graphdef, state = nnx.split(tiny_tower)
+    right = forward(graphdef, state, packed, None)
+    mixed = replace(packed, segment=np.minimum(packed.segment, 1))
+    wrong = forward(graphdef, state, mixed, None)
+    assert np.abs(np.asarray(right.pooler_output - wrong.pooler_output)).max() > 1e-2
+
+
+def test_padding_changes_nothing(tiny_tower, pixels):
+    config = tiny_tower.config
+    packed, slots = pack(pixels, tiny.GRID, merge=2, side=config.table_side, rows=4, length=96)
+    padding = packed.segment == 0
+    garbage = replace(
+        packed,
+        patches=np.where(padding[..., None], np.float32(1e4), packed.patches),
+        coordinates=np.where(padding[..., None], np.int32(7), packed.coordinates),
+        table_weight=np.where(padding[..., None], np.float32(1e4), packed.table_weight),
+    )
+    graphdef, state = nnx.split(tiny_tower)
+    clean = unpack(forward(graphdef, state, packed, None), slots, config)
+    dirty = unpack(forward(graphdef, state, garbage, None), slots, config)
+    for a, b in zip(leaves(clean), leaves(dirty), strict=True):
+        np.testing.assert_array_equal(a, b)
+
+
+def test_an_image_has_the_same_features_in_any_company(tiny_tower, pixels):
+    grid, config = tiny.GRID, tiny_tower.config
+    together = tiny_tower(pixels, grid)
+    ends = np.cumsum(grid.prod(axis=1))
+    for i, (end, size) in enumerate(zip(ends, grid.prod(axis=1), strict=True)):
+        part = slice(end - size, end)
+        alone = tiny_tower(pixels[part], grid[i : i + 1])
+        merged = slice(part.start // 4, part.stop // 4)
+        close_to_largest(alone.last_hidden_state, together.last_hidden_state[part], 1e-5)
+        for name in config.mergers:
+            close_to_largest(alone.path(name), together.path(name)[merged], 1e-5)
+
+
+def test_an_adapter_is_the_change_of_the_weight(tiny_tower, tmp_path, tiny_model, pixels):
+    adapter = tiny.adapter()
+    ours = tiny_tower(pixels, tiny.GRID, adapter=adapter)
+    model = tiny.model(tiny_model.config)
+    for name, pair in adapter.pairs.items():
+        change = adapter.scale * (pair.b @ pair.a)
+        model.model.visual.get_submodule(name).weight += torch.from_numpy(change)
+    same_features(ours, tiny.tower_outputs(model.model.visual, pixels, tiny.GRID))
+    base = tiny_tower(pixels, tiny.GRID)
+    np.testing.assert_array_equal(ours.last_hidden_state, base.last_hidden_state)
+    assert all(np.abs(np.asarray(ours.path(m) - base.path(m))).max() > 1e-2 for m in MERGERS)
+
+
+def test_bfloat16_is_as_close_as_torchs(tiny_model, tiny_dir, pixels):
+    exact = tiny.tower_outputs(tiny_model.model.visual, pixels, tiny.GRID)
+    half = tiny.model(tiny_model.config).to(torch.bfloat16)
+    theirs = tiny.tower_outputs(half.model.visual, pixels, tiny.GRID)
+    ours = load_vision_tower(tiny_dir, "bfloat16")(pixels, tiny.GRID)
+    assert ours.pooler_output.dtype == jnp.bfloat16
+    for name in ("last_hidden_state", "pooler_output"):
+        right = getattr(exact, name).numpy()
+        error = np.linalg.norm(np.asarray(getattr(ours, name), np.float32) - right)
+        allowed = np.linalg.norm(getattr(theirs, name).float().numpy() - right)
+        assert error <= 1.5 * allowed
+        assert allowed < 0.1 * np.linalg.norm(right)
+
+
+def test_one_bucket_compiles_once(tiny_tower):
+    grids = [[[1, 4, 6]], [[1, 6, 4]], [[1, 8, 8]], [[2, 4, 4]]]
+    forward.clear_cache()
+    for seed, grid in enumerate(np.array(grids)):
+        tiny_tower(tiny.images(grid, seed=seed), grid)
+    assert forward._cache_size() == 1
+    larger = np.array([[1, 8, 10]])
+    tiny_tower(tiny.images(larger), larger)
+    assert forward._cache_size() == 2
+
+
+def test_the_program_does_not_grow_with_depth(tiny_tower):
+    grid = np.array([[1, 4, 6]])
+    packed = single_row(tiny_tower, grid, tiny.images(grid))
+
+    def lines(depth):
+        config = replace(tiny_tower.config, depth=depth, deepstack_indexes=(0, 1))
+        graphdef, state = nnx.split(abstract_tower(config))
+        return len(forward.lower(graphdef, state, packed, None).as_text().splitlines())
+
+    assert lines(2) == lines(8)
+
+
+@pytest.mark.parametrize(
+    ("grid", "rows"), [([[1, 4, 6]], 20), ([[1, 3, 4]], 12)], ids=["count", "multiple"]
+)
+def test_a_grid_of_other_patches_is_an_error(tiny_tower, grid, rows):
+    with pytest.raises(ValueError, match="patches"):
+        tiny_tower(np.zeros((rows, 96), np.float32), np.array(grid))
+
+
+@pytest.mark.slow
+def test_full_size_tower(tmp_path):
+    """Qwen3-VL-2B's tower, random weights: no error of size, scale or depth hides in the small."""
+    shape = {"depth": 24, "hidden_size": 1024, "intermediate_size": 4096, "num_heads": 16}
+    shape |= {"out_hidden_size": 2048, "num_position_embeddings": 2304, "patch_size": 16}
+    config = tiny.config(deepstack_visual_indexes=[5, 11, 17], **shape).vision_config
+    visual = type(tiny.model(tiny.config()).model.visual)(config).eval().requires_grad_(False)
+    visual.save_pretrained(tmp_path / "m")
+    grid = np.array([[1, 8, 12]])
+    pixels = tiny.images(grid, patch_dim=1536)
+    theirs = tiny.tower_outputs(visual, pixels, grid)
+    del visual
+    tower = load_vision_tower(tmp_path / "m")
+    assert isinstance(tower, Qwen3VisionTower)
+    same_features(tower(pixels, grid), theirs)
