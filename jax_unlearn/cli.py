@@ -1,6 +1,7 @@
 """The command line. Commands are dataclasses, and their options are the dataclasses' fields."""
 
 import json
+import os
 import sys
 import warnings
 from collections.abc import Sequence
@@ -110,6 +111,7 @@ def dispatch(command: Any, console: Console) -> None:
     """Run a parsed command; results go to stdout, progress and warnings to stderr."""
     if not (isinstance(command, Evaluate) and command.vlm):
         # transformers imports torch wherever it is installed; only --vlm needs it.
+        os.environ.setdefault("TRANSFORMERS_NO_ADVISORY_WARNINGS", "1")
         sys.modules.setdefault("torch", cast(ModuleType, None))
     match command:
         case Demo():

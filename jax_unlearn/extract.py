@@ -103,9 +103,12 @@ class Extractor:
     def extract_image(self, image: Image.Image) -> dict[str, Float[np.ndarray, "tokens d_in"]]:
         """The taps of one image that is no file (the blank one)."""
         pixels, grid = self.preprocessor(image)
-        batch = Batch(ladder_length(max(frame_sizes(grid))))
+        batch = Batch(self.row_length(grid))
         batch.add(0, pixels, grid)
         return next(self.run(batch))[1]
+
+    def row_length(self, grid: np.ndarray) -> int:
+        return ladder_length(max(frame_sizes(grid)), self.config.spatial_merge_size**2)
 
     def batches(
         self,
@@ -121,7 +124,7 @@ class Extractor:
             except UNREADABLE as error:
                 reader.skip(files[index].path, error)
                 continue
-            length = ladder_length(max(frame_sizes(grid)))
+            length = self.row_length(grid)
             batch = waiting.setdefault(length, Batch(length))
             batch.add(index, pixels, grid)
             if batch.frames >= batch.rows:

@@ -44,18 +44,20 @@ def fresh_directory(out_dir: str | Path, overwrite: bool = False) -> Iterator[Pa
             file system refuses (rights, space); names the path.
     """
     final = Path(out_dir).resolve()
-    check_free(final, overwrite)
     partial = _sibling(final, "partial")
     try:
+        check_free(final, overwrite)
         final.parent.mkdir(parents=True, exist_ok=True)
         partial.mkdir()
+    except OSError as error:
+        raise _refusal(error, partial, final) from error
+    try:
         yield partial
         _install(partial, final, overwrite)
     except OSError as error:
         if error.errno not in MENDABLE:
             raise
-        path = _culprit(error, partial, final)
-        raise UserError(f"{path}: {error.strerror}; free it, or choose another folder") from error
+        raise _refusal(error, partial, final) from error
     finally:
         shutil.rmtree(partial, ignore_errors=True)
 
@@ -77,9 +79,7 @@ def check_free(out_dir: str | Path, overwrite: bool = False) -> None:
         raise UserError(f"{out_dir}: exists; choose another folder, or pass --overwrite")
     for kept in (Path.cwd(), Path.home()):
         if kept.resolve().is_relative_to(out_dir):
-            raise UserError(
-                f"{out_dir}: holds {kept}, so it is not replaced; choose a folder in it"
-            )
+            raise UserError(f"{out_dir}: holds {kept}, which must stay; choose another folder")
 
 
 def _sibling(path: Path, what: str) -> Path:
@@ -103,8 +103,8 @@ def _install(partial: Path, final: Path, overwrite: bool) -> None:
     shutil.rmtree(old, ignore_errors=True)
 
 
-def _culprit(error: OSError, partial: Path, final: Path) -> Path:
-    """The path to name: the one that failed, unless it is inside what the user never sees."""
-    if error.filename is None or Path(error.filename).is_relative_to(partial):
-        return final
-    return Path(error.filename)
+def _refusal(error: OSError, partial: Path, final: Path) -> UserError:
+    """Names the path that failed, unless it is inside what the user never sees."""
+    path = Path(error.filename or final)
+    path = final if path.is_relative_to(partial) else path
+    return UserError(f"{path}: {error.strerror}; mend that, or choose another folder")

@@ -55,7 +55,7 @@ def init_adapter(
         bound = 1 / math.sqrt(d_in)
         a = jax.random.uniform(subkey, (rank, d_in), minval=-bound, maxval=bound)
         pairs[name] = LoraPair(a=a, b=jax.numpy.zeros((e, rank)))
-    return LoraAdapter(pairs, alpha=float(alpha), rank=rank)
+    return LoraAdapter(pairs, alpha=alpha, rank=rank)
 
 
 def lora_delta(x: Float[Array, "*n d_in"], pair: LoraPair, scale: float) -> Float[Array, "*n e"]:

@@ -39,12 +39,15 @@ class LinearProblem:
     """What one adapted Linear must forget and keep.
 
     forget: X_f [n_f, D_in]; residual: R = T − X_f Wᵀ − b [n_f, E], constant because only Δ is
-    trained; preserve: X_p [n_p, D_in]. All float32.
+    trained; preserve: X_p [n_p, D_in]. All float32. forget_rows and preserve_rows: how many rows
+    there were before `statistics.compress`, for the mean reduction.
     """
 
     forget: Float[Array | np.ndarray, "n_f d_in"]
     residual: Float[Array | np.ndarray, "n_f e"]
     preserve: Float[Array | np.ndarray, "n_p d_in"]
+    forget_rows: float | Float[Array, ""]
+    preserve_rows: float | Float[Array, ""]
 
     @property
     def shape(self) -> tuple[int, int]:
@@ -65,7 +68,8 @@ def linear_problem(
     """A problem from the Linear's own arrays, in torch's layout, and the neutral target T."""
     with jax.default_matmul_precision("highest"):
         residual = jnp.asarray(target) - (jnp.asarray(forget) @ jnp.asarray(weight).T + bias)
-    return LinearProblem(jnp.asarray(forget), residual, jnp.asarray(preserve))
+    rows = float(len(forget)), float(len(preserve))
+    return LinearProblem(jnp.asarray(forget), residual, jnp.asarray(preserve), *rows)
 
 
 def safe_norm(x: Float[Array, "..."]) -> Float[Array, ""]:
@@ -74,8 +78,9 @@ def safe_norm(x: Float[Array, "..."]) -> Float[Array, ""]:
 
 
 def safe_sqrt(square: Float[Array, ""]) -> Float[Array, ""]:
-    positive = square > 0
-    return jnp.where(positive, jnp.sqrt(jnp.where(positive, square, 1.0)), 0.0)
+    # Compared with zero, not by sign: NaN must come out as NaN.
+    zero = square == 0
+    return jnp.where(zero, 0.0, jnp.sqrt(jnp.where(zero, 1.0, square)))
 
 
 def product_norm(pair: LoraPair) -> Float[Array, ""]:
@@ -91,8 +96,8 @@ def linear_terms(
     forget_norm = safe_norm(jnp.asarray(problem.residual) - lora_delta(forget, pair, scale))
     preserve_norm = safe_norm(lora_delta(preserve, pair, scale))
     if weights.reduction == "mean":
-        forget_norm /= len(forget) ** 0.5
-        preserve_norm /= len(preserve) ** 0.5
+        forget_norm /= problem.forget_rows**0.5
+        preserve_norm /= problem.preserve_rows**0.5
     return jnp.stack(
         [
             weights.forget * forget_norm,

@@ -22,7 +22,7 @@ from jax_unlearn.lora import LoraAdapter
 from jax_unlearn.objective import TERMS, Problem
 from jax_unlearn.report.page import write_report
 from jax_unlearn.session import Session, Sides
-from jax_unlearn.train import Result, train
+from jax_unlearn.train import Result, Row, train
 
 Metrics = dict[str, Any]
 Format = Literal["peft", "merged"]
@@ -80,7 +80,7 @@ def optimise(
     with Progress(*columns, console=console, transient=True) as bar:
         task = bar.add_task("Training", total=config.epochs)
 
-        def progress(epoch: int, row: dict[str, float]) -> None:
+        def progress(epoch: int, row: Row) -> None:
             bar.update(task, completed=epoch, description=f"Training, loss {row['total']:.4g}")
 
         return train(problem, config, held_out=held_out, progress=progress)

@@ -19,6 +19,7 @@ from jax_unlearn.extract import Extractor, Granularity
 from jax_unlearn.lora import LoraAdapter
 from jax_unlearn.objective import LinearProblem, linear_problem
 from jax_unlearn.rows import Features
+from jax_unlearn.statistics import compress
 from jax_unlearn.targets import Outputs, neutral_target
 
 LINEAR = "linear_fc2"
@@ -50,10 +51,14 @@ class Session:
         )
         # Every path is read in evaluation, whichever are adapted.
         self.names = [f"{merger}.{LINEAR}" for merger in shape.mergers]
-        self.adapted = self.names if config.targets == "all" else self.names[:1]
         self.extractor = Extractor(self.tower, self.preprocessor, self.names)
         self.reader = ImageReader(config.strict)
         self.linears = {name: self.tower.linear(name) for name in self.names}
+
+    @property
+    def adapted(self) -> list[str]:
+        """Names of the Linears that the run changes."""
+        return self.names if self.config.targets == "all" else self.names[:1]
 
     def extract(
         self,
@@ -84,15 +89,16 @@ class Session:
         return Sides(forget[0], preserve[0]), Sides(forget[1], preserve[1])
 
     def problem(self, sides: Sides) -> dict[str, LinearProblem]:
-        """The training problem of every adapted Linear."""
+        """The training problem of every adapted Linear, on as few rows as carry the same loss."""
         size = read_image(sides.forget.files[0].path).size
         blank = self.extractor.extract_image(self.preprocessor.blank(size))
         keys = jax.random.split(jax.random.key(self.config.seed + 1), len(self.names))
-        return {
+        problem = {
             name: self._linear_problem(name, sides, blank[name], key)
             for name, key in zip(self.names, keys, strict=True)
             if name in self.adapted
         }
+        return compress(problem)
 
     def _linear_problem(
         self, name: str, sides: Sides, blank: Float[np.ndarray, "n d_in"], key: jax.Array

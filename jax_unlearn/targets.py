@@ -15,22 +15,21 @@ from sklearn.neighbors import NearestNeighbors
 
 from jax_unlearn.rows import image_means
 
-TargetKind = Literal["random", "matched", "mean", "blank", "shift", "twin"]
+TargetKind = Literal["random", "matched", "mean", "blank", "shift", "near", "twin"]
 TARGETS: tuple[TargetKind, ...] = get_args(TargetKind)
-TWIN_NEIGHBOURS = 10
+NEIGHBOURS = 10
 
 Rows = Float[np.ndarray, "n e"]
-Index = Int[np.ndarray, " n"]
 
 
 @dataclass(frozen=True)
 class Outputs:
     """One path's original outputs [n, E]; `image` says which image each row belongs to."""
 
-    forget: Rows
-    forget_image: Index
-    preserve: Rows
-    preserve_image: Index
+    forget: Float[np.ndarray, "n_f e"]
+    forget_image: Int[np.ndarray, " n_f"]
+    preserve: Float[np.ndarray, "n_p e"]
+    preserve_image: Int[np.ndarray, " n_p"]
     blank: Float[np.ndarray, " e"]
 
 
@@ -40,7 +39,9 @@ def neutral_target(kind: TargetKind, outputs: Outputs, key: Array) -> Rows:
     random: one unit vector an image, the published scheme. matched: the same directions, with the
     norm of each row's own output. mean: the mean of the preserve outputs. blank: the mean
     embedding of a blank image. shift: the row's own output plus (preserve mean − forget mean),
-    which removes only what tells the two sets apart on average. twin: the row's own output plus
+    which removes only what tells the two sets apart on average. near: like shift, but towards the
+    preserve images that are most like the forgotten ones, by the mean step from a forget image to
+    its 10 nearest preserve images. twin: the row's own output plus
     (mean of its 10 nearest preserve images, found after the shift, − its own image's mean).
     """
     y = outputs.forget
@@ -52,7 +53,11 @@ def neutral_target(kind: TargetKind, outputs: Outputs, key: Array) -> Rows:
     if kind == "blank":
         return np.broadcast_to(outputs.blank, y.shape)
     move = _mean(outputs.preserve) - _mean(y)
-    return y + move if kind == "shift" else _twin(outputs, move)
+    if kind == "shift":
+        return y + move
+    if kind == "near":
+        return y + _mean(_steps(outputs, np.zeros_like(move)))
+    return y + _steps(outputs, move)[outputs.forget_image]
 
 
 def _mean(rows: Rows) -> Float[np.ndarray, " e"]:
@@ -62,15 +67,14 @@ def _mean(rows: Rows) -> Float[np.ndarray, " e"]:
 def _unit_vectors(key: Array, outputs: Outputs) -> Rows:
     count, width = int(outputs.forget_image.max()) + 1, outputs.forget.shape[1]
     directions = np.asarray(jax.random.normal(key, (count, width)))
-    directions /= np.linalg.norm(directions, axis=1, keepdims=True)
+    directions = directions / np.linalg.norm(directions, axis=1, keepdims=True)
     return directions[outputs.forget_image]
 
 
-def _twin(outputs: Outputs, move: Float[np.ndarray, " e"]) -> Rows:
+def _steps(outputs: Outputs, move: Float[np.ndarray, " e"]) -> Float[np.ndarray, "images e"]:
+    """From each forget image's mean to that of the preserve images nearest to it after `move`."""
     own = image_means(outputs.forget, outputs.forget_image)
     others = image_means(outputs.preserve, outputs.preserve_image)
-    count = min(TWIN_NEIGHBOURS, len(others))
-    search = NearestNeighbors(n_neighbors=count, algorithm="brute").fit(others)
-    nearest = search.kneighbors(own + move, return_distance=False)
-    twins = others[nearest].mean(axis=1) - own
-    return outputs.forget + twins[outputs.forget_image]
+    search = NearestNeighbors(n_neighbors=min(NEIGHBOURS, len(others)), algorithm="brute")
+    nearest = search.fit(others).kneighbors(own + move, return_distance=False)
+    return others[nearest].mean(axis=1) - own

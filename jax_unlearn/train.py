@@ -19,8 +19,9 @@ from jax_unlearn.lora import LoraAdapter, init_adapter
 from jax_unlearn.objective import TERMS, LossWeights, Problem, Reduction, loss
 
 Select = Literal["best", "last", "held_out"]
-Progress = Callable[[int, dict[str, float]], None]
-Row = dict[str, float]
+
+Row = dict[str, int | float]
+Progress = Callable[[int, Row], None]
 
 
 @dataclass(frozen=True)
@@ -59,7 +60,7 @@ class TrainConfig:
     def init(self, problem: Problem) -> LoraAdapter:
         """The seeded adapter that training starts from."""
         shapes = {name: linear.shape for name, linear in problem.items()}
-        alpha = self.rank if self.alpha is None else self.alpha
+        alpha = float(self.rank if self.alpha is None else self.alpha)
         return init_adapter(jax.random.key(self.seed), shapes, self.rank, alpha)
 
 

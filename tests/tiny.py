@@ -89,7 +89,7 @@ def captured(
     return seen
 
 
-def adapter(rank: int = 2, alpha: float = 3.0, seed: int = 0, **names: int) -> LoraAdapter:
+def adapter(rank: int = 2, alpha: float = 3.0, seed: int = 0) -> LoraAdapter:
     """A random adapter of every Linear of every Merger: a and b both far from zero."""
     random = np.random.default_rng(seed)
     pairs = {}

@@ -96,24 +96,34 @@ def split_held_out(
 ) -> tuple[list[ImageFile], list[ImageFile]]:
     """(training, held-out): a seeded fifth of each class is held out, at least one of two.
 
+    Copies of a held-out image (the same bytes) are held out with it.
+
     Raises:
         UserError: so few images that nothing would be left to train on or to test with.
     """
-    by_label: dict[str, list[ImageFile]] = defaultdict(list)
+    # A dict for an ordered set: the draw must not depend on hashing.
+    by_label: dict[str, dict[bytes, None]] = defaultdict(dict)
+    content = {file: digest(file.path) for file in files}
     for file in files:
-        by_label[file.label].append(file)
+        by_label[file.label][content[file]] = None
     rng = np.random.default_rng(seed)
-    held: set[Path] = set()
+    held: set[bytes] = set()
     for label in sorted(by_label):
-        group = by_label[label]
+        group = list(by_label[label])
         count = math.ceil(len(group) * HELD_OUT) if len(group) > 1 else 0
-        held |= {group[i].path for i in rng.permutation(len(group))[:count]}
+        held |= {group[i] for i in rng.permutation(len(group))[:count]}
     if not held:
         raise UserError(
             f"{files[0].path.parent}: one image a class leaves none to test with; "
             "give two or more, or a folder of held-out images"
         )
-    return [f for f in files if f.path not in held], [f for f in files if f.path in held]
+    train = [file for file in files if content[file] not in held]
+    return train, [file for file in files if content[file] in held]
+
+
+def digest(path: Path) -> bytes:
+    """Tells images apart by their bytes."""
+    return hashlib.sha256(path.read_bytes()).digest()
 
 
 def check_disjoint(groups: Mapping[str, Sequence[ImageFile]]) -> None:
@@ -125,8 +135,7 @@ def check_disjoint(groups: Mapping[str, Sequence[ImageFile]]) -> None:
     seen: dict[bytes, tuple[str, Path]] = {}
     for group, files in groups.items():
         for file in files:
-            digest = hashlib.sha256(file.path.read_bytes()).digest()
-            other, path = seen.setdefault(digest, (group, file.path))
+            other, path = seen.setdefault(digest(file.path), (group, file.path))
             if other != group:
                 raise UserError(
                     f"{file.path}: the same image as {path}, but one is {group} and the other "

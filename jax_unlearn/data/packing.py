@@ -33,21 +33,24 @@ class PackedPatches:
     segment: Int[Array | np.ndarray, "rows length"]
 
 
-def ladder_length(patches: int) -> int:
+def ladder_length(patches: int, block: int) -> int:
     """The smallest length of the ladder that holds a frame of `patches` patches.
+
+    It is rounded up to whole merge blocks of `block` patches, which only a merge of 3 × 3 needs.
 
     Beyond the ladder the length is the next multiple of its last step, with a warning: each such
     length compiles anew.
     """
     step = bisect.bisect_left(LADDER, patches)
     if step < len(LADDER):
-        return LADDER[step]
+        return -(-LADDER[step] // block) * block
     warnings.warn(
         f"a frame of {patches} patches is longer than the ladder's {LADDER[-1]}: the program "
         "compiles for it alone; lower the image processor's largest size to avoid it",
         stacklevel=2,
     )
-    return -(-patches // LADDER[-1]) * LADDER[-1]
+    whole = -(-patches // LADDER[-1]) * LADDER[-1]
+    return -(-whole // block) * block
 
 
 def frame_sizes(grid_thw: Int[np.ndarray, "n 3"]) -> list[int]:
@@ -127,7 +130,7 @@ def pack(
         raise ValueError(f"grid_thw counts {sum(sizes)} patches, pixel_values {len(pixel_values)}")
     if (grid_thw[:, 1:] % merge).any():
         raise ValueError(f"heights and widths in patches must be multiples of {merge}")
-    length = length or ladder_length(max(sizes))
+    length = length or ladder_length(max(sizes), merge**2)
     places, needed = first_fit(sizes, length)
     rows = rows or 1 << (needed - 1).bit_length()
     if needed > rows or max(sizes) > length:

@@ -7,42 +7,33 @@ edited features says what someone who wants to know can still find.
 
 from collections.abc import Mapping
 from dataclasses import dataclass
-from typing import Any, Protocol
+from typing import Any
 
 import numpy as np
 from jaxtyping import Bool, Float
+from sklearn.base import BaseEstimator
 from sklearn.linear_model import LogisticRegression
 from sklearn.neighbors import KNeighborsClassifier, NearestCentroid
 from sklearn.pipeline import make_pipeline
 from sklearn.preprocessing import StandardScaler
 
+# How many preserve classes count as near to each forgotten one.
 NEIGHBOUR_CLASSES = 3
 Embeddings = Float[np.ndarray, "n e"]
 Labels = np.ndarray
 
 
-class Reader(Protocol):
-    """scikit-learn's classifier interface."""
-
-    def fit(self, x: Embeddings, y: Labels) -> Any: ...
-
-    def predict(self, x: Embeddings) -> Labels: ...
+def nearest_mean() -> BaseEstimator:
+    return NearestCentroid()
 
 
-def nearest_mean() -> Reader:
-    reader: Reader = NearestCentroid()
-    return reader
+def nearest_neighbour() -> BaseEstimator:
+    return KNeighborsClassifier(n_neighbors=1, algorithm="brute")
 
 
-def nearest_neighbour() -> Reader:
-    reader: Reader = KNeighborsClassifier(n_neighbors=1, algorithm="brute")
-    return reader
-
-
-def linear_probe() -> Reader:
+def linear_probe() -> BaseEstimator:
     """Logistic regression on standardised features."""
-    reader: Reader = make_pipeline(StandardScaler(), LogisticRegression(max_iter=300, tol=1e-3))
-    return reader
+    return make_pipeline(StandardScaler(), LogisticRegression(max_iter=300, tol=1e-3))
 
 
 FITTED_BEFORE = {"nearest_mean": nearest_mean, "linear_probe": linear_probe}
@@ -83,12 +74,18 @@ def _share(hits: Bool[np.ndarray, " n"]) -> float | None:
 
 
 def neighbour_classes(train: Split) -> list[str]:
-    """The preserve classes whose original means are nearest to that of the forget images."""
-    keep = ~train.is_forget
-    classes = np.unique(train.labels[keep])
-    means = np.stack([train.before[keep & (train.labels == c)].mean(axis=0) for c in classes])
-    distance = np.linalg.norm(means - train.before[train.is_forget].mean(axis=0), axis=1)
-    return [str(classes[i]) for i in np.argsort(distance)[:NEIGHBOUR_CLASSES]]
+    """The preserve classes whose original means are nearest to that of a forgotten class."""
+    _, forgotten = _class_means(train, train.is_forget)
+    classes, means = _class_means(train, ~train.is_forget)
+    distance = np.linalg.norm(forgotten[:, None] - means[None], axis=-1)
+    nearest = np.unique(np.argsort(distance, axis=1)[:, :NEIGHBOUR_CLASSES])
+    return [str(classes[i]) for i in nearest]
+
+
+def _class_means(split: Split, rows: Bool[np.ndarray, " n"]) -> tuple[Labels, Embeddings]:
+    classes = np.unique(split.labels[rows])
+    of_class = (split.before[rows & (split.labels == c)] for c in classes)
+    return classes, np.stack([x.mean(axis=0) for x in of_class])
 
 
 def read_path(train: Split, test: Split, groups: Groups) -> dict[str, dict[str, Any]]:

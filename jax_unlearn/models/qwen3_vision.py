@@ -5,7 +5,7 @@ exact (erf) GELU while the blocks' MLPs use the one that the config names, tanh 
 """
 
 from collections.abc import Callable
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from functools import partial
 
 import jax
@@ -63,25 +63,37 @@ class VisionConfig:
         deepstack = (f"deepstack_merger_list.{i}" for i in range(len(self.deepstack_indexes)))
         return ("merger", *deepstack)
 
+    @property
+    def deepstack_by_layer(self) -> tuple[str, ...]:
+        """The DeepStack mergers in the order of the layers that they read."""
+        by_layer = sorted(zip(self.deepstack_indexes, self.mergers[1:], strict=True))
+        return tuple(name for _, name in by_layer)
+
 
 @jax.tree_util.register_dataclass
 @dataclass(frozen=True)
 class VisionFeatures:
     """Every feature of one pass. Leading axes are [n], or [rows, length] while packed.
 
-    taps: input of each adaptable Linear, by its name (`merger.linear_fc2`, …), [n_merged, 4D].
+    last_hidden_state: output of the last block, [n_patches, D]. outputs: of each of
+    `VisionConfig.mergers`, by its name, [n_merged, E]. taps: input of each adaptable Linear, by its
+    name (`merger.linear_fc2`, …), [n_merged, 4D]. by_layer: the DeepStack mergers in HF's order.
     """
 
     last_hidden_state: Float[Array, "*patches d"]
-    pooler_output: Float[Array, "*merged e"]
-    deepstack_features: tuple[Float[Array, "*merged e"], ...]
+    outputs: dict[str, Float[Array, "*merged e"]]
     taps: dict[str, Float[Array, "*merged d_in"]]
+    by_layer: tuple[str, ...] = field(metadata={"static": True})
 
-    def path(self, merger: str) -> Float[Array, "*merged e"]:
-        """The output of one of `VisionConfig.mergers`."""
-        if merger == "merger":
-            return self.pooler_output
-        return self.deepstack_features[int(merger.rpartition(".")[2])]
+    @property
+    def pooler_output(self) -> Float[Array, "*merged e"]:
+        """The Merger's output."""
+        return self.outputs["merger"]
+
+    @property
+    def deepstack_features(self) -> tuple[Float[Array, "*merged e"], ...]:
+        """The DeepStack mergers' outputs, shallowest layer first."""
+        return tuple(self.outputs[name] for name in self.by_layer)
 
 
 def rope_angles(
@@ -280,8 +292,7 @@ class Qwen3VisionTower(nnx.Module):
             scale = adapter.scale if adapter else 0.0
             outputs[name], inner = merger(inputs[name], pairs, scale)
             taps |= {f"{name}.{linear}": tap for linear, tap in inner.items()}
-        main, *deepstack = outputs.values()
-        return VisionFeatures(x, main, tuple(deepstack), taps)
+        return VisionFeatures(x, outputs, taps, self.config.deepstack_by_layer)
 
     def embed(self, packed: PackedPatches) -> Float[Array, "r l d"]:
         """Patch embedding plus the interpolated positions.
@@ -357,7 +368,7 @@ def unpack(
 
     return VisionFeatures(
         gather(features.last_hidden_state, slots),
-        gather(features.pooler_output, merged_slots),
-        tuple(gather(x, merged_slots) for x in features.deepstack_features),
+        {name: gather(x, merged_slots) for name, x in features.outputs.items()},
         {name: gather(x, merged_slots) for name, x in features.taps.items()},
+        features.by_layer,
     )

@@ -1,4 +1,5 @@
 import warnings
+from itertools import pairwise
 
 import numpy as np
 import pytest
@@ -30,18 +31,18 @@ def test_first_fit_fills_the_first_row_with_room():
 def test_a_frame_gets_the_smallest_length_that_holds_it(frame):
     with warnings.catch_warnings():
         warnings.simplefilter("error")
-        assert ladder_length(frame) == min(step for step in LADDER if step >= frame)
+        assert ladder_length(frame, 4) == min(step for step in LADDER if step >= frame)
 
 
 def test_the_ladder_wastes_less_than_half():
-    ratios = [after / before for before, after in zip(LADDER, LADDER[1:], strict=False)]
+    ratios = [after / before for before, after in pairwise(LADDER)]
     assert max(ratios) <= 1.5
     assert list(LADDER) == sorted(LADDER)
 
 
 def test_a_frame_beyond_the_ladder_warns():
     with pytest.warns(UserWarning, match="compiles for it alone"):
-        assert ladder_length(LADDER[-1] + 1) == 2 * LADDER[-1]
+        assert ladder_length(LADDER[-1] + 1, 4) == 2 * LADDER[-1]
 
 
 def test_each_frame_of_a_video_is_packed_alone():

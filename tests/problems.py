@@ -1,0 +1,40 @@
+"""Small training problems with every part drawn at random."""
+
+import numpy as np
+
+from jax_unlearn.lora import LoraPair
+from jax_unlearn.objective import LinearProblem, linear_problem
+
+D_IN, E, RANK = 16, 8, 3
+
+
+def arrays(
+    n_forget: int = 30,
+    n_preserve: int = 50,
+    seed: int = 0,
+    common: float = 0.0,
+    features_rank: int = D_IN,
+    fit: float = 1.0,
+) -> tuple[np.ndarray, ...]:
+    """(weight, bias, forget, target, preserve); `fit` scales how far the target is."""
+    random = np.random.default_rng(seed)
+    mixing = random.normal(size=(features_rank, D_IN))
+    weight, bias = random.normal(size=(E, D_IN)), random.normal(size=E)
+    forget, preserve = (
+        random.normal(size=(n, features_rank)) @ mixing + common for n in (n_forget, n_preserve)
+    )
+    target = forget @ weight.T + bias + fit * random.normal(size=(n_forget, E))
+    if common:
+        # Far from the origin; the target must not follow, or float32 has nothing left to compare.
+        weight, target = weight / common, random.normal(size=(n_forget, E))
+    return tuple(x.astype(np.float32) for x in (weight, bias, forget, target, preserve))
+
+
+def pair(b_scale: float, seed: int = 7) -> LoraPair:
+    random = np.random.default_rng(seed)
+    a = random.normal(size=(RANK, D_IN)).astype(np.float32) / 10
+    return LoraPair(a=a, b=(b_scale / 10 * random.normal(size=(E, RANK))).astype(np.float32))
+
+
+def problem(**options: float) -> dict[str, LinearProblem]:
+    return {"merger.linear_fc2": linear_problem(*arrays(**options))}

@@ -1,0 +1,342 @@
+"""The command line on a tiny real checkpoint: a whole run, and every bad input."""
+
+import json
+import shutil
+import struct
+import subprocess
+import sys
+
+import numpy as np
+import pytest
+from safetensors.numpy import load_file, save_file
+
+import porting
+from jax_unlearn.cli import ASSETS, main
+from tests import tiny
+
+CLASSES = {"forget": ["red triangle"], "preserve": ["blue circle", "astronaut"]}
+
+
+@pytest.fixture(scope="module")
+def folder(tiny_dir, tmp_path_factory):
+    """A checkpoint with an image processor, and two folders with a few of the shipped images."""
+    path = tmp_path_factory.mktemp("cli")
+    shutil.copytree(tiny_dir, path / "checkpoint")
+    processor = {
+        "image_processor_type": "Qwen2VLImageProcessorFast",
+        "patch_size": 4,
+        "merge_size": 2,
+        "temporal_patch_size": 2,
+        "image_mean": [0.5] * 3,
+        "image_std": [0.5] * 3,
+        "size": {"shortest_edge": 256, "longest_edge": 1024},
+    }
+    (path / "checkpoint" / "preprocessor_config.json").write_text(json.dumps(processor))
+    for side, names in CLASSES.items():
+        for name in names:
+            (path / side / name).mkdir(parents=True)
+            for file in sorted((ASSETS / "images" / "train" / name).iterdir())[:10]:
+                shutil.copy(file, path / side / name)
+    return path
+
+
+def arguments(folder, out, **options):
+    given = {
+        "checkpoint": folder / "checkpoint",
+        "forget": folder / "forget",
+        "preserve": folder / "preserve",
+        "out": out,
+        "epochs": 30,
+        "rank": 2,
+    } | options
+    pairs = ([f"--{key.replace('_', '-')}", str(value)] for key, value in given.items())
+    return ["run", *(part for pair in pairs for part in pair)]
+
+
+@pytest.fixture(scope="module")
+def run(folder):
+    main(arguments(folder, folder / "run"))
+    return folder / "run"
+
+
+def read(path):
+    return json.loads(path.read_text())
+
+
+def test_a_run_leaves_every_file_of_the_contract(run):
+    names = {path.name for path in run.iterdir()}
+    assert names == {"config.json", "metrics.json", "history.jsonl", "adapter", "report.html"}
+    metrics = read(run / "metrics.json")
+    assert metrics["objective"].keys() >= {"forget", "preserve", "weight", "total", "initial"}
+    assert metrics["forget"].keys() == {"accuracy_before", "accuracy_after", "chance"}
+    assert metrics["preserve"].keys() == {"accuracy_before", "accuracy_after"}
+    assert metrics["seconds"].keys() >= {"extract", "optimise", "total"}
+    assert metrics["adapter"].keys() == {"rank", "alpha", "targets", "bytes"}
+    assert len(metrics["adapter"]["targets"]) == 3
+    assert metrics["objective"]["total"] < metrics["objective"]["initial"]
+    counts = {key: metrics["images"][key] for key in ("forget", "forget_held_out", "preserve")}
+    assert counts == {"forget": 8, "forget_held_out": 2, "preserve": 16}
+
+    history = [json.loads(line) for line in (run / "history.jsonl").read_text().splitlines()]
+    assert [row["epoch"] for row in history] == list(range(31))
+    assert "data:image/png;base64," in (run / "report.html").read_text()
+
+
+def test_the_adapter_is_the_one_that_had_the_objective(run, folder):
+    """The saved adapter, on the tower, gives the forget images' outputs that were trained for."""
+    adapter = porting.load_peft(run / "adapter")
+    tower = porting.load_vision_tower(folder / "checkpoint")
+    pixels = tiny.images()
+    before, after = tower(pixels, tiny.GRID), tower(pixels, tiny.GRID, adapter=adapter)
+    assert adapter.rank == 2
+    assert not np.allclose(before.pooler_output, after.pooler_output)
+    assert np.array_equal(before.last_hidden_state, after.last_hidden_state)
+
+
+def test_evaluating_again_gives_the_same_reading(run, folder):
+    again = folder / "again"
+    shutil.copytree(run, again)
+    main(["evaluate", str(again)])
+    first, second = read(run / "metrics.json"), read(again / "metrics.json")
+    for key in ("forget", "preserve", "paths", "neighbours"):
+        assert first[key] == second[key]
+
+
+def test_export_writes_peft_and_merged(run, folder, capsys):
+    main(["export", str(run), "--format", "peft", "--out", str(folder / "peft")])
+    first, second = (porting.load_peft(d) for d in (run / "adapter", folder / "peft"))
+    for name, pair in first.pairs.items():
+        assert np.array_equal(pair.b, second.pairs[name].b)
+    main(["export", str(run), "--format", "merged", "--out", str(folder / "merged")])
+    merged = porting.load_vision_tower(folder / "merged")
+    tower = porting.load_vision_tower(folder / "checkpoint")
+    pixels = tiny.images()
+    ours = tower(pixels, tiny.GRID, adapter=first).pooler_output
+    np.testing.assert_allclose(merged(pixels, tiny.GRID).pooler_output, ours, atol=1e-4)
+    assert capsys.readouterr().out.split() == [str(folder / "peft"), str(folder / "merged")]
+
+
+def test_settings_reach_the_run(folder):
+    out = folder / "settings"
+    options = {"targets": "merger", "target": "mean", "granularity": "images", "seed": 3}
+    main(arguments(folder, out, select="held_out", **options))
+    metrics, config = read(out / "metrics.json"), read(out / "config.json")
+    assert metrics["adapter"]["targets"] == ["merger.linear_fc2"]
+    assert {key: config[key] for key in options} == options
+    main(["evaluate", str(out)])
+
+
+def test_the_faithful_preset_is_the_published_scheme(folder):
+    out = folder / "faithful"
+    main(arguments(folder, out, preset="faithful"))
+    config = read(out / "config.json")
+    faithful = {"targets": "merger", "target": "random", "granularity": "tokens"}
+    assert {key: config[key] for key in faithful} == faithful
+
+
+def test_a_concept_splits_one_folder(folder):
+    images = ASSETS / "images" / "test"
+    out = folder / "concept"
+    main(arguments(folder, out, forget=images, preserve=images, concept="red triangle", epochs=1))
+    counts = read(out / "metrics.json")["images"]
+    assert counts["forget"] + counts["forget_held_out"] == len(list(images.glob("red triangle/*")))
+
+
+def test_a_run_killed_by_its_loss_keeps_the_last_good_adapter(folder, capsys):
+    out = folder / "exploded"
+    assert fails(arguments(folder, out, learning_rate=1e25), capsys).count("not finite") == 1
+    assert read(out / "metrics.json")["stopped"]
+    assert porting.load_peft(out / "adapter").rank == 2
+
+
+def fails(command, capsys):
+    """The single line that a command which exits 2 says."""
+    with pytest.raises(SystemExit) as exit:
+        main([str(part) for part in command])
+    assert exit.value.code == 2
+    lines = [line for line in capsys.readouterr().err.splitlines() if "jax-unlearn:" in line]
+    assert len(lines) == 1
+    return lines[0]
+
+
+def no_such_folder(path):
+    return {"forget": path / "nowhere"}, "nowhere: no such folder"
+
+
+def empty_folder(path):
+    (path / "empty").mkdir()
+    return {"preserve": path / "empty"}, "empty: no images here"
+
+
+def not_a_checkpoint(path):
+    (path / "checkpoint" / "config.json").unlink()
+    return {}, "config.json: no such file"
+
+
+def text_only(path):
+    edit(path, lambda tensors: {k: v for k, v in tensors.items() if "visual" not in k})
+    return {}, "holds no vision tensor"
+
+
+def missing_tensor(path):
+    edit(path, lambda tensors: {k: v for k, v in tensors.items() if "blocks.1.norm1.bias" not in k})
+    return {}, "model.visual.blocks.1.norm1.bias is missing"
+
+
+def wrong_shape(path):
+    key = "model.visual.merger.norm.weight"
+    edit(path, lambda tensors: tensors | {key: np.ones(5, np.float32)})
+    return {}, "merger.norm.weight has shape [5], expected [32]"
+
+
+def truncated_shard(path):
+    file = path / "checkpoint" / "model.safetensors"
+    file.write_bytes(file.read_bytes()[:-100])
+    return {}, "model.safetensors cannot be read"
+
+
+def index_outside(path):
+    index = {"weight_map": {"model.visual.merger.norm.weight": "../model.safetensors"}}
+    (path / "checkpoint" / "model.safetensors.index.json").write_text(json.dumps(index))
+    return {}, "'../model.safetensors', which is not a file of this directory"
+
+
+def header_of_nonsense(path):
+    (path / "checkpoint" / "model.safetensors").write_bytes(struct.pack("<Q", 1 << 60) + b"{}")
+    return {}, "model.safetensors cannot be read"
+
+
+def no_processor(path):
+    (path / "checkpoint" / "preprocessor_config.json").unlink()
+    return {}, "preprocessor_config.json: no such file"
+
+
+def another_processor(path):
+    file = path / "checkpoint" / "preprocessor_config.json"
+    file.write_text(file.read_text().replace('"patch_size": 4', '"patch_size": 8'))
+    return {}, "patch_size 8"
+
+
+def broken_image(path):
+    file = next((path / "forget" / "red triangle").iterdir())
+    file.write_bytes(file.read_bytes()[:60])
+    return {"strict": None}, f"{file.name}: cannot be read"
+
+
+def one_image_only(path):
+    for file in sorted((path / "forget" / "red triangle").iterdir())[1:]:
+        file.unlink()
+    return {}, "one image"
+
+
+def same_image_twice(path):
+    file = next((path / "forget" / "red triangle").iterdir())
+    shutil.copy(file, path / "preserve" / "blue circle" / "copy.png")
+    return {}, "the same image as"
+
+
+def output_exists(path):
+    (path / "run").mkdir()
+    (path / "run" / "precious.txt").write_text("kept")
+    return {}, "--overwrite"
+
+
+def unknown_concept(path):
+    return {"concept": "unicorn"}, "no class is 'unicorn'"
+
+
+def rank_too_large(path):
+    return {"rank": 1000}, "rank 1000"
+
+
+def edit(path, change):
+    file = path / "checkpoint" / "model.safetensors"
+    save_file(change(load_file(file)), file)
+
+
+@pytest.mark.parametrize(
+    "spoil",
+    [
+        no_such_folder,
+        empty_folder,
+        not_a_checkpoint,
+        text_only,
+        missing_tensor,
+        wrong_shape,
+        truncated_shard,
+        index_outside,
+        header_of_nonsense,
+        no_processor,
+        another_processor,
+        broken_image,
+        one_image_only,
+        same_image_twice,
+        output_exists,
+        unknown_concept,
+        rank_too_large,
+    ],
+)
+def test_bad_input_is_one_line_and_leaves_nothing(spoil, folder, tmp_path, capsys):
+    for name in ("checkpoint", "forget", "preserve"):
+        shutil.copytree(folder / name, tmp_path / name)
+    options, expected = spoil(tmp_path)
+    strict = ["--strict"] if "strict" in options else []
+    options.pop("strict", None)
+    before = sorted(tmp_path.rglob("*"))
+    command = arguments(tmp_path, tmp_path / "run", **options) + strict
+    assert expected in fails(command, capsys)
+    assert sorted(tmp_path.rglob("*")) == before
+
+
+def test_a_broken_image_is_skipped_and_named_without_strict(folder, tmp_path):
+    for name in ("forget", "preserve"):
+        shutil.copytree(folder / name, tmp_path / name)
+    file = next((tmp_path / "preserve" / "astronaut").iterdir())
+    file.write_text("not an image")
+    main(arguments(tmp_path, tmp_path / "run", checkpoint=folder / "checkpoint"))
+    assert read(tmp_path / "run" / "metrics.json")["images"]["skipped"] == [str(file)]
+    assert file.name in (tmp_path / "run" / "report.html").read_text()
+
+
+@pytest.mark.parametrize("command", [["evaluate"], ["export", "--out", "x"]])
+def test_a_directory_that_is_no_run(command, tmp_path, capsys):
+    assert "config.json" in fails([command[0], tmp_path, *command[1:]], capsys)
+
+
+def test_inspect_answers_the_three_questions(folder, capsys):
+    main(["inspect", str(folder / "checkpoint"), "--json"])
+    facts = json.loads(capsys.readouterr().out)
+    assert facts["last layer"] == "model.visual.blocks.2"
+    assert facts["mergers"]["model.visual.merger"].startswith("blocks.2 → norm → 2×2 merge")
+    assert facts["mergers"]["model.visual.deepstack_merger_list.0"].startswith("blocks.0 → 2×2")
+    assert facts["adaptable Linears"]["merger.linear_fc2"] == "128 → 24"
+    assert (facts["D (hidden_size)"], facts["E (out_hidden_size)"]) == (32, 24)
+    tensors = load_file(folder / "checkpoint" / "model.safetensors")
+    vision = sum(x.size for key, x in tensors.items() if "visual" in key)
+    assert facts["parameters"] == {"vision": vision, "all": sum(x.size for x in tensors.values())}
+    main(["inspect", str(folder / "checkpoint")])
+    assert "last layer: model.visual.blocks.2" in capsys.readouterr().out
+
+
+WITHOUT_TORCH = """
+import sys
+import jax_unlearn, porting
+assert not {"torch", "transformers", "peft"} & set(sys.modules)
+from jax_unlearn.cli import main
+main(sys.argv[1:])
+assert sys.modules.get("torch") is None
+"""
+
+
+def test_a_run_never_imports_torch(folder, tmp_path):
+    command = arguments(folder, tmp_path / "run", epochs=2)
+    done = subprocess.run([sys.executable, "-c", WITHOUT_TORCH, *command], capture_output=True)
+    assert done.returncode == 0, done.stderr.decode()
+    assert (tmp_path / "run" / "adapter" / "adapter_model.safetensors").is_file()
+
+
+def test_help_of_every_command(capsys):
+    for command in ([], ["demo"], ["inspect"], ["run"], ["evaluate"], ["export"]):
+        with pytest.raises(SystemExit) as exit:
+            main([*command, "--help"])
+        assert exit.value.code == 0
