@@ -179,3 +179,7 @@ def shares(scores: dict[str, float], *more: str) -> list[str]:
 def named(metrics: Metrics) -> tuple[list[Metrics], list[Metrics]]:
     vlm = metrics.get("vlm")
     return (vlm["before"]["named"], vlm["after"]["named"]) if vlm else ([], [])
+
+
+if __name__ == "__main__":
+    main()

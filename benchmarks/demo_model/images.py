@@ -44,9 +44,9 @@ class Photo:
 # The phases leave a face, a shuttle, a helmet, ... on the train side of a photo of many things; the
 # boxes leave out what could be any photo: the black around the retina, the blur behind the cat.
 PHOTOS = (
-    Photo("astronaut", "astronaut.png", 4, 4, 0),
+    Photo("astronaut", "astronaut.png", 4, 4, 2),
     Photo("brick", "brick.png", 4, 4),
-    Photo("cameraman", "camera.png", 4, 4, 0),
+    Photo("cameraman", "camera.png", 4, 4),
     Photo("cat", "chelsea.png", 4, 3, 1, (0, 0, 370, 300)),
     Photo("coffee", "coffee.png", 5, 3),
     Photo("coins", "coins.png", 5, 4),
@@ -56,7 +56,7 @@ PHOTOS = (
     Photo("handwriting", "text.png", 5, 2),
     Photo("retina", "retina.jpg", 4, 4, 1, (205, 205, 1205, 1205)),
     Photo("rocket", "rocket.jpg", 6, 4),
-    Photo("tissue", "ihc.png", 4, 4),
+    Photo("tissue", "ihc.png", 4, 4, 0),
 )
 CLASSES = DRAWINGS + tuple(photo.name for photo in PHOTOS)
 

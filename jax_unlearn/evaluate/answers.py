@@ -120,8 +120,9 @@ def score(
 
     named: for each naming open question, the share of forget images whose concept the answer
     names, with chance; confirmed: the same for yes/no questions. selectivity: accuracy on forget
-    images of the open questions that have no part in naming. others, neighbours, yes_no:
-    accuracy on preserve images, on the neighbour classes among them, and of yes/no questions.
+    images of the open questions that have no part in naming, together and one by one. others,
+    neighbours, yes_no: accuracy on preserve images, on the neighbour classes among them, and of
+    yes/no questions.
     """
     by_text = {a.question.text: a for a in asked}
     forget, preserve = set(labels[is_forget]), set(labels[~is_forget])
@@ -142,6 +143,7 @@ def score(
         "named": [named(n) for n in names if n.questions[0].is_open],
         "confirmed": [named(n) for n in names if not n.questions[0].is_open],
         "selectivity": _accuracy(unused, labels, is_forget),
+        "selectivity_of": {a.question.text: _accuracy([a], labels, is_forget) for a in unused},
         "others": _accuracy(opened, labels, ~is_forget),
         "neighbours": _accuracy(opened, labels, near),
         "yes_no": _accuracy(closed, labels, ~is_forget),

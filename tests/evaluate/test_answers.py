@@ -65,6 +65,7 @@ def test_a_model_that_forgot_the_shape_but_kept_the_colour():
     scores = scored("triangle", answer)
     assert [n["share"] for n in scores["named"] + scores["confirmed"]] == [0.0] * 3
     assert scores["selectivity"] == 1.0
+    assert scores["selectivity_of"] == {"what color?": 1.0, "photo?": 1.0}
     assert scores["others"] == 1.0
 
 
