@@ -5,7 +5,7 @@ import os
 import sys
 import warnings
 from collections.abc import Sequence
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 from importlib import resources
 from pathlib import Path
 from types import ModuleType
@@ -18,8 +18,10 @@ from tyro.conf import Positional
 
 from jax_unlearn.config import FAITHFUL, Preset, RunConfig
 from jax_unlearn.errors import UserError
+from jax_unlearn.report.page import VLM_ROWS, percent
 from jax_unlearn.run import Format, Metrics, evaluate, export, run
 
+REQUIRED = ("checkpoint", "forget", "preserve", "out")
 ASSETS = Path(str(resources.files("jax_unlearn"))) / "assets"
 
 
@@ -56,8 +58,8 @@ class Evaluate:
     vlm: bool = False
     """Ask the model questions about the held-out images, before and after."""
     questions: Path | None = None
-    """JSON list of {question, answers: {class: answer}}; by default "what is this?" and the
-    classes' names."""
+    """JSON list of {question, answers: {class: answer}}, for --vlm; by default the run's own, or
+    "what is this?" and the classes' names."""
 
 
 @dataclass(frozen=True)
@@ -88,17 +90,13 @@ Command = (
 
 def main(arguments: Sequence[str] | None = None) -> None:
     """Entry point: exits 0, or prints one line that says what is wrong and exits 2."""
-    arguments = list(sys.argv[1:] if arguments is None else arguments)
-    command: Any = tyro.cli(
-        Command,
-        prog="jax-unlearn",
-        description="Make a vision-language model forget something it sees.",
-        args=arguments,
-    )
+    command = parse(list(sys.argv[1:] if arguments is None else arguments))
     console = Console(stderr=True)
-    warnings.showwarning = lambda message, *_: console.print(f"warning: {message}", style="yellow")
     try:
-        dispatch(command, console)
+        with warnings.catch_warnings():
+            # Not as markup: a file's name may hold brackets.
+            warnings.showwarning = lambda message, *_: console.out(f"warning: {message}")
+            dispatch(command, console)
     except UserError as error:
         print(f"jax-unlearn: {error}", file=sys.stderr)
         sys.exit(2)
@@ -107,17 +105,30 @@ def main(arguments: Sequence[str] | None = None) -> None:
         sys.exit(130)
 
 
+def parse(arguments: Sequence[str]) -> Any:
+    """The command with its options. A preset is a set of defaults, so explicit options win."""
+    command: Any = tyro.cli(
+        Command,
+        prog="jax-unlearn",
+        description="Make a vision-language model forget something it sees.",
+        args=arguments,
+    )
+    if isinstance(command, RunConfig) and command.preset == "faithful":
+        required = {name: getattr(command, name) for name in REQUIRED}
+        defaults = RunConfig(**required, **FAITHFUL)
+        command = tyro.cli(RunConfig, default=defaults, args=arguments[1:])
+    return command
+
+
 def dispatch(command: Any, console: Console) -> None:
     """Run a parsed command; results go to stdout, progress and warnings to stderr."""
     if not (isinstance(command, Evaluate) and command.vlm):
-        # transformers imports torch wherever it is installed; only --vlm needs it.
-        os.environ.setdefault("TRANSFORMERS_NO_ADVISORY_WARNINGS", "1")
-        sys.modules.setdefault("torch", cast(ModuleType, None))
+        hide_torch()
     match command:
         case Demo():
             finish(run(demo_config(command), console), command.out)
         case RunConfig():
-            finish(run(with_preset(command), console), command.out)
+            finish(run(command, console), command.out)
         case Inspect():
             from jax_unlearn.inspect import inspect, lines
 
@@ -130,30 +141,43 @@ def dispatch(command: Any, console: Console) -> None:
             print(command.out)
 
 
+def hide_torch() -> None:
+    """Keep transformers from importing torch, which it does wherever torch is installed.
+
+    transformers looks for it once and remembers. A process that has torch already keeps it.
+    """
+    os.environ.setdefault("TRANSFORMERS_NO_ADVISORY_WARNINGS", "1")
+    if "torch" in sys.modules:
+        return
+    sys.modules["torch"] = cast(ModuleType, None)
+    try:
+        from transformers.utils import is_torch_available
+
+        is_torch_available()
+    finally:
+        del sys.modules["torch"]
+
+
 def demo_config(demo: Demo) -> RunConfig:
     """The demo is a run over the bundled folders."""
-    return with_preset(
-        RunConfig(
-            checkpoint=ASSETS / "checkpoint",
-            forget=ASSETS / "images" / "train",
-            preserve=ASSETS / "images" / "train",
-            forget_held_out=ASSETS / "images" / "test",
-            preserve_held_out=ASSETS / "images" / "test",
-            questions=ASSETS / "questions.json",
-            concept=demo.concept,
-            preset=demo.preset,
-            out=demo.out,
-            overwrite=demo.overwrite,
-        )
+    return RunConfig(
+        checkpoint=ASSETS / "checkpoint",
+        forget=ASSETS / "images" / "train",
+        preserve=ASSETS / "images" / "train",
+        forget_held_out=ASSETS / "images" / "test",
+        preserve_held_out=ASSETS / "images" / "test",
+        questions=ASSETS / "questions.json",
+        concept=demo.concept,
+        out=demo.out,
+        overwrite=demo.overwrite,
+        **(FAITHFUL if demo.preset == "faithful" else {}),
     )
-
-
-def with_preset(config: RunConfig) -> RunConfig:
-    return replace(config, **FAITHFUL) if config.preset == "faithful" else config
 
 
 def finish(metrics: Metrics, out: Path) -> None:
     """Print the summary, and fail if training had to stop."""
+    for file in metrics["images"]["skipped"]:
+        print(f"skipped {file}", file=sys.stderr)
     Console().print(summary(metrics))
     print(f"{out / 'report.html'}")
     if metrics["stopped"]:
@@ -164,11 +188,16 @@ def summary(metrics: Metrics) -> Table:
     """Before and after, the worst path by the probe fitted on the original features."""
     table = Table("held-out images", "before", "after", "chance")
     forget, preserve = metrics["forget"], metrics["preserve"]
-    table.add_row("forget, still named", *shares(forget, "chance"))
-    table.add_row("preserve, right", *shares(preserve), "")
+    table.add_row("forget, still named by a probe", *shares(forget, "chance"))
+    chance = f"{metrics['chance']['preserve']:.3f}"
+    table.add_row("preserve, right by the same probe", *shares(preserve), chance)
     for before, after in zip(*named(metrics), strict=True):
         share = (f"{before['share']:.3f}", f"{after['share']:.3f}", f"{before['chance']:.3f}")
         table.add_row(f"the model names it: {before['question']}", *share)
+    if vlm := metrics.get("vlm"):
+        for key, text in VLM_ROWS:
+            shown = [percent(vlm[when][key]) for when in ("before", "after")]
+            table.add_row(f"the model, {text}", *shown, "")
     return table
 
 

@@ -8,14 +8,29 @@ from typing import Any, Literal
 
 from jax_unlearn.errors import UserError
 from jax_unlearn.extract import Granularity
+from jax_unlearn.objective import Reduction
 from jax_unlearn.targets import TargetKind
 from jax_unlearn.train import TrainConfig
 
 Where = Literal["all", "merger"]
 Preset = Literal["default", "faithful"]
 
-# What the published scheme does, as far as it can be said in our settings.
-FAITHFUL: dict[str, Any] = {"targets": "merger", "target": "random", "granularity": "tokens"}
+# The published scheme, every constant of it, whatever our own defaults become.
+FAITHFUL: dict[str, Any] = {
+    "preset": "faithful",
+    "targets": "merger",
+    "target": "random",
+    "granularity": "tokens",
+    "rank": 5,
+    "alpha": 5.0,
+    "lambda_forget": 1.3,
+    "lambda_preserve": 0.4,
+    "lambda_weight": 1.0,
+    "reduction": "sum",
+    "learning_rate": 0.01,
+    "epochs": 2000,
+    "select": "best",
+}
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -38,14 +53,22 @@ class RunConfig(TrainConfig):
     """Forget the classes whose name holds all these words and keep the others, so that --forget and
     --preserve may be one folder."""
     preset: Preset = "default"
-    """Settings to start from: what works best, or the published scheme (main Merger only, random
-    unit targets, tokens)."""
+    """Settings to start from: what we measured to work, or the published scheme (main Merger only,
+    random unit targets, tokens, sums). Options given beside it win."""
     targets: Where = "all"
     """Which linear_fc2 to adapt: of all the Mergers, or of the main one."""
-    target: TargetKind = "shift"
+    target: TargetKind = "near"
     """Where forget rows are sent."""
-    granularity: Granularity = "tokens"
+    near_step: float = 1.5
+    """With --target near: how far to go, 1 ending at the most similar preserve images. More than 1
+    leaves room for images whose concept is weaker than in those trained on."""
+    granularity: Granularity = "images"
     """What a row is: a token, or the mean of an image's tokens."""
+    reduction: Reduction = "mean"
+    """Root mean square per row (mean), so that the λ's do not depend on the number of rows, or
+    norms over all rows (sum, the published form)."""
+    max_pixels: int = 2**20
+    """Larger images are scaled down to this area."""
     dtype: Literal["float32", "bfloat16"] = "float32"
     """Of the tower."""
     questions: Path | None = None

@@ -1,11 +1,12 @@
 """The four groups of images of a run: to forget and to keep, to train on and to test with."""
 
+import hashlib
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
 from jax_unlearn.config import RunConfig
-from jax_unlearn.data.folder import ImageFile, check_disjoint, find_images, split_held_out
+from jax_unlearn.data.folder import ImageFile, check_disjoint, digest, find_images, split_held_out
 from jax_unlearn.errors import UserError
 
 
@@ -17,6 +18,15 @@ class Dataset:
     preserve: list[ImageFile]
     forget_held_out: list[ImageFile]
     preserve_held_out: list[ImageFile]
+
+    def fingerprint(self) -> str:
+        """Changes when an image, its class or its group does."""
+        groups = (self.forget, self.preserve, self.forget_held_out, self.preserve_held_out)
+        total = hashlib.sha256()
+        for number, files in enumerate(groups):
+            for file in files:
+                total.update(f"{number} {file.label} {digest(file.path).hex()}\n".encode())
+        return total.hexdigest()
 
 
 def collect(config: RunConfig) -> Dataset:
@@ -35,6 +45,12 @@ def collect(config: RunConfig) -> Dataset:
         "held out to test preserving": preserve_test,
     }
     check_disjoint(groups)
+    both = {f.label for f in forget + forget_test} & {f.label for f in preserve + preserve_test}
+    if both:
+        raise UserError(
+            f"{config.forget} and {config.preserve} both have a class {min(both)!r}: sub-folders "
+            "are classes; rename one"
+        )
     return Dataset(forget, preserve, forget_test, preserve_test)
 
 

@@ -84,7 +84,11 @@ class Extractor:
             UserError: no file could be read; or one could not and the reader is strict.
         """
         rows: dict[int, dict[str, np.ndarray]] = {}
-        listed = track(files, description=description, console=console, transient=True)
+        # Without a terminal the bar would leave empty lines.
+        quiet = not console.is_terminal
+        listed = track(
+            files, description=description, console=console, transient=True, disable=quiet
+        )
         for batch in self.batches(reader, files, reader.read(listed)):
             for index, taps in self.run(batch):
                 if granularity == "images":

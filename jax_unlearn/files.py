@@ -4,7 +4,7 @@ import errno
 import os
 import secrets
 import shutil
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from pathlib import Path
 
@@ -23,6 +23,8 @@ MENDABLE = {
     errno.EPERM,
     errno.EROFS,
 }
+# One of these is in whatever we make: a run, an adapter, a merged checkpoint.
+OURS = ("metrics.json", "adapter_config.json", "jax_unlearn_undo")
 
 
 @contextmanager
@@ -75,11 +77,15 @@ def check_free(out_dir: str | Path, overwrite: bool = False) -> None:
         raise UserError(f"{out_dir}: a file of that name exists; choose another folder")
     if os.path.ismount(out_dir):
         raise UserError(f"{out_dir}: a mount point cannot be replaced; choose a folder inside it")
-    if any(os.scandir(out_dir)) and not overwrite:
-        raise UserError(f"{out_dir}: exists; choose another folder, or pass --overwrite")
     for kept in (Path.cwd(), Path.home()):
         if kept.resolve().is_relative_to(out_dir):
             raise UserError(f"{out_dir}: holds {kept}, which must stay; choose another folder")
+    if not any(os.scandir(out_dir)):
+        return
+    if not overwrite:
+        raise UserError(f"{out_dir}: exists; choose another folder, or pass --overwrite")
+    if not any((out_dir / mark).exists() for mark in OURS):
+        raise UserError(f"{out_dir}: not made by jax-unlearn, so not replaced; choose another")
 
 
 def _sibling(path: Path, what: str) -> Path:
@@ -108,3 +114,24 @@ def _refusal(error: OSError, partial: Path, final: Path) -> UserError:
     path = Path(error.filename or final)
     path = final if path.is_relative_to(partial) else path
     return UserError(f"{path}: {error.strerror}; mend that, or choose another folder")
+
+
+def replace_files(directory: Path, contents: Mapping[str, str]) -> None:
+    """Replace text files of a directory; all are written before the first is renamed.
+
+    Raises:
+        UserError: the file system refuses; the old files are then as they were.
+    """
+    partials = {directory / name: _sibling(directory / name, "partial") for name in contents}
+    try:
+        for partial, text in zip(partials.values(), contents.values(), strict=True):
+            partial.write_text(text, encoding="utf-8")
+        for path, partial in partials.items():
+            partial.replace(path)
+    except OSError as error:
+        if error.errno not in MENDABLE:
+            raise
+        raise UserError(f"{directory}: {error.strerror}; mend that and try again") from error
+    finally:
+        for partial in partials.values():
+            partial.unlink(missing_ok=True)

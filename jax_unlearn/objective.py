@@ -14,7 +14,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 from jax import Array
-from jaxtyping import Float
+from jaxtyping import Bool, Float
 
 from jax_unlearn.lora import LoraAdapter, LoraPair, lora_delta
 
@@ -54,6 +54,14 @@ class LinearProblem:
         """(E, D_in)."""
         return self.residual.shape[1], self.forget.shape[1]
 
+    def take(
+        self, forget: Bool[np.ndarray, " n_f"], preserve: Bool[np.ndarray, " n_p"]
+    ) -> "LinearProblem":
+        """The problem on some of the rows."""
+        counts = float(forget.sum()), float(preserve.sum())
+        rows = self.forget[forget], self.residual[forget], self.preserve[preserve]
+        return LinearProblem(*rows, *counts)
+
 
 Problem = Mapping[str, LinearProblem]
 
@@ -78,8 +86,8 @@ def safe_norm(x: Float[Array, "..."]) -> Float[Array, ""]:
 
 
 def safe_sqrt(square: Float[Array, ""]) -> Float[Array, ""]:
-    # Compared with zero, not by sign: NaN must come out as NaN.
-    zero = square == 0
+    # A Gram sum may round to less than zero. NaN is not below zero, and must come out as NaN.
+    zero = square <= 0
     return jnp.where(zero, 0.0, jnp.sqrt(jnp.where(zero, 1.0, square)))
 
 

@@ -1,26 +1,26 @@
 """The commands on a run's directory: make it, evaluate it again, export from it."""
 
 import json
+import shutil
 import time
-from dataclasses import asdict
 from pathlib import Path
 from typing import Any, Literal
 
 import numpy as np
-from PIL import Image
 from rich.console import Console
 from rich.progress import BarColumn, Progress, TextColumn, TimeRemainingColumn
 
 import porting
 from jax_unlearn.config import RunConfig, read_config, to_json
-from jax_unlearn.data.folder import ImageFile, read_image
+from jax_unlearn.dataset import Dataset
 from jax_unlearn.errors import UserError
-from jax_unlearn.evaluate.answers import ask_all, load_questions, score
-from jax_unlearn.evaluate.vlm import ask, load_vlm
-from jax_unlearn.files import check_free, fresh_directory
+from jax_unlearn.evaluate.answers import load_questions
+from jax_unlearn.evaluate.exam import Exam
+from jax_unlearn.evaluate.vlm import need_torch
+from jax_unlearn.files import check_free, fresh_directory, replace_files
 from jax_unlearn.lora import LoraAdapter
 from jax_unlearn.objective import TERMS, Problem
-from jax_unlearn.report.page import write_report
+from jax_unlearn.report.page import report
 from jax_unlearn.session import Session, Sides
 from jax_unlearn.train import Result, Row, train
 
@@ -37,12 +37,12 @@ def run(config: RunConfig, console: Console) -> Metrics:
     begun = time.perf_counter()
     check_free(config.out, config.overwrite)
     session = Session(config, console)
+    if config.questions:
+        load_questions(config.questions, labels(session.dataset))
     train_sides = session.train_features(config.granularity)
     test_sides = session.test_features()
     extracted = time.perf_counter()
-    fit_sides, choose_sides = session.hold_out(train_sides)
-    held_out = session.problem(choose_sides) if choose_sides else None
-    result = optimise(session.problem(fit_sides), held_out, config, console)
+    result = optimise(*session.problems(train_sides), config, console)
     optimised = time.perf_counter()
     with console.status("Reading the embeddings"):
         read = session.evaluate(train_sides.image_means(), test_sides, result.adapter)
@@ -65,7 +65,7 @@ def run(config: RunConfig, console: Console) -> Metrics:
             },
             "optimiser_seconds": result.seconds,
         }
-        write_json(out / "config.json", to_json(config))
+        (out / "config.json").write_text(to_text(to_json(config)))
         lines = (json.dumps(row) for row in result.history)
         (out / "history.jsonl").write_text("\n".join(lines) + "\n")
         save_metrics(out, session, metrics, test_sides)
@@ -77,7 +77,8 @@ def optimise(
 ) -> Result:
     """`train` under a progress bar."""
     columns = (TextColumn("{task.description}"), BarColumn(), TimeRemainingColumn())
-    with Progress(*columns, console=console, transient=True) as bar:
+    quiet = not console.is_terminal
+    with Progress(*columns, console=console, transient=True, disable=quiet) as bar:
         task = bar.add_task("Training", total=config.epochs)
 
         def progress(epoch: int, row: Row) -> None:
@@ -103,8 +104,14 @@ def describe_adapter(adapter: LoraAdapter, directory: Path) -> Metrics:
 
 
 def count_images(session: Session) -> Metrics:
-    counts = {name: len(files) for name, files in asdict(session.dataset).items()}
-    return {**counts, "skipped": [str(path) for path in session.reader.skipped]}
+    """How many images each group has, the skipped ones left out."""
+    skipped = {path for path, _ in session.reader.skipped}
+    counts = {
+        name: sum(file.path not in skipped for file in getattr(session.dataset, name))
+        for name in ("forget", "preserve", "forget_held_out", "preserve_held_out")
+    }
+    named = [f"{path}: {reason}" for path, reason in session.reader.skipped]
+    return {**counts, "skipped": named, "fingerprint": session.dataset.fingerprint()}
 
 
 def evaluate(run_dir: Path, vlm: bool, questions: Path | None, console: Console) -> Metrics:
@@ -117,82 +124,56 @@ def evaluate(run_dir: Path, vlm: bool, questions: Path | None, console: Console)
     adapter = porting.load_peft(run_dir / "adapter")
     metrics: Metrics = read_json(run_dir / "metrics.json")
     session = Session(config, console)
+    if session.dataset.fingerprint() != metrics["images"]["fingerprint"]:
+        raise UserError(f"{run_dir}: its images have changed since, or its seed; run again")
+    questions = questions or config.questions
+    if vlm:
+        need_torch()
+        load_questions(questions, labels(session.dataset))
     train_sides, test_sides = session.train_features("images"), session.test_features()
     with console.status("Reading the embeddings"):
         metrics |= session.evaluate(train_sides, test_sides, adapter)
     if vlm:
         files = [*test_sides.forget.files, *test_sides.preserve.files]
-        metrics["vlm"] = ask_before_and_after(
-            config,
-            run_dir / "adapter",
-            files,
-            len(test_sides.forget.files),
-            metrics["neighbours"],
-            questions or config.questions,
-            console,
-        )
+        is_forget = np.arange(len(files)) < len(test_sides.forget.files)
+        exam = Exam(files, is_forget, metrics["neighbours"], questions)
+        with console.status(f"Asking the model {len(exam.questions)} questions, before and after"):
+            metrics["vlm"] = exam.before_and_after(config.checkpoint, run_dir / "adapter")
     save_metrics(run_dir, session, metrics, test_sides)
     return metrics
-
-
-def ask_before_and_after(
-    config: RunConfig,
-    adapter_dir: Path,
-    files: list[ImageFile],
-    forget: int,
-    neighbours: list[str],
-    questions: Path | None,
-    console: Console,
-) -> Metrics:
-    """The Hugging Face model's answers on held-out images, without and with the adapter.
-
-    The first `forget` files are the ones to be forgotten.
-    """
-    labels = np.array([file.label for file in files])
-    asked = load_questions(questions, labels.tolist())
-    images = [read_image(file.path) for file in files]
-    scores = {}
-    for when, adapter in (("before", None), ("after", adapter_dir)):
-        model = load_vlm(config.checkpoint, adapter)
-
-        def put(rows: list[int], question: str) -> list[str]:
-            chosen: list[Image.Image] = [images[i] for i in rows]
-            return ask(model, chosen, question)  # noqa: B023  (used up before the next model)
-
-        with console.status(f"Asking the model, {when}: {len(asked)} questions"):
-            answers = ask_all(put, asked, labels)
-        scores[when] = score(answers, labels, np.arange(len(files)) < forget, neighbours)
-    return scores
 
 
 def export(run_dir: Path, form: Format, out: Path, overwrite: bool) -> None:
     """Write the run's adapter as a PEFT directory, or merged into a copy of its checkpoint.
 
     Raises:
-        UserError: not a run, or `out` exists.
+        UserError: not a run, or `out` exists or is the run.
     """
     config = read_config(run_dir)
     adapter = porting.load_peft(run_dir / "adapter")
     if form == "merged":
         porting.merge_checkpoint(adapter, config.checkpoint, out, overwrite=overwrite)
-    else:
-        porting.save_peft(
-            adapter, out, base_model_name_or_path=str(config.checkpoint), overwrite=overwrite
-        )
+        return
+    if run_dir.resolve().is_relative_to(out.resolve()):
+        raise UserError(f"{out}: holds the run itself; choose another folder")
+    with fresh_directory(out, overwrite) as fresh:
+        shutil.copytree(run_dir / "adapter", fresh, dirs_exist_ok=True)
 
 
 def save_metrics(directory: Path, session: Session, metrics: Metrics, test: Sides) -> None:
-    """metrics.json and the report made from it."""
-    write_json(directory / "metrics.json", metrics)
+    """metrics.json and the report made from it; both are made before either is replaced."""
     samples = (test.forget.files, test.preserve.files)
-    write_report(directory, session.config, metrics, samples)
+    page = report(directory, session.config, metrics, samples)
+    replace_files(directory, {"metrics.json": to_text(metrics), "report.html": page})
 
 
-def write_json(path: Path, content: Any) -> None:
-    """Write whole or not at all: a reader never sees half a file."""
-    partial = path.with_name(f".{path.name}.partial")
-    partial.write_text(json.dumps(content, indent=2, allow_nan=False) + "\n")
-    partial.replace(path)
+def to_text(content: Any) -> str:
+    return json.dumps(content, indent=2, allow_nan=False) + "\n"
+
+
+def labels(dataset: Dataset) -> list[str]:
+    """Classes of the held-out images, which are what is asked about."""
+    return sorted({file.label for file in dataset.forget_held_out + dataset.preserve_held_out})
 
 
 def read_json(path: Path) -> Any:

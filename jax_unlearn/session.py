@@ -13,17 +13,19 @@ import porting
 from jax_unlearn.config import RunConfig
 from jax_unlearn.data.folder import ImageFile, ImageReader, read_image
 from jax_unlearn.data.preprocess import load_preprocessor
-from jax_unlearn.dataset import Dataset, collect
+from jax_unlearn.dataset import collect
 from jax_unlearn.evaluate.readers import Split, headline, read_all
 from jax_unlearn.extract import Extractor, Granularity
 from jax_unlearn.lora import LoraAdapter
 from jax_unlearn.objective import LinearProblem, linear_problem
-from jax_unlearn.rows import Features
+from jax_unlearn.rows import Features, most_similar
 from jax_unlearn.statistics import compress
-from jax_unlearn.targets import Outputs, neutral_target
+from jax_unlearn.targets import NEIGHBOURS, Outputs, neutral_target
+from jax_unlearn.train import check
 
 LINEAR = "linear_fc2"
-Metrics = dict[str, Any]
+# Targets draw from a stream of their own: the adapter's init uses the seed's key itself.
+TARGET_STREAM = 1
 
 
 @dataclass(frozen=True)
@@ -36,24 +38,32 @@ class Sides:
     def image_means(self) -> "Sides":
         return Sides(self.forget.image_means(), self.preserve.image_means())
 
+    def both(self, name: str) -> Float[np.ndarray, "rows d_in"]:
+        """Rows at one tap, forget first."""
+        return np.concatenate([self.forget.taps[name], self.preserve.taps[name]])
+
 
 class Session:
-    """A checkpoint's tower and a run's images, ready to extract."""
+    """A checkpoint's tower and a run's images, ready to extract.
+
+    Raises:
+        UserError: whatever is wrong with the checkpoint, the images or the settings, before the
+            tower sees the first image.
+    """
 
     def __init__(self, config: RunConfig, console: Console) -> None:
         self.config = config
         self.console = console
-        self.dataset: Dataset = collect(config)
+        self.dataset = collect(config)
         self.tower = porting.load_vision_tower(config.checkpoint, config.dtype)
         shape = self.tower.config
-        self.preprocessor = load_preprocessor(
-            config.checkpoint, shape.patch_size, shape.spatial_merge_size
-        )
+        self.preprocessor = load_preprocessor(config.checkpoint, shape, config.max_pixels)
         # Every path is read in evaluation, whichever are adapted.
         self.names = [f"{merger}.{LINEAR}" for merger in shape.mergers]
+        self.linears = {name: self.tower.linear(name) for name in self.names}
+        check(config, {name: self.linears[name][0].shape for name in self.adapted})
         self.extractor = Extractor(self.tower, self.preprocessor, self.names)
         self.reader = ImageReader(config.strict)
-        self.linears = {name: self.tower.linear(name) for name in self.names}
 
     @property
     def adapted(self) -> list[str]:
@@ -80,40 +90,55 @@ class Session:
         data = self.dataset
         return self.extract(data.forget_held_out, data.preserve_held_out, "images", "Held-out")
 
-    def hold_out(self, sides: Sides) -> tuple[Sides, Sides | None]:
-        """(rows to fit, rows to choose the adapter by); the latter only where the run asks."""
+    def problems(
+        self, sides: Sides
+    ) -> tuple[dict[str, LinearProblem], dict[str, LinearProblem] | None]:
+        """(problem to fit, problem to choose the adapter by), on as few rows as carry the loss.
+
+        The second one is a fifth of the training images, only with `select="held_out"`. Targets
+        are made before the split, so that both parts go to the same place.
+        """
+        full = self._full_problem(sides)
         if self.config.select != "held_out":
-            return sides, None
-        forget = sides.forget.hold_out(self.config.seed)
-        preserve = sides.preserve.hold_out(self.config.seed)
-        return Sides(forget[0], preserve[0]), Sides(forget[1], preserve[1])
+            return compress(full), None
+        forget = sides.forget.held_out_rows(self.config.seed)
+        preserve = sides.preserve.held_out_rows(self.config.seed)
+        fit = {name: linear.take(~forget, ~preserve) for name, linear in full.items()}
+        choose = {name: linear.take(forget, preserve) for name, linear in full.items()}
+        return compress(fit), compress(choose)
 
-    def problem(self, sides: Sides) -> dict[str, LinearProblem]:
-        """The training problem of every adapted Linear, on as few rows as carry the same loss."""
-        size = read_image(sides.forget.files[0].path).size
-        blank = self.extractor.extract_image(self.preprocessor.blank(size))
-        keys = jax.random.split(jax.random.key(self.config.seed + 1), len(self.names))
-        problem = {
-            name: self._linear_problem(name, sides, blank[name], key)
-            for name, key in zip(self.names, keys, strict=True)
-            if name in self.adapted
-        }
-        return compress(problem)
+    def _full_problem(self, sides: Sides) -> dict[str, LinearProblem]:
+        means = sides.image_means()
+        is_forget = np.arange(len(means.both(self.names[0]))) < len(means.forget.files)
+        paths = [self.output(name, means.both(name)) for name in self.names]
+        similar = most_similar(paths, is_forget, NEIGHBOURS)
+        blank = self._blank_taps(sides)
+        key = jax.random.fold_in(jax.random.key(self.config.seed), TARGET_STREAM)
+        problem = {}
+        for name, subkey in zip(self.names, jax.random.split(key, len(self.names)), strict=True):
+            if name in self.adapted:
+                outputs = self._outputs(name, sides, blank, similar)
+                target = neutral_target(self.config.target, outputs, subkey, self.config.near_step)
+                x_f, x_p = sides.forget.taps[name], sides.preserve.taps[name]
+                problem[name] = linear_problem(*self.linears[name], x_f, target, x_p)
+        return problem
 
-    def _linear_problem(
-        self, name: str, sides: Sides, blank: Float[np.ndarray, "n d_in"], key: jax.Array
-    ) -> LinearProblem:
-        forget, preserve = sides.forget.taps[name], sides.preserve.taps[name]
-        outputs = Outputs(
-            self.output(name, forget),
+    def _outputs(
+        self, name: str, sides: Sides, blank: dict[str, np.ndarray], similar: np.ndarray
+    ) -> Outputs:
+        return Outputs(
+            self.output(name, sides.forget.taps[name]),
             sides.forget.image,
-            self.output(name, preserve),
+            self.output(name, sides.preserve.taps[name]),
             sides.preserve.image,
-            self.output(name, blank).mean(axis=0),
+            self.output(name, blank[name]).mean(axis=0),
+            similar,
         )
-        target = neutral_target(self.config.target, outputs, key)
-        weight, bias = self.linears[name]
-        return linear_problem(weight, bias, forget, target, preserve)
+
+    def _blank_taps(self, sides: Sides) -> dict[str, Float[np.ndarray, "n _"]]:
+        """Taps of a blank image of the first image's size."""
+        size = read_image(sides.forget.files[0].path).size
+        return self.extractor.extract_image(self.preprocessor.blank(size))
 
     def output(
         self, name: str, x: Float[np.ndarray, "n d_in"], adapter: LoraAdapter | None = None
@@ -132,15 +157,21 @@ class Session:
         is_forget = np.arange(len(labels)) < len(sides.forget.labels)
         splits = {}
         for name in self.names:
-            x = np.concatenate([sides.forget.taps[name], sides.preserve.taps[name]])
+            x = sides.both(name)
             before, after = self.output(name, x), self.output(name, x, adapter)
             splits[name.removesuffix(f".{LINEAR}")] = Split(before, after, labels, is_forget)
         return splits
 
-    def evaluate(self, train: Sides, test: Sides, adapter: LoraAdapter) -> Metrics:
+    def evaluate(self, train: Sides, test: Sides, adapter: LoraAdapter) -> dict[str, Any]:
         """The readers' part of metrics.json."""
         train_splits, test_splits = self.splits(train, adapter), self.splits(test, adapter)
         paths, neighbours = read_all(train_splits, test_splits)
         classes = len(np.unique(next(iter(train_splits.values())).labels))
-        chance = len(np.unique(test.forget.labels)) / classes
-        return headline(paths, chance) | {"paths": paths, "neighbours": neighbours}
+        # What a guess among the classes would score.
+        chance = {
+            "forget": len(np.unique(train.forget.labels)) / classes,
+            "preserve": 1 / classes,
+            "neighbours": 1 / classes,
+        }
+        read = {"paths": paths, "neighbours": neighbours, "chance": chance}
+        return headline(paths, chance["forget"]) | read

@@ -24,25 +24,30 @@ Rows = Float[np.ndarray, "n e"]
 
 @dataclass(frozen=True)
 class Outputs:
-    """One path's original outputs [n, E]; `image` says which image each row belongs to."""
+    """One path's original outputs [n, E]; `*_image` says which image each row belongs to.
+
+    blank: the mean embedding of a blank image. similar: [images to forget, 10] which preserve
+    images are most like each (`rows.most_similar`, over all paths).
+    """
 
     forget: Float[np.ndarray, "n_f e"]
     forget_image: Int[np.ndarray, " n_f"]
     preserve: Float[np.ndarray, "n_p e"]
     preserve_image: Int[np.ndarray, " n_p"]
     blank: Float[np.ndarray, " e"]
+    similar: Int[np.ndarray, "images k"]
 
 
-def neutral_target(kind: TargetKind, outputs: Outputs, key: Array) -> Rows:
+def neutral_target(kind: TargetKind, outputs: Outputs, key: Array, near_step: float = 1.5) -> Rows:
     """T [n_f, E] for the forget rows.
 
     random: one unit vector an image, the published scheme. matched: the same directions, with the
     norm of each row's own output. mean: the mean of the preserve outputs. blank: the mean
     embedding of a blank image. shift: the row's own output plus (preserve mean − forget mean),
-    which removes only what tells the two sets apart on average. near: like shift, but towards the
-    preserve images that are most like the forgotten ones, by the mean step from a forget image to
-    its 10 nearest preserve images. twin: the row's own output plus
-    (mean of its 10 nearest preserve images, found after the shift, − its own image's mean).
+    which removes only what tells the two sets apart on average. near: the row's own output plus
+    `near_step` times the mean step from a forget image to the preserve images most like it, which
+    removes only what tells the concept from its neighbours. twin: the row's own output plus (mean
+    of its 10 nearest preserve images, found after the shift, − its own image's mean).
     """
     y = outputs.forget
     if kind in ("random", "matched"):
@@ -52,12 +57,17 @@ def neutral_target(kind: TargetKind, outputs: Outputs, key: Array) -> Rows:
         return np.broadcast_to(_mean(outputs.preserve), y.shape)
     if kind == "blank":
         return np.broadcast_to(outputs.blank, y.shape)
-    move = _mean(outputs.preserve) - _mean(y)
-    if kind == "shift":
-        return y + move
+    own = image_means(y, outputs.forget_image)
+    others = image_means(outputs.preserve, outputs.preserve_image)
     if kind == "near":
-        return y + _mean(_steps(outputs, np.zeros_like(move)))
-    return y + _steps(outputs, move)[outputs.forget_image]
+        step = _mean(others[outputs.similar].mean(axis=1) - own)
+        return y + np.float32(near_step) * step
+    shift = _mean(outputs.preserve) - _mean(y)
+    if kind == "shift":
+        return y + shift
+    search = NearestNeighbors(n_neighbors=min(NEIGHBOURS, len(others)), algorithm="brute")
+    nearest = search.fit(others).kneighbors(own + shift, return_distance=False)
+    return y + (others[nearest].mean(axis=1) - own)[outputs.forget_image]
 
 
 def _mean(rows: Rows) -> Float[np.ndarray, " e"]:
@@ -69,12 +79,3 @@ def _unit_vectors(key: Array, outputs: Outputs) -> Rows:
     directions = np.asarray(jax.random.normal(key, (count, width)))
     directions = directions / np.linalg.norm(directions, axis=1, keepdims=True)
     return directions[outputs.forget_image]
-
-
-def _steps(outputs: Outputs, move: Float[np.ndarray, " e"]) -> Float[np.ndarray, "images e"]:
-    """From each forget image's mean to that of the preserve images nearest to it after `move`."""
-    own = image_means(outputs.forget, outputs.forget_image)
-    others = image_means(outputs.preserve, outputs.preserve_image)
-    search = NearestNeighbors(n_neighbors=min(NEIGHBOURS, len(others)), algorithm="brute")
-    nearest = search.fit(others).kneighbors(own + move, return_distance=False)
-    return others[nearest].mean(axis=1) - own

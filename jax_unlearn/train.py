@@ -1,7 +1,7 @@
 """The jitted Optax loop: Adam on A and B, one `lax.scan` per chunk of epochs, donated state."""
 
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from functools import partial
 from statistics import median
@@ -165,7 +165,9 @@ def train(
         UserError: `select="held_out"` without held-out rows, a rank that a Linear cannot have,
             or rows that are not finite.
     """
-    check(problem, config, held_out)
+    check(config, {name: linear.shape for name, linear in problem.items()})
+    if config.select == "held_out" and held_out is None:
+        raise UserError("select 'held_out' needs held-out rows to choose by")
     weights = config.loss_weights()
     begun = time.perf_counter()
     state, first_terms = start(init or config.init(problem), problem, weights)
@@ -173,6 +175,8 @@ def train(
         raise UserError("the loss is not finite at the start: the features or the target are not")
     history = _history(np.asarray(first_terms)[None], 0)
     watch = HeldOut(held_out, weights) if held_out and config.select == "held_out" else None
+    if watch:
+        watch.look(state)
     laps = []
     while (done := len(history) - 1) < config.epochs and not state.failed:
         lap = time.perf_counter()
@@ -218,12 +222,23 @@ class HeldOut:
             self.total, self.epoch = total, int(state.epoch)
 
 
-def check(problem: Problem, config: TrainConfig, held_out: Problem | None) -> None:
-    if config.select == "held_out" and held_out is None:
-        raise UserError("select 'held_out' needs held-out rows to choose by")
-    for name, linear in problem.items():
-        if not 1 <= config.rank <= min(linear.shape):
-            raise UserError(f"rank {config.rank} is not between 1 and {min(linear.shape)} ({name})")
+def check(config: TrainConfig, shapes: Mapping[str, tuple[int, ...]]) -> None:
+    """Refuse settings that cannot be meant, before any work is done for them.
+
+    Args:
+        shapes: (E, D_in) of each Linear to adapt.
+
+    Raises:
+        UserError: names the setting and what it may be.
+    """
+    for name in ("epochs", "seed"):
+        if getattr(config, name) < 0:
+            raise UserError(f"--{name} {getattr(config, name)}: must not be negative")
+    if config.chunk < 1:
+        raise UserError(f"--chunk {config.chunk}: must be at least 1")
+    for name, shape in shapes.items():
+        if not 1 <= config.rank <= min(shape):
+            raise UserError(f"--rank {config.rank}: must be from 1 to {min(shape)} for {name}")
 
 
 def _select(state: State, watch: HeldOut | None, select: Select) -> tuple[LoraAdapter, int]:

@@ -145,9 +145,11 @@ def load_config(directory: str | Path) -> Any:
         raise UserError(f"{path}: no such file; {directory} is not a checkpoint")
 
     # Not at the top: transformers imports torch where it is installed, and we must not.
+    from huggingface_hub.errors import StrictDataclassError
     from transformers import AutoConfig
 
     try:
         return AutoConfig.from_pretrained(directory, local_files_only=True, trust_remote_code=False)
-    except (ValueError, KeyError, OSError) as error:
-        raise UserError(f"{path}: {str(error).splitlines()[0]}") from error
+    except (KeyError, OSError, TypeError, ValueError, StrictDataclassError) as error:
+        text = " ".join(str(error).split())
+        raise UserError(f"{path}: not a config that transformers can read ({text})") from error

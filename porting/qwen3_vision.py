@@ -90,7 +90,10 @@ def vision_config(directory: str | Path, dtype: str = "float32") -> tuple[str, V
     vision = getattr(hf, "vision_config", hf)
     if vision.hidden_act not in ACTIVATIONS:
         raise UserError(f"{path}: hidden_act {vision.hidden_act!r} is not one of {[*ACTIVATIONS]}")
-    return hf.model_type, _from_hf(vision, dtype)
+    config = _from_hf(vision, dtype)
+    if faults := config_faults(config):
+        raise UserError(f"{path}: {'; '.join(faults)}")
+    return hf.model_type, config
 
 
 def _from_hf(vision: Any, dtype: str) -> VisionConfig:
@@ -110,6 +113,26 @@ def _from_hf(vision: Any, dtype: str) -> VisionConfig:
         rope_theta=vision.rope_parameters["rope_theta"],
         dtype=dtype,
     )
+
+
+def config_faults(config: VisionConfig) -> list[str]:
+    """Numbers that no tower can have."""
+    sizes = {
+        name: getattr(config, name)
+        for name in ("depth", "hidden_size", "intermediate_size", "num_heads", "out_hidden_size")
+    }
+    sizes |= {name: getattr(config, name) for name in ("patch_size", "spatial_merge_size")}
+    faults = [f"{name} is {value}" for name, value in sizes.items() if value < 1]
+    if not faults and config.hidden_size % (4 * config.num_heads):
+        faults.append(
+            f"num_heads {config.num_heads} does not divide hidden_size {config.hidden_size} into "
+            "heads of a multiple of 4"
+        )
+    if config.table_side**2 != config.num_position_embeddings:
+        faults.append(f"num_position_embeddings {config.num_position_embeddings} is no square")
+    if any(not 0 <= index < config.depth for index in config.deepstack_indexes):
+        faults.append(f"deepstack_visual_indexes {list(config.deepstack_indexes)} leave the depth")
+    return faults
 
 
 def key_prefix(checkpoint: Checkpoint) -> str:

@@ -11,7 +11,7 @@ import pytest
 from safetensors.numpy import load_file, save_file
 
 import porting
-from jax_unlearn.cli import ASSETS, main
+from jax_unlearn.cli import ASSETS, main, parse
 from tests import tiny
 
 CLASSES = {"forget": ["red triangle"], "preserve": ["blue circle", "astronaut"]}
@@ -131,7 +131,12 @@ def test_the_faithful_preset_is_the_published_scheme(folder):
     main(arguments(folder, out, preset="faithful"))
     config = read(out / "config.json")
     faithful = {"targets": "merger", "target": "random", "granularity": "tokens"}
+    faithful |= {"reduction": "sum", "lambda_forget": 1.3, "lambda_preserve": 0.4}
     assert {key: config[key] for key in faithful} == faithful
+    # Options given beside the preset win, even where they are our own defaults.
+    assert (config["rank"], config["epochs"]) == (2, 30)
+    command = arguments(folder, folder / "mixed", preset="faithful", target="near")
+    assert (parse(command).target, parse(command).reduction) == ("near", "sum")
 
 
 def test_a_concept_splits_one_folder(folder):
@@ -154,9 +159,9 @@ def fails(command, capsys):
     with pytest.raises(SystemExit) as exit:
         main([str(part) for part in command])
     assert exit.value.code == 2
-    lines = [line for line in capsys.readouterr().err.splitlines() if "jax-unlearn:" in line]
-    assert len(lines) == 1
-    return lines[0]
+    line, end, rest = capsys.readouterr().err.partition("\n")
+    assert (line[:13], end, rest) == ("jax-unlearn: ", "\n", "")
+    return line
 
 
 def no_such_folder(path):
@@ -214,7 +219,7 @@ def no_processor(path):
 def another_processor(path):
     file = path / "checkpoint" / "preprocessor_config.json"
     file.write_text(file.read_text().replace('"patch_size": 4', '"patch_size": 8'))
-    return {}, "patch_size 8"
+    return {}, "patch size are [8, 2, 2]"
 
 
 def broken_image(path):
@@ -235,10 +240,39 @@ def same_image_twice(path):
     return {}, "the same image as"
 
 
+def same_class_twice(path):
+    (path / "preserve" / "astronaut").rename(path / "preserve" / "red triangle")
+    return {}, "both have a class 'red triangle'"
+
+
 def output_exists(path):
     (path / "run").mkdir()
-    (path / "run" / "precious.txt").write_text("kept")
+    (path / "run" / "metrics.json").write_text("kept")
     return {}, "--overwrite"
+
+
+def output_is_not_ours(path):
+    return {"out": path / "checkpoint", "overwrite": None}, "not made by jax-unlearn"
+
+
+def no_questions(path):
+    return {"questions": path / "nowhere.json"}, "nowhere.json"
+
+
+def wrong_config(path):
+    file = path / "checkpoint" / "config.json"
+    config = json.loads(file.read_text())
+    config["vision_config"]["num_heads"] = 5
+    file.write_text(json.dumps(config))
+    return {}, "num_heads"
+
+
+def config_of_another_type(path):
+    file = path / "checkpoint" / "config.json"
+    config = json.loads(file.read_text())
+    config["vision_config"]["depth"] = "three"
+    file.write_text(json.dumps(config))
+    return {}, "config.json"
 
 
 def unknown_concept(path):
@@ -246,7 +280,7 @@ def unknown_concept(path):
 
 
 def rank_too_large(path):
-    return {"rank": 1000}, "rank 1000"
+    return {"rank": 1000}, "--rank 1000"
 
 
 def edit(path, change):
@@ -271,7 +305,12 @@ def edit(path, change):
         broken_image,
         one_image_only,
         same_image_twice,
+        same_class_twice,
         output_exists,
+        output_is_not_ours,
+        no_questions,
+        wrong_config,
+        config_of_another_type,
         unknown_concept,
         rank_too_large,
     ],
@@ -280,10 +319,10 @@ def test_bad_input_is_one_line_and_leaves_nothing(spoil, folder, tmp_path, capsy
     for name in ("checkpoint", "forget", "preserve"):
         shutil.copytree(folder / name, tmp_path / name)
     options, expected = spoil(tmp_path)
-    strict = ["--strict"] if "strict" in options else []
-    options.pop("strict", None)
+    flags = [f"--{name}" for name, value in options.items() if value is None]
+    options = {name: value for name, value in options.items() if value is not None}
     before = sorted(tmp_path.rglob("*"))
-    command = arguments(tmp_path, tmp_path / "run", **options) + strict
+    command = arguments(tmp_path, options.pop("out", tmp_path / "run"), **options) + flags
     assert expected in fails(command, capsys)
     assert sorted(tmp_path.rglob("*")) == before
 
@@ -294,7 +333,7 @@ def test_a_broken_image_is_skipped_and_named_without_strict(folder, tmp_path):
     file = next((tmp_path / "preserve" / "astronaut").iterdir())
     file.write_text("not an image")
     main(arguments(tmp_path, tmp_path / "run", checkpoint=folder / "checkpoint"))
-    assert read(tmp_path / "run" / "metrics.json")["images"]["skipped"] == [str(file)]
+    assert read(tmp_path / "run" / "metrics.json")["images"]["skipped"][0].startswith(f"{file}: ")
     assert file.name in (tmp_path / "run" / "report.html").read_text()
 
 

@@ -120,6 +120,18 @@ def test_train_crops_touch_no_pixel_of_the_test_side() -> None:
         assert not (sides["train"] & sides["test"]).any(), photo.name
 
 
+def test_a_train_crop_does_not_depend_on_the_test_side() -> None:
+    images = pytest.importorskip("benchmarks.demo_model.images")
+    for photo in images.PHOTOS:
+        image = photo.load()
+        changed = image.copy()
+        for box in images.test_cells(photo, image.size):
+            changed.paste((255, 0, 255), box)
+        stream = images.windows(photo, image.size, "train", seed=0)
+        for window in (next(stream) for _ in range(40)):
+            assert images._jpeg(image, window) == images._jpeg(changed, window), photo.name
+
+
 def test_assets_are_small() -> None:
     sizes = [os.path.getsize(path) for path in ASSETS.rglob("*") if path.is_file()]
     assert sum(sizes) <= 13e6

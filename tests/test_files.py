@@ -11,13 +11,13 @@ from jax_unlearn.files import check_free, fresh_directory
 
 def fill(out_dir, text="new", **options):
     with fresh_directory(out_dir, **options) as fresh:
-        (fresh / "file").write_text(text)
+        (fresh / "metrics.json").write_text(text)
         assert fresh.parent == out_dir.resolve().parent
 
 
 def fill_and_fail(out_dir, overwrite, error):
     with fresh_directory(out_dir, overwrite) as fresh:
-        (fresh / "file").write_text("half")
+        (fresh / "metrics.json").write_text("half")
         raise error
 
 
@@ -27,7 +27,7 @@ def names(directory):
 
 def test_a_new_directory(tmp_path):
     fill(tmp_path / "a" / "b" / "out")
-    assert (tmp_path / "a" / "b" / "out" / "file").read_text() == "new"
+    assert (tmp_path / "a" / "b" / "out" / "metrics.json").read_text() == "new"
     assert names(tmp_path / "a" / "b") == ["out"]
 
 
@@ -54,10 +54,10 @@ def test_an_existing_directory_needs_overwrite(tmp_path):
     fill(tmp_path / "out", "old")
     with pytest.raises(UserError, match="pass --overwrite"):
         fill(tmp_path / "out")
-    assert (tmp_path / "out" / "file").read_text() == "old"
+    assert (tmp_path / "out" / "metrics.json").read_text() == "old"
     (tmp_path / "out" / "stale").touch()
     fill(tmp_path / "out", overwrite=True)
-    assert names(tmp_path / "out") == ["file"]
+    assert names(tmp_path / "out") == ["metrics.json"]
     assert names(tmp_path) == ["out"]
 
 
@@ -70,7 +70,7 @@ def test_a_failure_leaves_what_was(tmp_path, error, overwrite):
     with pytest.raises(type(error)):
         fill_and_fail(tmp_path / "out", overwrite, error)
     assert names(tmp_path) == before
-    assert not overwrite or (tmp_path / "out" / "file").read_text() == "old"
+    assert not overwrite or (tmp_path / "out" / "metrics.json").read_text() == "old"
 
 
 def test_a_failed_rename_leaves_what_was(tmp_path, monkeypatch):
@@ -86,13 +86,13 @@ def test_a_failed_rename_leaves_what_was(tmp_path, monkeypatch):
     with pytest.raises(RuntimeError):
         fill(tmp_path / "out", overwrite=True)
     assert names(tmp_path) == ["out"]
-    assert (tmp_path / "out" / "file").read_text() == "old"
+    assert (tmp_path / "out" / "metrics.json").read_text() == "old"
 
 
 def test_somebody_else_was_faster(tmp_path):
     with pytest.raises(UserError, match="out"), fresh_directory(tmp_path / "out"):
         fill(tmp_path / "out", "theirs")
-    assert (tmp_path / "out" / "file").read_text() == "theirs"
+    assert (tmp_path / "out" / "metrics.json").read_text() == "theirs"
     assert names(tmp_path) == ["out"]
 
 
@@ -107,9 +107,9 @@ def test_a_full_disk_is_named(tmp_path):
 def test_a_parent_that_refuses_is_named(tmp_path):
     with pytest.raises(UserError, match="/proc"):
         fill(Path("/proc/nowhere/out"))
-    (tmp_path / "file").touch()
-    with pytest.raises(UserError, match="file"):
-        fill(tmp_path / "file" / "out")
+    (tmp_path / "metrics.json").touch()
+    with pytest.raises(UserError, match=r"metrics\.json"):
+        fill(tmp_path / "metrics.json" / "out")
 
 
 def test_our_own_faults_keep_their_kind(tmp_path):
@@ -122,13 +122,13 @@ def test_a_link_leads_to_its_target(tmp_path):
     (tmp_path / "out").symlink_to("real")
     fill(tmp_path / "out")
     assert (tmp_path / "out").is_symlink()
-    assert names(tmp_path / "real") == ["file"]
+    assert names(tmp_path / "real") == ["metrics.json"]
 
 
 def test_places_that_may_not_be_replaced(tmp_path, monkeypatch):
-    (tmp_path / "file").touch()
+    (tmp_path / "metrics.json").touch()
     with pytest.raises(UserError, match="a file of that name"):
-        check_free(tmp_path / "file", overwrite=True)
+        check_free(tmp_path / "metrics.json", overwrite=True)
     with pytest.raises(UserError, match="a mount point"):
         check_free("/proc", overwrite=True)
     (tmp_path / "a" / "b").mkdir(parents=True)

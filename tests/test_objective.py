@@ -76,6 +76,18 @@ def test_product_norm_is_that_of_the_product():
     close(product_norm(pair), np.linalg.norm(pair.b @ pair.a))
 
 
+def test_product_norm_of_a_product_that_cancels_is_zero_and_not_nan():
+    for seed in range(50):
+        random = np.random.default_rng(seed)
+        a, b = random.normal(size=(1, 8)), random.normal(size=(4, 1))
+        pair = LoraPair(
+            a=np.concatenate([a, a]).astype(np.float32),
+            b=np.concatenate([b, -b], axis=1).astype(np.float32),
+        )
+        assert float(product_norm(pair)) < 1e-2
+        assert all(np.isfinite(g).all() for g in jax.tree.leaves(jax.grad(product_norm)(pair)))
+
+
 @pytest.mark.parametrize("reduction", ["sum", "mean"])
 @pytest.mark.parametrize(
     "case",

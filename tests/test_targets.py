@@ -14,7 +14,9 @@ OTHER = np.repeat(np.arange(12), 2)
 def outputs():
     random = np.random.default_rng(0)
     forget, preserve = (random.normal(size=(n, 6)).astype(np.float32) for n in (5, 24))
-    return Outputs(forget + 3, IMAGE, preserve, OTHER, random.normal(size=6).astype(np.float32))
+    blank = random.normal(size=6).astype(np.float32)
+    similar = np.array([[0, 1], [2, 3]])
+    return Outputs(forget + 3, IMAGE, preserve, OTHER, blank, similar)
 
 
 def target(kind, outputs, seed=0):
@@ -47,6 +49,16 @@ def test_shift_moves_the_mean_and_keeps_every_difference(outputs):
     rows = target("shift", outputs)
     np.testing.assert_allclose(rows.mean(axis=0), outputs.preserve.mean(axis=0), atol=1e-5)
     np.testing.assert_allclose(rows[1] - rows[0], outputs.forget[1] - outputs.forget[0], atol=1e-5)
+
+
+@pytest.mark.parametrize("near_step", [1.0, 1.5])
+def test_near_moves_all_rows_by_the_mean_step_to_the_similar_images(outputs, near_step):
+    rows = neutral_target("near", outputs, jax.random.key(0), near_step)
+    others = outputs.preserve.reshape(12, 2, 6).mean(axis=1)
+    own = np.stack([outputs.forget[image == IMAGE].mean(axis=0) for image in (0, 1)])
+    goal = np.stack([others[:2].mean(axis=0), others[2:4].mean(axis=0)])
+    step = near_step * (goal - own).mean(axis=0)
+    np.testing.assert_allclose(rows - outputs.forget, np.tile(step, (5, 1)), atol=1e-5)
 
 
 def test_twin_moves_each_image_to_the_mean_of_its_ten_nearest_after_the_shift(outputs):

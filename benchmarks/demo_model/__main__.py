@@ -21,6 +21,7 @@ from .teach import teach
 from .tokenizer import build_tokenizer
 
 PHOTO_SHARE = 0.4
+PASS = 0.95
 
 
 def main() -> None:
@@ -37,8 +38,12 @@ def main() -> None:
     model = _train(tokenizer, options)
     _save(model, tokenizer, fresh / "checkpoint")
     vlm = load_vlm(fresh / "checkpoint")
-    for name, (right, total) in {**held_out_exam(vlm, fresh), **easy_vqa_exam(vlm)}.items():
+    scores = {**held_out_exam(vlm, fresh), **easy_vqa_exam(vlm)}
+    for name, (right, total) in scores.items():
         _log(f"{name:24} {right:5}/{total:<5} {right / total:.4f}")
+    failed = [name for name, (right, total) in scores.items() if right < PASS * total]
+    if failed:
+        raise SystemExit(f"{fresh}: below {PASS:.0%} on {', '.join(failed)}; {options.out} is kept")
     _put_in_place(fresh, options.out)
     _log(f"{options.out}: done in {time.time() - start:.0f} s")
 

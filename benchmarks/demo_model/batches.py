@@ -8,7 +8,7 @@ import torch
 from PIL import Image
 from torch import Tensor
 
-from .images import CLASSES, DRAWINGS, PHOTOS, SIDE, drawing_files, photo_crops
+from .images import CLASSES, PHOTOS, SIDE, drawing_files, photo_crops
 
 
 @dataclass(frozen=True)
@@ -98,9 +98,3 @@ class Sampler:
         draw = torch.rand(len(before), generator=self.generator)
         shift = (draw * (before + after + 1)).long() - before
         return (torch.arange(SIDE) - shift[:, None]) % SIDE
-
-
-def label_sets() -> dict[str, Tensor]:
-    """The labels of the drawings and of the photos, for scores by kind."""
-    split = len(DRAWINGS)
-    return {"drawings": torch.arange(split), "photos": torch.arange(split, len(CLASSES))}

@@ -115,20 +115,24 @@ def test_cells(photo: Photo, size: tuple[int, int]) -> list[tuple[int, int, int,
 
 
 def windows(photo: Photo, size: tuple[int, int], split: str, seed: int) -> Iterator[Window]:
-    """Endless random squares of one side of the photo, 0.8 to 1 of a cell wide."""
+    """Endless random squares of one side of the photo, 0.8 to 1 of a cell wide, none twice."""
     rng = np.random.default_rng([seed, split == "test", *photo.name.encode()])
     cells = test_cells(photo, size)
     cell = int(min(size[0] / photo.columns, size[1] / photo.rows))
     taken = np.zeros((size[1], size[0]), bool)
     for left, top, right, bottom in cells:
         taken[top:bottom, left:right] = True
+    seen: set[Window] = set()
     while True:
         side = int(rng.integers(int(0.8 * cell), cell + 1))
         box = cells[rng.integers(len(cells))] if split == "test" else (0, 0, *size)
         left = int(rng.integers(box[0], box[2] - side + 1))
         top = int(rng.integers(box[1], box[3] - side + 1))
-        if split == "test" or not taken[top : top + side, left : left + side].any():
-            yield left, top, side
+        window = (left, top, side)
+        free = split == "test" or not taken[top : top + side, left : left + side].any()
+        if free and window not in seen:
+            seen.add(window)
+            yield window
 
 
 def photo_crops(photo: Photo, split: str, count: int, seed: int = 0) -> list[bytes]:
@@ -140,8 +144,9 @@ def photo_crops(photo: Photo, split: str, count: int, seed: int = 0) -> list[byt
 
 def _jpeg(image: Image.Image, window: Window) -> bytes:
     left, top, side = window
-    box = (left, top, left + side, top + side)
-    crop = image.resize((SIDE, SIDE), Image.Resampling.BICUBIC, box=box)
+    # Cropped first: resizing with a box would blend in pixels from beyond its edges.
+    crop = image.crop((left, top, left + side, top + side))
+    crop = crop.resize((SIDE, SIDE), Image.Resampling.BICUBIC)
     buffer = io.BytesIO()
     crop.save(buffer, "JPEG", quality=90, subsampling=0)
     return buffer.getvalue()

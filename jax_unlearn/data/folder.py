@@ -67,13 +67,13 @@ UNREADABLE = (OSError, ValueError, SyntaxError, Image.DecompressionBombError)
 
 @dataclass
 class ImageReader:
-    """Decodes files one by one; those that cannot be read are skipped and remembered.
+    """Decodes files one by one; those that cannot be read are skipped and remembered with why.
 
     With `strict`, the first of them raises UserError.
     """
 
     strict: bool = False
-    skipped: list[Path] = field(default_factory=list)
+    skipped: list[tuple[Path, str]] = field(default_factory=list)
 
     def read(self, files: Iterable[ImageFile]) -> Iterator[tuple[int, Image.Image]]:
         """(index of the file, image) for every file that can be read."""
@@ -88,7 +88,7 @@ class ImageReader:
     def skip(self, path: Path, error: Exception) -> None:
         if self.strict:
             raise UserError(f"{path}: cannot be read ({error}); mend or remove it") from error
-        self.skipped.append(path)
+        self.skipped.append((path, str(error)))
 
 
 def split_held_out(

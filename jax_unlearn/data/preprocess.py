@@ -9,6 +9,7 @@ from jaxtyping import Float, Int
 from PIL import Image
 
 from jax_unlearn.errors import UserError
+from jax_unlearn.models.qwen3_vision import VisionConfig
 
 
 @dataclass(frozen=True)
@@ -34,11 +35,15 @@ class Preprocessor:
         return Image.new("RGB", size, mean)
 
 
-def load_preprocessor(checkpoint_dir: Path, patch_size: int, merge: int) -> Preprocessor:
+def load_preprocessor(checkpoint_dir: Path, tower: VisionConfig, max_pixels: int) -> Preprocessor:
     """Read preprocessor_config.json.
 
+    Args:
+        tower: the shape that the patches must have.
+        max_pixels: larger images are scaled down to this area; attention grows with its square.
+
     Raises:
-        UserError: the file is missing, or belongs to another tower (patch or merge size).
+        UserError: the file is missing, is not an image processor's, or belongs to another tower.
     """
     path = checkpoint_dir / "preprocessor_config.json"
     if not path.is_file():
@@ -51,11 +56,21 @@ def load_preprocessor(checkpoint_dir: Path, patch_size: int, merge: int) -> Prep
         processor = AutoImageProcessor.from_pretrained(
             checkpoint_dir, backend="pil", local_files_only=True, trust_remote_code=False
         )
-    except (ValueError, OSError) as error:
-        raise UserError(f"{path}: {str(error).splitlines()[0]}") from error
-    if (processor.patch_size, processor.merge_size) != (patch_size, merge):
+        found = [getattr(processor, name) for name in ("patch_size", "merge_size")]
+        found.append(processor.temporal_patch_size)
+        smallest, largest = processor.size.shortest_edge, processor.size.longest_edge
+    except (AttributeError, KeyError, OSError, TypeError, ValueError) as error:
+        raise UserError(f"{path}: not an image processor for this tower ({error})") from error
+    wanted = [tower.patch_size, tower.spatial_merge_size, tower.temporal_patch_size]
+    if found != wanted:
         raise UserError(
-            f"{path}: patch_size {processor.patch_size} and merge_size {processor.merge_size}, but "
-            f"config.json's tower has {patch_size} and {merge}"
+            f"{path}: patch, merge and temporal patch size are {found}, but config.json's tower "
+            f"has {wanted}"
         )
+    if max_pixels < smallest:
+        raise UserError(f"--max-pixels {max_pixels}: the smallest image of {path} has {smallest}")
+    processor.size = {
+        "shortest_edge": smallest,
+        "longest_edge": min(largest, max_pixels),
+    }
     return Preprocessor(processor)

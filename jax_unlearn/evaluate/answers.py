@@ -6,7 +6,8 @@ may ("what shape?" and "what color?" name a red triangle among triangles and red
 """
 
 import json
-from collections.abc import Callable, Sequence
+import re
+from collections.abc import Callable, Collection, Sequence
 from dataclasses import dataclass
 from itertools import combinations
 from pathlib import Path
@@ -67,13 +68,27 @@ def ask_all(ask: Ask, questions: Sequence[Question], labels: np.ndarray) -> list
     asked = []
     for question in questions:
         images = np.flatnonzero(np.isin(labels, list(question.answers)))
-        said = np.array([normal(answer) for answer in ask(images.tolist(), question.text)])
+        possible = set(question.answers.values())
+        replies = ask(images.tolist(), question.text)
+        said = np.array([understood(reply, possible) for reply in replies], dtype=object)
         asked.append(Asked(question, images, said))
     return asked
 
 
 def normal(answer: str) -> str:
-    return " ".join(answer.lower().strip(" .!\n").split())
+    return " ".join(re.findall(r"[^\W_]+", answer.lower()))
+
+
+def understood(said: str, possible: Collection[str]) -> str:
+    """The possible answer that a sentence gives: the longest that stands in it as whole words.
+
+    "The image shows a red circle." is "red circle". A sentence with two of them that do not contain
+    each other, or with none, stays as it is, and is none of them.
+    """
+    text = normal(said)
+    held = {a for a in map(normal, possible) if f" {a} " in f" {text} "}
+    whole = [a for a in held if not any(a != b and f" {a} " in f" {b} " for b in held)]
+    return whole[0] if len(whole) == 1 else text
 
 
 @dataclass(frozen=True)
@@ -158,6 +173,6 @@ def _accuracy(
     for a in asked:
         keep = rows[a.images]
         right = [normal(a.question.answers[label]) for label in labels[a.images[keep]]]
-        hits.append(a.said[keep] == np.array(right, dtype=a.said.dtype))
+        hits.append(a.said[keep] == np.array(right, dtype=object))
     joined = np.concatenate(hits) if hits else np.array([])
     return float(joined.mean()) if len(joined) else None

@@ -17,6 +17,8 @@ from sklearn.neighbors import KNeighborsClassifier, NearestCentroid
 from sklearn.pipeline import make_pipeline
 from sklearn.preprocessing import StandardScaler
 
+from jax_unlearn.rows import most_similar
+
 # How many preserve classes count as near to each forgotten one.
 NEIGHBOUR_CLASSES = 3
 Embeddings = Float[np.ndarray, "n e"]
@@ -73,19 +75,15 @@ def _share(hits: Bool[np.ndarray, " n"]) -> float | None:
     return float(hits.mean()) if len(hits) else None
 
 
-def neighbour_classes(train: Split) -> list[str]:
-    """The preserve classes whose original means are nearest to that of a forgotten class."""
-    _, forgotten = _class_means(train, train.is_forget)
-    classes, means = _class_means(train, ~train.is_forget)
-    distance = np.linalg.norm(forgotten[:, None] - means[None], axis=-1)
-    nearest = np.unique(np.argsort(distance, axis=1)[:, :NEIGHBOUR_CLASSES])
-    return [str(classes[i]) for i in nearest]
-
-
-def _class_means(split: Split, rows: Bool[np.ndarray, " n"]) -> tuple[Labels, Embeddings]:
-    classes = np.unique(split.labels[rows])
-    of_class = (split.before[rows & (split.labels == c)] for c in classes)
-    return classes, np.stack([x.mean(axis=0) for x in of_class])
+def neighbour_classes(train: Mapping[str, Split]) -> list[str]:
+    """The preserve classes that are nearest to some forgotten class, over all paths."""
+    one = next(iter(train.values()))
+    classes = np.unique(one.labels)
+    rows = [one.labels == name for name in classes]
+    is_forget = np.array([one.is_forget[row].any() for row in rows])
+    means = [np.stack([s.before[row].mean(axis=0) for row in rows]) for s in train.values()]
+    nearest = np.unique(most_similar(means, is_forget, NEIGHBOUR_CLASSES))
+    return [str(name) for name in classes[~is_forget][nearest]]
 
 
 def read_path(train: Split, test: Split, groups: Groups) -> dict[str, dict[str, Any]]:
@@ -114,10 +112,9 @@ def drift(before: Embeddings, after: Embeddings) -> dict[str, float]:
 def read_all(
     train: Mapping[str, Split], test: Mapping[str, Split]
 ) -> tuple[dict[str, Any], list[str]]:
-    """Readers and drift of every path, and the neighbour classes (nearest on the first path)."""
-    first = next(iter(train))
-    neighbours = neighbour_classes(train[first])
-    one = test[first]
+    """Readers and drift of every path, and the neighbour classes."""
+    neighbours = neighbour_classes(train)
+    one = next(iter(test.values()))
     groups = Groups(
         forget_classes=np.unique(one.labels[one.is_forget]),
         forget=one.is_forget,

@@ -17,6 +17,9 @@ from PIL import Image
 
 from jax_unlearn.errors import UserError
 
+# Nothing is fetched, and code that lies in a checkpoint is not run.
+LOCAL = {"local_files_only": True, "trust_remote_code": False}
+
 Grid = tuple[int, int, int]  # frames, rows and columns of patches
 Patches = np.ndarray  # [t * h * w, channels * temporal_patch * patch * patch]
 
@@ -38,22 +41,24 @@ def load_vlm(checkpoint_dir: str | Path, adapter_dir: str | Path | None = None) 
     Raises:
         UserError: torch or peft is not installed, or a directory is missing or of another kind.
     """
-    torch = _need("torch")
+    torch, peft = need_torch()
     from transformers import AutoImageProcessor, AutoModelForImageTextToText, AutoTokenizer
 
     folder = _directory(checkpoint_dir, "config.json")
     try:
-        model = AutoModelForImageTextToText.from_pretrained(folder, dtype=torch.float32)
-        tokenizer = AutoTokenizer.from_pretrained(folder)
+        model = AutoModelForImageTextToText.from_pretrained(
+            folder, dtype=torch.float32, use_safetensors=True, **LOCAL
+        )
+        tokenizer = AutoTokenizer.from_pretrained(folder, **LOCAL)
         # The torchvision backend would be the default, and is one more thing to install.
-        processor = AutoImageProcessor.from_pretrained(folder, backend="pil")
-    except (OSError, ValueError) as error:
+        processor = AutoImageProcessor.from_pretrained(folder, backend="pil", **LOCAL)
+    except (KeyError, OSError, RuntimeError, TypeError, ValueError) as error:
         raise UserError(
             f"{folder}: not a vision-language checkpoint: {_first_line(error)}"
         ) from error
     if adapter_dir is not None:
         adapter = _directory(adapter_dir, "adapter_config.json")
-        model = _need("peft").PeftModel.from_pretrained(model, str(adapter))
+        model = peft.PeftModel.from_pretrained(model, str(adapter))
     return VLM(model.eval(), tokenizer, processor)
 
 
@@ -62,7 +67,7 @@ def ask(
     images: Sequence[Image.Image],
     question: str,
     batch_size: int = 64,
-    max_new_tokens: int = 8,
+    max_new_tokens: int = 32,
 ) -> list[str]:
     """The model's greedy answer to ``question`` about each image, in the order of ``images``."""
     groups: dict[Grid, list[tuple[int, Patches]]] = {}
@@ -146,6 +151,15 @@ def _fitting_threads(model: Any) -> Iterator[None]:
 
 def _pad_token(tokenizer: Any) -> int:
     return tokenizer.eos_token_id if tokenizer.pad_token_id is None else tokenizer.pad_token_id
+
+
+def need_torch() -> tuple[ModuleType, ModuleType]:
+    """torch and peft.
+
+    Raises:
+        UserError: one of them is not installed.
+    """
+    return _need("torch"), _need("peft")
 
 
 def _need(package: str) -> ModuleType:

@@ -4,7 +4,7 @@ Facts of the architecture: Qwen3-VL's `Qwen3VLVisionModel` in transformers 5.23.
 exact (erf) GELU while the blocks' MLPs use the one that the config names, tanh as a rule.
 """
 
-from collections.abc import Callable
+from collections.abc import Callable, Iterable
 from dataclasses import dataclass, field
 from functools import partial
 
@@ -23,6 +23,7 @@ ACTIVATIONS: dict[str, Callable[[Array], Array]] = {
     "gelu": partial(jax.nn.gelu, approximate=False),
     "silu": jax.nn.silu,
 }
+LINEARS = ("linear_fc1", "linear_fc2")
 
 
 @dataclass(frozen=True)
@@ -253,9 +254,11 @@ class Qwen3VisionTower(nnx.Module):
             adapter: low-rank changes of some of the Mergers' Linears.
 
         Raises:
-            ValueError: the grid does not belong to the patches.
+            ValueError: the grid does not belong to the patches, or the adapter names a Linear
+                that the tower does not have.
         """
         config = self.config
+        check_linears(adapter.pairs if adapter else (), config)
         packed, slots = pack(
             np.asarray(pixel_values),
             np.asarray(grid_thw),
@@ -266,7 +269,12 @@ class Qwen3VisionTower(nnx.Module):
         return unpack(forward(graphdef, state, packed, adapter), slots, config)
 
     def linear(self, name: str) -> tuple[Float[np.ndarray, "e d_in"], Float[np.ndarray, " e"]]:
-        """(weight, bias) of an adaptable Linear by its name, in torch's layout, float32."""
+        """(weight, bias) of an adaptable Linear by its name, as float32 [out, in] and [out].
+
+        Raises:
+            ValueError: no Merger has a Linear of that name.
+        """
+        check_linears([name], self.config)
         merger, _, linear = name.rpartition(".")
         index = merger.rpartition(".")[2]
         module = self.deepstack_merger_list[int(index)] if index.isdigit() else self.merger
@@ -329,6 +337,13 @@ class Qwen3VisionTower(nnx.Module):
         levels = jnp.zeros((spare + 1, *x.shape), x.dtype)
         (x, levels), _ = jax.lax.scan(layer, (x, levels), (layers, jnp.asarray(slot)))
         return x, list(levels[:spare])
+
+
+def check_linears(names: Iterable[str], config: VisionConfig) -> None:
+    """An unknown name would otherwise be a change that is silently left out."""
+    known = {f"{merger}.{linear}" for merger in config.mergers for linear in LINEARS}
+    if unknown := sorted(set(names) - known):
+        raise ValueError(f"the tower has no Linear {', '.join(unknown)}; it has {sorted(known)}")
 
 
 def merger_pairs(adapter: LoraAdapter | None, merger: str) -> dict[str, LoraPair]:

@@ -23,13 +23,13 @@ VLM_ROWS = (
 )
 
 
-def write_report(
+def report(
     directory: Path,
     config: RunConfig,
     metrics: dict[str, Any],
     samples: Sequence[Sequence[ImageFile]],
-) -> None:
-    """Write report.html into a run's directory, which holds history.jsonl already.
+) -> str:
+    """The page of a run, whose directory holds history.jsonl already.
 
     Args:
         samples: rows of readable images to show the first of, to forget and to preserve.
@@ -54,7 +54,7 @@ def write_report(
             pct=percent,
         )
     )
-    (directory / "report.html").write_text(page, encoding="utf-8")
+    return page
 
 
 def environment() -> jinja2.Environment:

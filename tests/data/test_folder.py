@@ -92,7 +92,7 @@ def broken(tmp_path):
 def test_broken_images_are_named_and_skipped(tmp_path):
     reader = ImageReader()
     assert [index for index, _ in reader.read(broken(tmp_path))] == [0, 3]
-    assert [path.name for path in reader.skipped] == ["b.png", "c.jpg"]
+    assert [path.name for path, _ in reader.skipped] == ["b.png", "c.jpg"]
 
 
 def test_strict_stops_at_the_first_broken_image(tmp_path):

@@ -6,7 +6,14 @@ import numpy as np
 import pytest
 
 from jax_unlearn.errors import UserError
-from jax_unlearn.evaluate.answers import Question, ask_all, load_questions, naming, score
+from jax_unlearn.evaluate.answers import (
+    Question,
+    ask_all,
+    load_questions,
+    naming,
+    score,
+    understood,
+)
 
 CLASSES = ("red triangle", "red circle", "blue triangle", "blue circle", "cat")
 DRAWN = CLASSES[:4]
@@ -89,6 +96,21 @@ def test_mistakes_about_preserved_classes_are_counted_where_they_belong():
     # 2 of 6 preserve images, each with the four open questions that it is asked (cats with two).
     assert scores["others"] == pytest.approx(1 - 8 / 20)
     assert scores["yes_no"] == pytest.approx(4 / 6)
+
+
+@pytest.mark.parametrize(
+    ("said", "meant"),
+    [
+        ("Red circle.", "red circle"),
+        ("The image shows a red circle on white.", "red circle"),
+        ("It is a cat!", "cat"),
+        ("a category of things", "a category of things"),
+        ("a cat and a red circle", "a cat and a red circle"),
+        ("", ""),
+    ],
+)
+def test_a_sentence_is_understood_by_the_one_answer_in_it(said, meant):
+    assert understood(said, CLASSES) == meant
 
 
 def test_without_a_file_the_question_is_the_name():

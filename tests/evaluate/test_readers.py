@@ -65,7 +65,19 @@ def test_headline_is_the_worst_path(read):
 
 def test_neighbours_are_the_nearest_preserved_classes(read):
     assert read[1] == ["b", "c", "d"]
-    assert neighbour_classes(split(0, False))[0] == "b"
+
+
+def test_neighbours_are_few_and_not_misled_by_a_common_mean():
+    random = np.random.default_rng(0)
+    names = np.array([f"{c} {s}" for c in "ABCDEF" for s in "xy"])
+    labels = np.repeat(names, 5)
+    x = 0.1 * random.normal(size=(len(labels), 8)) + 100
+    for i, color in enumerate("ABCDEF"):
+        x[np.char.startswith(labels, color), i] += 1
+    is_forget = labels == "A x"
+    train = {"p": Split(x, x, labels, is_forget)}
+    assert "A y" in neighbour_classes(train)
+    assert len(neighbour_classes(train)) == 3
 
 
 def test_drift_is_relative():

@@ -1,0 +1,44 @@
+"""Rows of images: means, held-out rows, and which images are alike."""
+
+import numpy as np
+
+from jax_unlearn.data.folder import ImageFile
+from jax_unlearn.rows import Features, image_means, most_similar
+
+
+def test_image_means_average_each_images_rows():
+    x = np.arange(10, dtype=np.float32).reshape(5, 2)
+    np.testing.assert_allclose(image_means(x, np.array([0, 0, 1, 2, 2]))[[0, 2]], [[1, 2], [7, 8]])
+    np.testing.assert_allclose(image_means(x, np.array([0, 0, 1, 1, 2]))[[0, 2]], [[1, 2], [8, 9]])
+
+
+def test_held_out_rows_are_whole_images_of_each_class(tmp_path):
+    files = []
+    for i in range(10):
+        path = tmp_path / f"{i}"
+        path.write_text(str(i))
+        files.append(ImageFile(path, "ab"[i % 2]))
+    image = np.repeat(np.arange(10), 3)
+    features = Features(tuple(files), {"x": np.zeros((30, 2), np.float32)}, image)
+    held = features.held_out_rows(seed=0)
+    assert sorted(set(image[held]) & set(image[~held])) == []
+    assert sorted(features.labels[list(set(image[held]))]) == ["a", "b"]
+
+
+def test_similar_images_share_what_all_paths_say_whatever_their_common_mean():
+    random = np.random.default_rng(0)
+    kind = np.repeat(np.arange(4), 6)
+    signal = np.eye(4)[kind]
+    # The second path is a hundred times larger and knows nothing; the first has a large mean.
+    paths = [
+        np.concatenate([signal, np.full((24, 1), 50.0)], axis=1)
+        + 0.01 * random.normal(size=(24, 5)),
+        100 * (signal + random.normal(size=(24, 4))) + 1000,
+    ]
+    is_forget = np.zeros(24, bool)
+    is_forget[[0, 6]] = True
+    similar = most_similar(paths, is_forget, 3)
+    assert similar.shape == (2, 3)
+    assert (kind[~is_forget][similar[0]] == 0).mean() > 0.6
+    assert (kind[~is_forget][similar[1]] == 1).mean() > 0.6
+    assert most_similar(paths, is_forget, 100).shape == (2, 22)
