@@ -15,7 +15,7 @@ $(VENV)/.run: $(BIN)/python pyproject.toml constraints.txt
 	$(BIN)/pip install --quiet -c constraints.txt -e .
 	touch $@
 
-# torch comes first and alone: an index without CPU wheels would bring gigabytes of CUDA.
+# torch first and by itself, so that a local CPU build of this version is the one that is taken.
 $(VENV)/.test: $(BIN)/python pyproject.toml constraints.txt
 	$(BIN)/pip install --quiet torch==2.13.0
 	$(BIN)/pip install --quiet -c constraints.txt -e '.[test]'
@@ -37,6 +37,9 @@ check: $(VENV)/.test
 
 table: $(VENV)/.test
 	$(BIN)/python -m benchmarks.forgetting
+	$(BIN)/python -m benchmarks.demo_cost
+	$(BIN)/python -m benchmarks.demo_model.exam
+	$(BIN)/python -m benchmarks.tables
 
 demo-model: $(VENV)/.test
 	$(BIN)/python -m benchmarks.demo_model

@@ -1,6 +1,5 @@
 """Writes the README's tables from the benchmarks' JSON: no figure is typed by hand."""
 
-import itertools
 import json
 from collections.abc import Iterable
 from pathlib import Path
@@ -8,13 +7,17 @@ from typing import Any
 
 import numpy as np
 
-ROOT = Path(__file__).parent.parent
-README = ROOT / "README.md"
+README = Path(__file__).parent.parent / "README.md"
 RESULTS = Path(__file__).parent / "results"
 
 Row = dict[str, Any]
-DEFAULT = "shift, all Mergers"
-READERS = ("nearest_mean", "linear_probe", "refitted_probe", "refitted_neighbour")
+# Columns of the table of readers: (reader, images).
+READ = (
+    *((reader, images) for reader in ("nearest_mean", "linear_probe") for images in
+      ("forget", "preserve", "neighbours")),
+    ("refitted_probe", "forget"),
+    ("refitted_neighbour", "forget"),
+)  # fmt: skip
 
 
 def main() -> None:
@@ -24,9 +27,10 @@ def main() -> None:
         name = concept["concept"].replace(" ", "-")
         text = replace(text, f"answers {name}", answers(concept))
         text = replace(text, f"readers {name}", readers(concept))
+    text = replace(text, "others", others(forgetting["others"]))
     text = replace(text, "machine", machine(forgetting["machine"]))
-    demo = json.loads((RESULTS / "demo.json").read_text())
-    text = replace(text, "demo", demo_line(demo))
+    text = replace(text, "demo", demo_line(json.loads((RESULTS / "demo.json").read_text())))
+    text = replace(text, "exam", exam(json.loads((RESULTS / "exam.json").read_text())))
     README.write_text(text)
 
 
@@ -37,7 +41,7 @@ def replace(text: str, name: str, content: str) -> str:
     _, closed, tail = rest.partition(end)
     if not (found and closed):
         raise SystemExit(f"README.md has no marks {start} … {end}")
-    return f"{head}{start}\n{content}\n{end}{tail}"
+    return f"{head}{start}\n\n{content}\n\n{end}{tail}"
 
 
 def table(header: Iterable[str], rows: Iterable[Iterable[str]]) -> str:
@@ -48,7 +52,10 @@ def table(header: Iterable[str], rows: Iterable[Iterable[str]]) -> str:
 
 def setting_name(setting: Row) -> str:
     where = "all Mergers" if setting["targets"] == "all" else "main Merger"
-    return f"{'**faithful**: ' if 'preset' in setting else ''}{setting['target']}, {where}"
+    name = f"{setting['target']}, {where}"
+    if setting["preset"] == "faithful":
+        return f"**faithful** ({name}, {setting['granularity']}, {setting['reduction']})"
+    return f"**{name} (default)**" if name == "near, all Mergers" else name
 
 
 def by_setting(concept: Row) -> dict[str, list[Row]]:
@@ -59,57 +66,88 @@ def by_setting(concept: Row) -> dict[str, list[Row]]:
 
 
 def over_seeds(values: Iterable[float | None]) -> str:
-    """The mean, and the range where seeds differ by more than the last digit shown."""
-    known = [value for value in values if value is not None]
+    """The mean in per cent, and the range where seeds differ by more than the digit shown."""
+    known = [100 * value for value in values if value is not None]
     if not known:
         return "–"
-    low, high = (f"{100 * x:.1f}" for x in (min(known), max(known)))
-    mean = f"{100 * float(np.mean(known)):.1f}"
-    return mean if low == high else f"{mean} ({low}–{high})"
+    low, high = f"{min(known):.1f}", f"{max(known):.1f}"
+    return low if low == high else f"{np.mean(known):.1f} ({low}–{high})"
 
 
 def answers(concept: Row) -> str:
     """What the Hugging Face model says, a row a setting."""
-    before = concept["before"]
-    questions = [f"“{n['question']}” (chance {100 * n['chance']:.1f})" for n in before["named"]]
-    kept = [f"“{question}”" for question in before["selectivity_of"]]
-    header = ["target, LoRA on", *questions, *kept, "others", "near neighbours", "yes/no"]
-    rows = [["before", *answer_cells([before])]]
-    rows += [
-        [name, *answer_cells([row["after"] for row in group])]
-        for name, group in by_setting(concept).items()
-    ]
-    return table(header, rows)
+    rows = [["before", *answer_cells([concept["before"]])]]
+    for name, group in by_setting(concept).items():
+        rows.append([name, *answer_cells([row["after"] for row in group])])
+    return table(["target, LoRA on", *answer_header(concept["before"])], rows)
+
+
+def answer_header(before: Row) -> list[str]:
+    named = before["named"] + before["confirmed"]
+    questions = [f"“{n['question']}” (chance {100 * n['chance']:.1f})" for n in named]
+    kept = [f"kept: “{question}”" for question in before["selectivity_of"]]
+    return [*questions, *kept, "others", "near neighbours", "yes/no"]
 
 
 def answer_cells(scores: list[Row]) -> list[str]:
-    named = [
-        over_seeds(s["named"][i]["share"] for s in scores) for i in range(len(scores[0]["named"]))
+    cells = [
+        over_seeds(s[part][i]["share"] for s in scores)
+        for part in ("named", "confirmed")
+        for i in range(len(scores[0][part]))
     ]
-    kept = [over_seeds(s["selectivity_of"][q] for s in scores) for q in scores[0]["selectivity_of"]]
-    rest = [over_seeds(s[key] for s in scores) for key in ("others", "neighbours", "yes_no")]
-    return [*named, *kept, *rest]
+    cells += [
+        over_seeds(s["selectivity_of"][q] for s in scores) for q in scores[0]["selectivity_of"]
+    ]
+    return cells + [over_seeds(s[k] for s in scores) for k in ("others", "neighbours", "yes_no")]
+
+
+def others(concepts: list[Row]) -> str:
+    """The default setting on other concepts: the worst naming question, then what is kept."""
+    rows = []
+    for concept in concepts:
+        after = [row["after"] for row in concept["rows"]]
+        worst = max(concept["before"]["named"], key=lambda n: named(after, n["question"]))
+        chance = f"{100 * worst['chance']:.1f}"
+        shares = over_seeds(share_of(scores, worst["question"]) for scores in after)
+        kept = [over_seeds(s[k] for s in after) for k in ("selectivity", "others", "neighbours")]
+        rows.append([concept["concept"], over_seeds([worst["share"]]), shares, chance, *kept])
+    header = ["concept", "named before", "named after", "chance", "selectivity", "others"]
+    return table([*header, "near neighbours"], rows)
+
+
+def named(after: list[Row], question: str) -> float:
+    return float(np.mean([share_of(scores, question) for scores in after]))
+
+
+def share_of(scores: Row, question: str) -> float:
+    return float(next(n["share"] for n in scores["named"] if n["question"] == question))
 
 
 def readers(concept: Row) -> str:
-    """What readers find on each path, for the published scheme and the default."""
+    """What readers find on each path, a row a setting and path."""
     groups = by_setting(concept)
-    chosen = {name: group for name, group in groups.items() if "faithful" in name}
-    chosen["**default**: " + DEFAULT] = groups[DEFAULT]
-    paths = groups[DEFAULT][0]["paths"]
-    cells = itertools.product(paths, READERS, ("forget", "preserve", "neighbours"))
-    rows = [
-        [path, reader.replace("_", " "), group]
-        + [over_seeds([share(groups[DEFAULT][0], path, reader, "before", group)])]
-        + [over_seeds(share(r, path, reader, "after", group) for r in rs) for rs in chosen.values()]
-        for path, reader, group in cells
+    some = next(iter(groups.values()))
+    rows = [["before", path, *read_cells(some[:1], path, "before")] for path in some[0]["paths"]]
+    for name, group in groups.items():
+        rows += [[name, path, *read_cells(group, path, "after")] for path in group[0]["paths"]]
+    header = [f"{reader.replace('_', ' ')}: {images}" for reader, images in READ]
+    return table(["target, LoRA on", "path", *header], rows)
+
+
+def read_cells(group: list[Row], path: str, when: str) -> list[str]:
+    return [
+        over_seeds(row["paths"][path]["readers"][reader][when][images] for row in group)
+        for reader, images in READ
     ]
-    return table(["path", "reader", "images", "before", *chosen], rows)
 
 
-def share(row: Row, path: str, reader: str, when: str, group: str) -> float | None:
-    found: float | None = row["paths"][path]["readers"][reader][when][group]
-    return found
+def exam(scores: dict[str, list[int]]) -> str:
+    """The shipped model's accuracy on held-out images, a family of questions a row."""
+    rows = [
+        [family, f"{right} of {total}", f"{100 * right / total:.1f}"]
+        for family, (right, total) in scores.items()
+    ]
+    return table(["questions about held-out images", "right", "%"], rows)
 
 
 def machine(facts: Row) -> str:
@@ -122,7 +160,7 @@ def machine(facts: Row) -> str:
 def demo_line(facts: Row) -> str:
     return (
         f"{facts['seconds']:.0f} s of wall time and {facts['peak_mib']:.0f} MiB of peak memory on "
-        f"{facts['cores']} cores, of which {facts['extract']:.1f} s are extraction and "
+        f"{facts['cores']} cores, of which {facts['extract']:.1f} s are loading and extraction and "
         f"{facts['optimise']:.1f} s the {facts['epochs']} epochs "
         f"({facts['date']}, `python -m benchmarks.demo_cost`)."
     )

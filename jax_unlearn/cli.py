@@ -6,7 +6,6 @@ import sys
 import warnings
 from collections.abc import Sequence
 from dataclasses import dataclass
-from importlib import resources
 from pathlib import Path
 from types import ModuleType
 from typing import Annotated, Any, cast
@@ -20,9 +19,9 @@ from jax_unlearn.config import FAITHFUL, Preset, RunConfig
 from jax_unlearn.errors import UserError
 from jax_unlearn.report.page import VLM_ROWS, percent
 from jax_unlearn.run import Format, Metrics, evaluate, export, run
+from jax_unlearn.shipped import ASSETS
 
 REQUIRED = ("checkpoint", "forget", "preserve", "out")
-ASSETS = Path(str(resources.files("jax_unlearn"))) / "assets"
 
 
 @dataclass(frozen=True)

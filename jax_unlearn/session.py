@@ -14,7 +14,7 @@ from jax_unlearn.config import RunConfig
 from jax_unlearn.data.folder import ImageFile, ImageReader, read_image
 from jax_unlearn.data.preprocess import load_preprocessor
 from jax_unlearn.dataset import collect
-from jax_unlearn.evaluate.readers import Split, headline, read_all
+from jax_unlearn.evaluate.readers import Fitted, Split, headline, read_all
 from jax_unlearn.extract import Extractor, Granularity
 from jax_unlearn.lora import LoraAdapter
 from jax_unlearn.objective import LinearProblem, linear_problem
@@ -162,10 +162,12 @@ class Session:
             splits[name.removesuffix(f".{LINEAR}")] = Split(before, after, labels, is_forget)
         return splits
 
-    def evaluate(self, train: Sides, test: Sides, adapter: LoraAdapter) -> dict[str, Any]:
+    def evaluate(
+        self, train: Sides, test: Sides, adapter: LoraAdapter, fitted: Fitted | None = None
+    ) -> dict[str, Any]:
         """The readers' part of metrics.json."""
         train_splits, test_splits = self.splits(train, adapter), self.splits(test, adapter)
-        paths, neighbours = read_all(train_splits, test_splits)
+        paths, neighbours = read_all(train_splits, test_splits, fitted)
         classes = len(np.unique(next(iter(train_splits.values())).labels))
         # What a guess among the classes would score.
         chance = {

@@ -11,7 +11,8 @@ import pytest
 from safetensors.numpy import load_file, save_file
 
 import porting
-from jax_unlearn.cli import ASSETS, main, parse
+from jax_unlearn.cli import main, parse
+from jax_unlearn.shipped import ASSETS
 from tests import tiny
 
 CLASSES = {"forget": ["red triangle"], "preserve": ["blue circle", "astronaut"]}

@@ -11,8 +11,8 @@ from PIL import Image
 
 from jax_unlearn.errors import UserError
 from jax_unlearn.evaluate.vlm import VLM, ask, load_vlm
+from jax_unlearn.shipped import ASSETS
 
-ASSETS = Path(__file__).parents[1] / "jax_unlearn" / "assets"
 EACH = 8  # test images of a class that are asked about
 Shown = list[tuple[str, Image.Image]]
 

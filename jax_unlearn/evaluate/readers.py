@@ -23,6 +23,7 @@ from jax_unlearn.rows import most_similar
 NEIGHBOUR_CLASSES = 3
 Embeddings = Float[np.ndarray, "n e"]
 Labels = np.ndarray
+Fitted = Mapping[str, Mapping[str, BaseEstimator]]
 
 
 def nearest_mean() -> BaseEstimator:
@@ -86,16 +87,24 @@ def neighbour_classes(train: Mapping[str, Split]) -> list[str]:
     return [str(name) for name in classes[~is_forget][nearest]]
 
 
-def read_path(train: Split, test: Split, groups: Groups) -> dict[str, dict[str, Any]]:
+def fit_before(train: Mapping[str, Split]) -> Fitted:
+    """Every reader on every path's original features: {path: {reader: fitted reader}}."""
+    readers = {**FITTED_BEFORE, **REFITTED}
+    return {
+        path: {name: make().fit(split.before, split.labels) for name, make in readers.items()}
+        for path, split in train.items()
+    }
+
+
+def read_path(
+    train: Split, test: Split, groups: Groups, fitted: Mapping[str, BaseEstimator]
+) -> dict[str, dict[str, Any]]:
     """Every reader on one path: {reader: {before: {group: share}, after: {group: share}}}."""
     scores: dict[str, dict[str, Any]] = {}
-    for name, make in {**FITTED_BEFORE, **REFITTED}.items():
-        reader = make()
-        reader.fit(train.before, train.labels)
+    for name, reader in fitted.items():
         before = groups.score(reader.predict(test.before), test.labels)
         if name in REFITTED:
-            reader = make()
-            reader.fit(train.after, train.labels)
+            reader = REFITTED[name]().fit(train.after, train.labels)
         after = groups.score(reader.predict(test.after), test.labels)
         scores[name] = {"before": before, "after": after}
     return scores
@@ -110,9 +119,12 @@ def drift(before: Embeddings, after: Embeddings) -> dict[str, float]:
 
 
 def read_all(
-    train: Mapping[str, Split], test: Mapping[str, Split]
+    train: Mapping[str, Split], test: Mapping[str, Split], fitted: Fitted | None = None
 ) -> tuple[dict[str, Any], list[str]]:
-    """Readers and drift of every path, and the neighbour classes."""
+    """Readers and drift of every path, and the neighbour classes.
+
+    fitted: what `fit_before` gave for these training images, to spare fitting it again.
+    """
     neighbours = neighbour_classes(train)
     one = next(iter(test.values()))
     groups = Groups(
@@ -121,11 +133,12 @@ def read_all(
         preserve=~one.is_forget,
         neighbours=~one.is_forget & np.isin(one.labels, neighbours),
     )
+    fitted = fitted or fit_before(train)
     paths = {}
     for path in train:
         keep = ~test[path].is_forget
         paths[path] = {
-            "readers": read_path(train[path], test[path], groups),
+            "readers": read_path(train[path], test[path], groups, fitted[path]),
             "drift": drift(test[path].before[keep], test[path].after[keep]),
         }
     return paths, neighbours

@@ -159,11 +159,11 @@ def test_a_merged_checkpoint_is_not_merged_again(single, adapter, tmp_path):
 
 def test_an_existing_directory_is_kept(single, adapter, tmp_path):
     (tmp_path / "out").mkdir()
-    (tmp_path / "out" / "mine").touch()
+    (tmp_path / "out" / "adapter_config.json").touch()
     with pytest.raises(UserError, match="--overwrite"):
         merge_checkpoint(adapter, single, tmp_path / "out")
     merge_checkpoint(adapter, single, tmp_path / "out", overwrite=True)
-    assert not (tmp_path / "out" / "mine").exists()
+    assert not (tmp_path / "out" / "adapter_config.json").exists()
     unmerge_checkpoint(tmp_path / "out", tmp_path / "back")
     assert tree(tmp_path / "back") == tree(single)
 
@@ -183,7 +183,7 @@ def test_out_and_checkpoint_are_apart(single, adapter, place):
 def test_a_failure_leaves_nothing(step, old, single, adapter, tmp_path, monkeypatch):
     if old:
         (tmp_path / "out").mkdir()
-        (tmp_path / "out" / "mine").touch()
+        (tmp_path / "out" / "adapter_config.json").touch()
     before, work, calls = tree(tmp_path), getattr(merged, step), []
 
     def fail(*args, **kwargs):
