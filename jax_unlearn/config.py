@@ -67,6 +67,8 @@ class RunConfig(TrainConfig):
     reduction: Reduction = "mean"
     """Root mean square per row (mean), so that the λ's do not depend on the number of rows, or
     norms over all rows (sum, the published form)."""
+    lambda_preserve: float = 2.5
+    """Weight of the preserve term."""
     max_pixels: int = 2**20
     """Larger images are scaled down to this area."""
     dtype: Literal["float32", "bfloat16"] = "float32"

@@ -4,11 +4,12 @@ import math
 from pathlib import Path
 from typing import Any
 
+from jax_unlearn.extract import PATCHES_PER_BATCH
 from jax_unlearn.models.qwen3_vision import VisionConfig
 from porting.checkpoint import Checkpoint
 from porting.qwen3_vision import VisionCheckpoint, describe
 
-# A 1-megapixel image at 16 × 16 patches, as an example to scale from.
+# An image of one megapixel in patches of 16 × 16, as an example to scale from.
 EXAMPLE_PATCHES = 4096
 
 
@@ -61,14 +62,14 @@ def linears(config: VisionConfig) -> dict[str, str]:
 
 
 def memory(config: VisionConfig, parameters: int) -> dict[str, float]:
-    """Of a float32 run: the weights, one example image's widest activations, its cached rows."""
+    """Of a float32 run: the weights, a batch's widest activations, the cached rows."""
     merged = EXAMPLE_PATCHES // config.spatial_merge_size**2
-    attention = config.num_heads * EXAMPLE_PATCHES**2
+    attention = config.num_heads * EXAMPLE_PATCHES * PATCHES_PER_BATCH
     rows = len(config.mergers) * merged * config.merged_size
     entries = {
         "tower": parameters,
-        f"activations of one image of {EXAMPLE_PATCHES} patches": attention
-        + EXAMPLE_PATCHES * config.intermediate_size,
+        f"activations of a batch of images of {EXAMPLE_PATCHES} patches": attention
+        + PATCHES_PER_BATCH * config.intermediate_size,
         "cached rows of 1000 such images, tokens": 1000 * rows,
         "cached rows of 1000 images, images": 1000 * rows // merged,
     }

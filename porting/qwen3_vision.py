@@ -22,7 +22,7 @@ TOWER = ("patch_embed.", "pos_embed.", "blocks.", "merger.", "deepstack_merger_l
 
 # Where the tower lives in the HF model class that this model_type loads into.
 LIVE_PREFIX = {"qwen3_vl": "model.visual.", "qwen3_vl_vision": ""}
-DTYPES = ("float32", "bfloat16")
+TOWER_DTYPES = ("float32", "bfloat16")
 
 # The Linears that an adapter may change, by our names for them.
 LINEAR = re.compile(r"(merger|deepstack_merger_list\.\d+)\.linear_fc[12]")
@@ -208,8 +208,8 @@ def load_vision_tower(checkpoint_dir: str | Path, dtype: str = "float32") -> Qwe
         UserError: the directory is no checkpoint of a known family, or `dtype` is not one of ours.
         CheckpointError: names every tensor that is missing, unexpected, or wrong.
     """
-    if dtype not in DTYPES:
-        raise UserError(f"dtype {dtype!r} is not one of {', '.join(DTYPES)}")
+    if dtype not in TOWER_DTYPES:
+        raise UserError(f"dtype {dtype!r} is not one of {', '.join(TOWER_DTYPES)}")
     _, config = vision_config(checkpoint_dir, dtype)
     graphdef, abstract = nnx.split(abstract_tower(config))
     with Checkpoint(checkpoint_dir) as checkpoint:

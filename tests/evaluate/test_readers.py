@@ -57,7 +57,19 @@ def test_a_refitted_reader_finds_what_merely_moved():
     assert readers["refitted_neighbour"]["after"]["forget"] == 1.0
 
 
-def test_headline_is_the_worst_path(read):
+def test_headline_takes_each_figure_from_its_worst_path():
+    def path(forget, preserve):
+        scores = ({"forget": f, "preserve": p} for f, p in zip(forget, preserve, strict=True))
+        return {"readers": {"linear_probe": dict(zip(("before", "after"), scores, strict=True))}}
+
+    paths = {"p": path((0.9, 0.1), (0.8, 0.7)), "q": path((0.7, 0.3), (0.95, 0.6))}
+    assert headline(paths, chance=0.25) == {
+        "forget": {"accuracy_before": 0.9, "accuracy_after": 0.3, "chance": 0.25},
+        "preserve": {"accuracy_before": 0.8, "accuracy_after": 0.6},
+    }
+
+
+def test_headline_of_one_erased_and_one_untouched_path(read):
     line = headline(read[0], chance=0.25)
     assert line["forget"] == {"accuracy_before": 1.0, "accuracy_after": 1.0, "chance": 0.25}
     assert line["preserve"] == {"accuracy_before": 1.0, "accuracy_after": 1.0}
