@@ -17,6 +17,7 @@ from tyro.conf import Positional
 
 from jax_unlearn.config import FAITHFUL, Preset, RunConfig
 from jax_unlearn.errors import UserError
+from jax_unlearn.inspect import inspect, lines
 from jax_unlearn.report.page import VLM_ROWS, percent
 from jax_unlearn.run import Format, Metrics, evaluate, export, run
 from jax_unlearn.shipped import ASSETS
@@ -100,7 +101,7 @@ def main(arguments: Sequence[str] | None = None) -> None:
         print(f"jax-unlearn: {error}", file=sys.stderr)
         sys.exit(2)
     except KeyboardInterrupt:
-        print("jax-unlearn: interrupted; nothing was written", file=sys.stderr)
+        print("jax-unlearn: interrupted", file=sys.stderr)
         sys.exit(130)
 
 
@@ -129,8 +130,6 @@ def dispatch(command: Any, console: Console) -> None:
         case RunConfig():
             finish(run(command, console), command.out)
         case Inspect():
-            from jax_unlearn.inspect import inspect, lines
-
             facts = inspect(command.checkpoint)
             print(json.dumps(facts, indent=2) if command.json else "\n".join(lines(facts)))
         case Evaluate():

@@ -27,16 +27,7 @@ def folder(tiny_dir, tmp_path_factory):
     """A checkpoint with an image processor, and two folders with a few of the shipped images."""
     path = tmp_path_factory.mktemp("cli")
     shutil.copytree(tiny_dir, path / "checkpoint")
-    processor = {
-        "image_processor_type": "Qwen2VLImageProcessorFast",
-        "patch_size": 4,
-        "merge_size": 2,
-        "temporal_patch_size": 2,
-        "image_mean": [0.5] * 3,
-        "image_std": [0.5] * 3,
-        "size": {"shortest_edge": 256, "longest_edge": 1024},
-    }
-    (path / "checkpoint" / "preprocessor_config.json").write_text(json.dumps(processor))
+    tiny.save_processor(path / "checkpoint", 256, 1024)
     for side, names in CLASSES.items():
         for name in names:
             (path / side / name).mkdir(parents=True)

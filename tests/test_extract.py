@@ -1,6 +1,5 @@
 """Rows of images of many sizes: the tower's own, in the files' order, in few compilations."""
 
-import json
 import shutil
 
 import numpy as np
@@ -15,6 +14,7 @@ from jax_unlearn.errors import UserError
 from jax_unlearn.extract import Extractor, tap_rows
 from jax_unlearn.session import LINEAR
 from porting import load_vision_tower
+from tests import tiny
 
 NAMES = (f"merger.{LINEAR}", f"deepstack_merger_list.1.{LINEAR}")
 QUIET = Console(quiet=True)
@@ -24,14 +24,7 @@ QUIET = Console(quiet=True)
 def folder(tiny_dir, tmp_path_factory):
     path = tmp_path_factory.mktemp("extract")
     shutil.copytree(tiny_dir, path / "checkpoint")
-    processor = {
-        "image_processor_type": "Qwen2VLImageProcessorFast",
-        "patch_size": 4,
-        "merge_size": 2,
-        "temporal_patch_size": 2,
-        "size": {"shortest_edge": 64, "longest_edge": 64 * 64},
-    }
-    (path / "checkpoint" / "preprocessor_config.json").write_text(json.dumps(processor))
+    tiny.save_processor(path / "checkpoint", 64, 64 * 64)
     (path / "images").mkdir()
     random = np.random.default_rng(0)
     for i in range(25):

@@ -1,5 +1,6 @@
 """Real Hugging Face models of a few thousand parameters, drawn so that mistakes show."""
 
+import json
 from collections.abc import Mapping
 from contextlib import ExitStack
 from pathlib import Path
@@ -46,6 +47,20 @@ def config(**vision: Any) -> Qwen3VLConfig:
         text_config=TEXT,
         **{f"{name}_token_id": token for name, token in tokens.items()},
     )
+
+
+def save_processor(directory: Path, smallest: int, largest: int) -> None:
+    """The image processor's settings for this tower; the sizes are areas in pixels."""
+    settings = {
+        "image_processor_type": "Qwen2VLImageProcessorFast",
+        "patch_size": VISION["patch_size"],
+        "merge_size": 2,
+        "temporal_patch_size": 2,
+        "image_mean": [0.5] * 3,
+        "image_std": [0.5] * 3,
+        "size": {"shortest_edge": smallest, "longest_edge": largest},
+    }
+    (directory / "preprocessor_config.json").write_text(json.dumps(settings))
 
 
 def model(config: Qwen3VLConfig, seed: int = 0) -> Qwen3VLForConditionalGeneration:
