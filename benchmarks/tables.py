@@ -85,7 +85,7 @@ def answers(concept: Row) -> str:
 def answer_header(before: Row) -> list[str]:
     named = before["named"] + before["confirmed"]
     questions = [f"“{n['question']}” (chance {100 * n['chance']:.1f})" for n in named]
-    kept = [f"kept: “{question}”" for question in before["selectivity_of"]]
+    kept = [f"kept: “{question}”" for question in asked(before)]
     return [*questions, *kept, "others", "near neighbours", "yes/no"]
 
 
@@ -95,10 +95,13 @@ def answer_cells(scores: list[Row]) -> list[str]:
         for part in ("named", "confirmed")
         for i in range(len(scores[0][part]))
     ]
-    cells += [
-        over_seeds(s["selectivity_of"][q] for s in scores) for q in scores[0]["selectivity_of"]
-    ]
+    cells += [over_seeds(s["selectivity_of"][q] for s in scores) for q in asked(scores[0])]
     return cells + [over_seeds(s[k] for s in scores) for k in ("others", "neighbours", "yes_no")]
+
+
+def asked(scores: Row) -> list[str]:
+    """The open questions that forget images are asked and that do not name the concept."""
+    return [q for q, share in scores["selectivity_of"].items() if share is not None]
 
 
 def others(concepts: list[Row]) -> str:
