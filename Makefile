@@ -5,7 +5,7 @@ BIN := $(VENV)/bin
 OUT ?= unlearn-demo
 CONCEPT ?= astronaut
 
-.PHONY: demo test test-slow check table demo-model clean
+.PHONY: demo test check table demo-model clean
 
 $(BIN)/python:
 	$(PYTHON) -m venv $(VENV)
@@ -26,9 +26,6 @@ demo: $(VENV)/.run
 
 test: $(VENV)/.test check
 	$(BIN)/python -m pytest
-
-test-slow: $(VENV)/.test
-	$(BIN)/python -m pytest -m slow
 
 check: $(VENV)/.test
 	$(BIN)/ruff check

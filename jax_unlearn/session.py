@@ -112,7 +112,7 @@ class Session:
         is_forget = np.arange(len(means.both(self.names[0]))) < len(means.forget.files)
         paths = [self.output(name, means.both(name)) for name in self.names]
         similar = most_similar(paths, is_forget, NEIGHBOURS)
-        blank = self._blank_taps(sides)
+        blank = self._blank_taps(sides) if self.config.target == "blank" else {}
         key = jax.random.fold_in(jax.random.key(self.config.seed), TARGET_STREAM)
         problem = {}
         for name, subkey in zip(self.names, jax.random.split(key, len(self.names)), strict=True):
@@ -131,7 +131,7 @@ class Session:
             sides.forget.image,
             self.output(name, sides.preserve.taps[name]),
             sides.preserve.image,
-            self.output(name, blank[name]).mean(axis=0),
+            self.output(name, blank[name]).mean(axis=0) if blank else None,
             similar,
         )
 

@@ -26,15 +26,15 @@ Rows = Float[np.ndarray, "n e"]
 class Outputs:
     """One path's original outputs [n, E]; `*_image` says which image each row belongs to.
 
-    blank: the mean embedding of a blank image. similar: [images to forget, 10] which preserve
-    images are most like each (`rows.most_similar`, over all paths).
+    blank: the mean embedding of a blank image, for the target of that name only. similar: [images
+    to forget, 10] which preserve images are most like each (`rows.most_similar`, over all paths).
     """
 
     forget: Float[np.ndarray, "n_f e"]
     forget_image: Int[np.ndarray, " n_f"]
     preserve: Float[np.ndarray, "n_p e"]
     preserve_image: Int[np.ndarray, " n_p"]
-    blank: Float[np.ndarray, " e"]
+    blank: Float[np.ndarray, " e"] | None
     similar: Int[np.ndarray, "images k"]
 
 
@@ -56,6 +56,7 @@ def neutral_target(kind: TargetKind, outputs: Outputs, key: Array, near_step: fl
     if kind == "mean":
         return np.broadcast_to(_mean(outputs.preserve), y.shape)
     if kind == "blank":
+        assert outputs.blank is not None
         return np.broadcast_to(outputs.blank, y.shape)
     own = image_means(y, outputs.forget_image)
     others = image_means(outputs.preserve, outputs.preserve_image)

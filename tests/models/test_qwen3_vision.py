@@ -274,7 +274,6 @@ def test_a_grid_of_other_patches_is_an_error(tiny_tower, grid, rows):
         tiny_tower(np.zeros((rows, 96), np.float32), np.array(grid))
 
 
-@pytest.mark.slow
 def test_full_size_tower(tmp_path):
     """Qwen3-VL-2B's tower, random weights: no error of size, scale or depth hides in the small."""
     shape = {"depth": 24, "hidden_size": 1024, "intermediate_size": 4096, "num_heads": 16}
