@@ -112,7 +112,10 @@ def others(concepts: list[Row]) -> str:
         worst = max(concept["before"]["named"], key=lambda n: named(after, n["question"]))
         chance = f"{100 * worst['chance']:.1f}"
         shares = over_seeds(share_of(scores, worst["question"]) for scores in after)
-        kept = [over_seeds(s[k] for s in after) for k in ("selectivity", "others", "neighbours")]
+        kept = [
+            f"{over_seeds([concept['before'][k]])} → {over_seeds(s[k] for s in after)}"
+            for k in ("selectivity", "others", "neighbours")
+        ]
         rows.append([concept["concept"], over_seeds([worst["share"]]), shares, chance, *kept])
     header = ["concept", "named before", "named after", "chance", "selectivity", "others"]
     return table([*header, "near neighbours"], rows)
