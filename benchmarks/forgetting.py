@@ -16,7 +16,6 @@ from tempfile import TemporaryDirectory
 from typing import Any, get_args
 
 import jax
-import numpy as np
 import torch
 import tyro
 from rich.console import Console
@@ -69,9 +68,8 @@ class Bench:
         nothing = LoraAdapter({}, alpha=1.0, rank=1)
         self.fitted = fit_before(self.session.splits(self.sides["images"], nothing))
         read = self.session.evaluate(self.sides["images"], self.test, nothing, self.fitted)
-        files = [*self.test.forget.files, *self.test.preserve.files]
-        is_forget = np.arange(len(files)) < len(self.test.forget.files)
-        self.exam = Exam(files, is_forget, read["neighbours"], questions)
+        test = self.test
+        self.exam = Exam(test.files, test.is_forget, read["neighbours"], questions)
         self.before = self.exam.sit(load_vlm(self.config.checkpoint))
 
     def run(self, setting: dict[str, Any], seed: int) -> dict[str, Any]:

@@ -22,7 +22,7 @@ FAITHFUL: dict[str, Any] = {
     "target": "random",
     "granularity": "tokens",
     "rank": 5,
-    "alpha": 5.0,
+    "alpha": None,  # the rank, so that the scale is 1
     "lambda_forget": 1.3,
     "lambda_preserve": 0.4,
     "lambda_weight": 1.0,

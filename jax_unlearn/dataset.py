@@ -6,7 +6,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from jax_unlearn.config import RunConfig
-from jax_unlearn.data.folder import ImageFile, check_disjoint, digest, find_images, split_held_out
+from jax_unlearn.data.folder import ImageFile, check_disjoint, find_images, split_held_out
 from jax_unlearn.errors import UserError
 
 
@@ -25,7 +25,7 @@ class Dataset:
         total = hashlib.sha256()
         for number, files in enumerate(groups):
             for file in files:
-                total.update(f"{number} {file.label} {digest(file.path).hex()}\n".encode())
+                total.update(f"{number} {file.label} {file.digest.hex()}\n".encode())
         return total.hexdigest()
 
 

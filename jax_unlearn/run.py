@@ -6,7 +6,6 @@ import time
 from pathlib import Path
 from typing import Any, Literal
 
-import numpy as np
 from rich.console import Console
 from rich.progress import BarColumn, Progress, TextColumn, TimeRemainingColumn
 
@@ -134,9 +133,7 @@ def evaluate(run_dir: Path, vlm: bool, questions: Path | None, console: Console)
     with console.status("Reading the embeddings"):
         metrics |= session.evaluate(train_sides, test_sides, adapter)
     if vlm:
-        files = [*test_sides.forget.files, *test_sides.preserve.files]
-        is_forget = np.arange(len(files)) < len(test_sides.forget.files)
-        exam = Exam(files, is_forget, metrics["neighbours"], questions)
+        exam = Exam(test_sides.files, test_sides.is_forget, metrics["neighbours"], questions)
         with console.status(f"Asking the model {len(exam.questions)} questions, before and after"):
             metrics["vlm"] = exam.before_and_after(config.checkpoint, run_dir / "adapter")
     save_metrics(run_dir, session, metrics, test_sides)

@@ -6,7 +6,7 @@ from typing import Any
 
 import jax
 import numpy as np
-from jaxtyping import Float
+from jaxtyping import Bool, Float, Int
 from rich.console import Console
 
 import porting
@@ -37,6 +37,16 @@ class Sides:
 
     def image_means(self) -> "Sides":
         return Sides(self.forget.image_means(), self.preserve.image_means())
+
+    @property
+    def files(self) -> tuple[ImageFile, ...]:
+        """All images, those to forget first."""
+        return self.forget.files + self.preserve.files
+
+    @property
+    def is_forget(self) -> Bool[np.ndarray, " n"]:
+        """Which of `files` are to be forgotten."""
+        return np.arange(len(self.files)) < len(self.forget.files)
 
     def both(self, name: str) -> Float[np.ndarray, "rows d_in"]:
         """Rows at one tap, forget first."""
@@ -108,10 +118,7 @@ class Session:
         return compress(fit), compress(choose)
 
     def _full_problem(self, sides: Sides) -> dict[str, LinearProblem]:
-        means = sides.image_means()
-        is_forget = np.arange(len(means.both(self.names[0]))) < len(means.forget.files)
-        paths = [self.output(name, means.both(name)) for name in self.names]
-        similar = most_similar(paths, is_forget, NEIGHBOURS)
+        similar = self._similar(sides) if self.config.target == "near" else None
         blank = self._blank_taps(sides) if self.config.target == "blank" else {}
         key = jax.random.fold_in(jax.random.key(self.config.seed), TARGET_STREAM)
         problem = {}
@@ -124,7 +131,7 @@ class Session:
         return problem
 
     def _outputs(
-        self, name: str, sides: Sides, blank: dict[str, np.ndarray], similar: np.ndarray
+        self, name: str, sides: Sides, blank: dict[str, np.ndarray], similar: np.ndarray | None
     ) -> Outputs:
         return Outputs(
             self.output(name, sides.forget.taps[name]),
@@ -134,6 +141,12 @@ class Session:
             self.output(name, blank[name]).mean(axis=0) if blank else None,
             similar,
         )
+
+    def _similar(self, sides: Sides) -> Int[np.ndarray, "images k"]:
+        """For each image to forget, the preserve images most like it over all paths."""
+        means = sides.image_means()
+        paths = [self.output(name, means.both(name)) for name in self.names]
+        return most_similar(paths, sides.is_forget, NEIGHBOURS)
 
     def _blank_taps(self, sides: Sides) -> dict[str, Float[np.ndarray, "n _"]]:
         """Taps of a blank image of the first image's size."""
@@ -153,13 +166,12 @@ class Session:
 
     def splits(self, sides: Sides, adapter: LoraAdapter) -> dict[str, Split]:
         """Images' mean embeddings of every path, before and after the edit."""
-        labels = np.concatenate([sides.forget.labels, sides.preserve.labels])
-        is_forget = np.arange(len(labels)) < len(sides.forget.labels)
+        labels = np.array([file.label for file in sides.files])
         splits = {}
         for name in self.names:
             x = sides.both(name)
             before, after = self.output(name, x), self.output(name, x, adapter)
-            splits[name.removesuffix(f".{LINEAR}")] = Split(before, after, labels, is_forget)
+            splits[name.removesuffix(f".{LINEAR}")] = Split(before, after, labels, sides.is_forget)
         return splits
 
     def evaluate(

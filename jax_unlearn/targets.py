@@ -27,7 +27,8 @@ class Outputs:
     """One path's original outputs [n, E]; `*_image` says which image each row belongs to.
 
     blank: the mean embedding of a blank image, for the target of that name only. similar: [images
-    to forget, 10] which preserve images are most like each (`rows.most_similar`, over all paths).
+    to forget, 10] which preserve images are most like each (`rows.most_similar`, over all paths),
+    for `near` only.
     """
 
     forget: Float[np.ndarray, "n_f e"]
@@ -35,7 +36,7 @@ class Outputs:
     preserve: Float[np.ndarray, "n_p e"]
     preserve_image: Int[np.ndarray, " n_p"]
     blank: Float[np.ndarray, " e"] | None
-    similar: Int[np.ndarray, "images k"]
+    similar: Int[np.ndarray, "images k"] | None
 
 
 def neutral_target(kind: TargetKind, outputs: Outputs, key: Array, near_step: float = 1.5) -> Rows:
@@ -61,6 +62,7 @@ def neutral_target(kind: TargetKind, outputs: Outputs, key: Array, near_step: fl
     own = image_means(y, outputs.forget_image)
     others = image_means(outputs.preserve, outputs.preserve_image)
     if kind == "near":
+        assert outputs.similar is not None
         step = _mean(others[outputs.similar].mean(axis=1) - own)
         return y + np.float32(near_step) * step
     shift = _mean(outputs.preserve) - _mean(y)

@@ -148,9 +148,9 @@ def key_prefix(checkpoint: Checkpoint) -> str:
     raise CheckpointError(checkpoint.directory, [fault])
 
 
-def describe(directory: str | Path, dtype: str = "float32") -> VisionCheckpoint:
+def describe(directory: str | Path) -> VisionCheckpoint:
     """What `inspect`, the exporters and the loader need to know, from headers alone."""
-    model_type, config = vision_config(directory, dtype)
+    model_type, config = vision_config(directory)
     with Checkpoint(directory) as checkpoint:
         return VisionCheckpoint(model_type, config, key_prefix(checkpoint))
 

@@ -139,6 +139,8 @@ def test_the_faithful_preset_is_the_published_scheme(folder):
     faithful = {"targets": "merger", "target": "random", "granularity": "tokens"}
     faithful |= {"reduction": "sum", "lambda_forget": 1.3, "lambda_preserve": 0.4}
     assert {key: config[key] for key in faithful} == faithful
+    # The scale stays 1 at any rank.
+    assert read(out / "metrics.json")["adapter"]["alpha"] == 2.0
     # Options given beside the preset win, even where they are our own defaults.
     assert (config["rank"], config["epochs"]) == (2, 30)
     command = arguments(folder, folder / "mixed", preset="faithful", target="near")

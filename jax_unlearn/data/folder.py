@@ -5,6 +5,7 @@ import math
 from collections import defaultdict
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
+from functools import cached_property
 from pathlib import Path
 
 import numpy as np
@@ -22,6 +23,11 @@ class ImageFile:
 
     path: Path
     label: str
+
+    @cached_property
+    def digest(self) -> bytes:
+        """Tells images apart by their bytes; read once, however often it is asked for."""
+        return hashlib.sha256(self.path.read_bytes()).digest()
 
 
 def find_images(folder: Path, default_label: str) -> list[ImageFile]:
@@ -103,9 +109,8 @@ def split_held_out(
     """
     # A dict for an ordered set: the draw must not depend on hashing.
     by_label: dict[str, dict[bytes, None]] = defaultdict(dict)
-    content = {file: digest(file.path) for file in files}
     for file in files:
-        by_label[file.label][content[file]] = None
+        by_label[file.label][file.digest] = None
     rng = np.random.default_rng(seed)
     held: set[bytes] = set()
     for label in sorted(by_label):
@@ -117,13 +122,8 @@ def split_held_out(
             f"{files[0].path.parent}: one image a class leaves none to test with; "
             "give two or more, or a folder of held-out images"
         )
-    train = [file for file in files if content[file] not in held]
-    return train, [file for file in files if content[file] in held]
-
-
-def digest(path: Path) -> bytes:
-    """Tells images apart by their bytes."""
-    return hashlib.sha256(path.read_bytes()).digest()
+    train = [file for file in files if file.digest not in held]
+    return train, [file for file in files if file.digest in held]
 
 
 def check_disjoint(groups: Mapping[str, Sequence[ImageFile]]) -> None:
@@ -135,7 +135,7 @@ def check_disjoint(groups: Mapping[str, Sequence[ImageFile]]) -> None:
     seen: dict[bytes, tuple[str, Path]] = {}
     for group, files in groups.items():
         for file in files:
-            other, path = seen.setdefault(digest(file.path), (group, file.path))
+            other, path = seen.setdefault(file.digest, (group, file.path))
             if other != group:
                 raise UserError(
                     f"{file.path}: the same image as {path}, but one is {group} and the other "
