@@ -34,6 +34,8 @@ check: $(VENV)/.test
 
 table: $(VENV)/.test
 	$(BIN)/python -m benchmarks.forgetting
+	$(BIN)/python -m benchmarks.linears
+	$(BIN)/python -m benchmarks.tower
 	$(BIN)/python -m benchmarks.demo_cost
 	$(BIN)/python -m benchmarks.demo_model.exam
 	$(BIN)/python -m benchmarks.tables

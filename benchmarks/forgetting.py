@@ -13,7 +13,7 @@ import time
 from dataclasses import dataclass, replace
 from pathlib import Path
 from tempfile import TemporaryDirectory
-from typing import Any, get_args
+from typing import Any
 
 import jax
 import torch
@@ -22,7 +22,7 @@ from rich.console import Console
 
 import porting
 from jax_unlearn.cli import Demo, demo_config
-from jax_unlearn.config import FAITHFUL, Where
+from jax_unlearn.config import FAITHFUL
 from jax_unlearn.evaluate.exam import Exam
 from jax_unlearn.evaluate.readers import fit_before
 from jax_unlearn.evaluate.vlm import load_vlm
@@ -51,16 +51,19 @@ class Options:
 
 def grid() -> list[dict[str, Any]]:
     """The published scheme, then every target on the main Merger and on all."""
-    wheres: tuple[Where, ...] = get_args(Where)
-    settings = [{"targets": w, "target": t} for w in reversed(wheres) for t in TARGETS]
+    settings = [{"targets": (w,), "target": t} for w in ("merger", "all") for t in TARGETS]
     return [FAITHFUL, *settings]
 
 
 class Bench:
     """One concept: features extracted once, readers fitted once, the model asked once before."""
 
-    def __init__(self, concept: str, questions: Path, console: Console) -> None:
-        self.config = replace(demo_config(Demo(concept=concept)), questions=questions)
+    def __init__(
+        self, concept: str, questions: Path, console: Console, **setting: Any
+    ) -> None:
+        """setting: what decides which taps are extracted, `linears` above all."""
+        demo = demo_config(Demo(concept=concept))
+        self.config = replace(demo, questions=questions, **setting)
         self.session = Session(self.config, console)
         tokens = self.session.train_features("tokens")
         self.sides = {"tokens": tokens, "images": tokens.image_means()}
@@ -91,17 +94,22 @@ class Bench:
 def measure(
     concept: str, settings: list[dict[str, Any]], options: Options, console: Console
 ) -> dict[str, Any]:
-    with TemporaryDirectory() as folder:
-        questions = Path(folder) / "questions.json"
-        entries = json.loads((ASSETS / "questions.json").read_text())
-        questions.write_text(json.dumps([entries[i] for i in QUESTIONS]))
-        bench = Bench(concept, questions, console)
+    bench = make_bench(concept, console)
     rows = []
     for setting, seed in itertools.product(settings, options.seeds):
         row = bench.run(setting, seed)
         rows.append(row)
         console.print(f"{concept} {setting} {seed}, {row['seconds']:.1f} s: {brief(row['after'])}")
     return {"concept": concept, "before": bench.before, "rows": rows}
+
+
+def make_bench(concept: str, console: Console, **setting: Any) -> Bench:
+    """A `Bench` that asks the questions of the tables."""
+    with TemporaryDirectory() as folder:
+        questions = Path(folder) / "questions.json"
+        entries = json.loads((ASSETS / "questions.json").read_text())
+        questions.write_text(json.dumps([entries[i] for i in QUESTIONS]))
+        return Bench(concept, questions, console, **setting)
 
 
 def brief(scores: dict[str, Any]) -> str:

@@ -30,6 +30,8 @@ def main() -> None:
     text = replace(text, "others", others(forgetting["others"]))
     text = replace(text, "machine", machine(forgetting["machine"]))
     text = replace(text, "demo", demo_line(json.loads((RESULTS / "demo.json").read_text())))
+    text = replace(text, "tower", tower(json.loads((RESULTS / "tower.json").read_text())))
+    text = replace(text, "linears", linears(json.loads((RESULTS / "linears.json").read_text())))
     text = replace(text, "exam", exam(json.loads((RESULTS / "exam.json").read_text())))
     README.write_text(text)
 
@@ -51,7 +53,7 @@ def table(header: Iterable[str], rows: Iterable[Iterable[str]]) -> str:
 
 
 def setting_name(setting: Row) -> str:
-    where = "all Mergers" if setting["targets"] == "all" else "main Merger"
+    where = "all Mergers" if "all" in setting["targets"] else "main Merger"
     name = f"{setting['target']}, {where}"
     if setting["preset"] == "faithful":
         return f"**faithful** ({name}, {setting['granularity']}, {setting['reduction']})"
@@ -145,6 +147,50 @@ def read_cells(group: list[Row], path: str, when: str) -> list[str]:
         over_seeds(row["paths"][path]["readers"][reader][when][images] for row in group)
         for reader, images in READ
     ]
+
+
+def tower(results: Row) -> str:
+    """Images per second against PyTorch, and where the time goes."""
+    rows = []
+    for row in results["rows"]:
+        name = f"{row['model']}, {row['dtype']}, {row['n_images']} {row['images']} images"
+        speed = row["images_per_second"]
+        shown = [f"{speed[k]:.2f}" if speed[k] < 10 else f"{speed[k]:.0f}" for k in speed]
+        parts = [
+            f"{row['seconds'][k]:.2f}: {row['parts'][f'{k} products']:.2f}, "
+            f"{row['parts'][f'{k} attention']:.2f}"
+            for k in speed
+        ]
+        compiling = f"{row['compile_seconds']:.1f}"
+        rows.append([name, *shown, f"**{row['ratio']:.2f}**", *parts, compiling])
+    header = ["tower, images in one batch", "torch, images/s", "JAX, images/s", "ratio"]
+    header += [f"{k}, s: products, attention" for k in ("torch", "JAX")]
+    facts = results["machine"]
+    versions = ", ".join(f"{name} {version}" for name, version in facts["versions"].items())
+    made = f"{facts['cores']} cores ({facts['cpu']}), {versions}, {facts['date']}"
+    return f"{table([*header, 'compiling, s'], rows)}\n\n{made}, `python -m benchmarks.tower`."
+
+
+def linears(results: Row) -> str:
+    """One concept with each choice of Linears."""
+    first = ["before", *linear_cells(results["before"]), "", ""]
+    rows = [first]
+    for row in results["rows"]:
+        drift = "–".join(
+            f"{100 * f([path['drift']['relative'] for path in row['paths'].values()]):.1f}"
+            for f in (min, max)
+        )
+        name = " and ".join(row["linears"])
+        rows.append([name, *linear_cells(row["after"]), drift, f"{row['seconds']:.0f}"])
+    header = ["LoRA on", "named", "selectivity", "others", "near neighbours", "yes/no"]
+    made = f"{results['concept']}, {results['machine']['date']}, `python -m benchmarks.linears`."
+    return f"{table([*header, 'drift of what is kept, %', 'seconds'], rows)}\n\n{made}"
+
+
+def linear_cells(scores: Row) -> list[str]:
+    shares = [max(named["share"] for named in scores["named"])]
+    shares += [scores[key] for key in ("selectivity", "others", "neighbours", "yes_no")]
+    return [f"{100 * share:.1f}" for share in shares]
 
 
 def exam(scores: dict[str, list[int]]) -> str:

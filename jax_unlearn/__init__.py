@@ -2,6 +2,12 @@
 
 from jax_unlearn.errors import UserError
 from jax_unlearn.lora import LoraAdapter, LoraPair
+from jax_unlearn.merger_problem import (
+    MergerProblem,
+    MergerTokens,
+    merger_problem,
+    merger_tokens,
+)
 from jax_unlearn.objective import LinearProblem, linear_problem
 from jax_unlearn.train import Result, TrainConfig, train
 
@@ -9,9 +15,13 @@ __all__ = [
     "LinearProblem",
     "LoraAdapter",
     "LoraPair",
+    "MergerProblem",
+    "MergerTokens",
     "Result",
     "TrainConfig",
     "UserError",
     "linear_problem",
+    "merger_problem",
+    "merger_tokens",
     "train",
 ]

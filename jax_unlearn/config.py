@@ -12,13 +12,14 @@ from jax_unlearn.objective import Reduction
 from jax_unlearn.targets import TargetKind
 from jax_unlearn.train import TrainConfig
 
-Where = Literal["all", "merger"]
+LinearName = Literal["linear_fc1", "linear_fc2"]
 Preset = Literal["default", "faithful"]
 
 # The published scheme, every constant of it, whatever our own defaults become.
 FAITHFUL: dict[str, Any] = {
     "preset": "faithful",
-    "targets": "merger",
+    "targets": ("merger",),
+    "linears": ("linear_fc2",),
     "target": "random",
     "granularity": "tokens",
     "rank": 5,
@@ -38,7 +39,7 @@ class RunConfig(TrainConfig):
     """What a run needs. Written as config.json into the run's directory."""
 
     checkpoint: Path
-    """Directory of a Qwen3-VL checkpoint."""
+    """Directory of a checkpoint of the Qwen3-VL, Qwen3-Omni or Qwen3.5 family."""
     forget: Path
     """Folder of images to forget; sub-folders are classes."""
     preserve: Path
@@ -55,8 +56,11 @@ class RunConfig(TrainConfig):
     preset: Preset = "default"
     """Settings to start from: what we measured to work, or the published scheme (main Merger only,
     random unit targets, tokens, sums). Options given beside it win."""
-    targets: Where = "all"
-    """Which linear_fc2 to adapt: of all the Mergers, or of the main one."""
+    targets: tuple[str, ...] = ("all",)
+    """Which Mergers to adapt: all, or any of merger (the main one), deepstack_merger_list.0, …"""
+    linears: tuple[LinearName, ...] = ("linear_fc2",)
+    """Which Linears of those Mergers. With linear_fc1 every step runs the rest of the Merger on all
+    tokens, which costs many times the memory and the time."""
     target: TargetKind = "near"
     """Where forget rows are sent."""
     near_step: float = 1.5
@@ -84,7 +88,8 @@ class RunConfig(TrainConfig):
 def to_json(config: RunConfig) -> dict[str, Any]:
     """JSON's form; paths are absolute, so that the run can be read from anywhere."""
     fields = dataclasses.asdict(config)
-    return {k: str(v.resolve()) if isinstance(v, Path) else v for k, v in fields.items()}
+    fields |= {k: str(v.resolve()) for k, v in fields.items() if isinstance(v, Path)}
+    return fields | {k: list(v) for k, v in fields.items() if isinstance(v, tuple)}
 
 
 def read_config(run: Path) -> RunConfig:
@@ -99,6 +104,10 @@ def read_config(run: Path) -> RunConfig:
         paths = {"checkpoint", "forget", "preserve", "out", "questions"}
         paths |= {"forget_held_out", "preserve_held_out"}
         values: dict[str, Any] = {k: Path(v) if k in paths and v else v for k, v in fields.items()}
+        # JSON knows no tuples, and earlier runs name a single choice of Mergers.
+        values |= {k: tuple(v) for k, v in values.items() if isinstance(v, list)}
+        if isinstance(targets := values.get("targets"), str):
+            values["targets"] = (targets,)
         return RunConfig(**values)
     except (OSError, ValueError, TypeError, AttributeError) as error:
         raise UserError(f"{path}: not the config of a run ({error}); give its directory") from error

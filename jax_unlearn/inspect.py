@@ -25,14 +25,14 @@ def inspect(directory: Path) -> dict[str, Any]:
         sizes = {key: math.prod(checkpoint.shape(key)) for key in checkpoint}
         dtypes = sorted({checkpoint.dtype(key) for key in checkpoint})
     vision = sum(n for key, n in sizes.items() if key.startswith(tower.key_prefix))
-    live = tower.live_prefix
     return {
         "family": tower.model_type,
         "dtype": ", ".join(dtypes),
         "parameters": {"vision": vision, "all": sum(sizes.values())},
-        "last layer": f"{live}blocks.{config.depth - 1}",
+        "keys begin with": tower.key_prefix,
+        "last layer": f"{tower.live_prefix}blocks.{config.depth - 1}",
         "D (hidden_size)": config.hidden_size,
-        "D_in (both Linears of a Merger)": config.merged_size,
+        "D_in (every Linear of a Merger)": config.merged_size,
         "E (out_hidden_size)": config.out_hidden_size,
         "mergers": mergers(tower),
         "adaptable Linears": linears(config),
@@ -41,24 +41,31 @@ def inspect(directory: Path) -> dict[str, Any]:
 
 
 def mergers(tower: VisionCheckpoint) -> dict[str, str]:
-    """Each Merger's structure and where its input comes from."""
-    config, side = tower.config, tower.config.spatial_merge_size
+    """Each Merger's path in the HF model, where its input comes from, and its structure."""
+    config, family = tower.config, tower.place.family
     layers = (config.depth - 1, *config.deepstack_indexes)
-    merge = f"{side}×{side} merge"
-    tail = "linear_fc1 → GELU (erf) → linear_fc2"
     return {
-        f"{tower.live_prefix}{name}": f"blocks.{layer} → "
-        + (f"norm → {merge}" if name == "merger" else f"{merge} → norm")
-        + f" → {tail}"
+        f"{family.live}{family.own_merger(name)}": f"blocks.{layer} → {structure(tower, name)}"
         for name, layer in zip(config.mergers, layers, strict=True)
     }
 
 
+def structure(tower: VisionCheckpoint, merger: str) -> str:
+    """A Merger's modules in order, by the names that the family gives them."""
+    side = tower.config.spatial_merge_size
+    merge = f"{side}×{side} merge"
+    if tower.config.single_linear:
+        return f"{merge} → one Linear"
+    norm, fc1, fc2 = tower.place.family.parts
+    first = f"{norm} → {merge}" if merger == "merger" else f"{merge} → {norm}"
+    return f"{first} → {fc1} → GELU (erf) → {fc2}"
+
+
 def linears(config: VisionConfig) -> dict[str, str]:
     """Linears that can be adapted, as D_in → out."""
-    width, e = config.merged_size, config.out_hidden_size
-    shapes = {"linear_fc1": f"{width} → {width}", "linear_fc2": f"{width} → {e}"}
-    return {f"{m}.{name}": shape for m in config.mergers for name, shape in shapes.items()}
+    width = config.merged_size
+    out = {"linear_fc1": width, "linear_fc2": config.out_hidden_size}
+    return {name: f"{width} → {out[name.rpartition('.')[2]]}" for name in config.linears}
 
 
 def memory(config: VisionConfig, parameters: int) -> dict[str, float]:

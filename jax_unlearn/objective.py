@@ -1,14 +1,17 @@
-"""The three-term loss of one or several adapted Linears, on their inputs.
+"""The three-term loss of one or several paths, each of which has a part of its own in it.
 
-    forget = λ_f ‖T − (X_f Wᵀ + b + X_f Δᵀ)‖    preserve = λ_p ‖X_p Δᵀ‖    weight = λ_w ‖B A‖
+    forget = λ_f ‖R − change(X_f)‖    preserve = λ_p ‖change(X_p)‖    weight = λ_w Σ ‖B A‖
 
-Frobenius norms, neither squared nor averaged (reduction `sum`), or each divided by the root of its
-number of rows (`mean`: root mean square per row). Paths are independent and their losses add up.
+R = T − Y_f is what the change must add to the original outputs to reach the target. The change is
+X Δᵀ where a Merger's last Linear alone is adapted (`LinearProblem`), and runs through the Merger
+where linear_fc1 is (`merger_problem`). Frobenius norms, neither squared nor averaged (reduction
+`sum`), or each divided by the root of its number of rows (`mean`: root mean square per row). Paths
+are independent and their losses add up.
 """
 
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping
 from dataclasses import dataclass, field
-from typing import Literal
+from typing import Literal, Protocol, runtime_checkable
 
 import jax
 import jax.numpy as jnp
@@ -33,6 +36,25 @@ class LossWeights:
     reduction: Reduction = field(default="sum", metadata={"static": True})
 
 
+@runtime_checkable
+class Part(Protocol):
+    """What one path must forget and keep, as a pytree of constants; `name` is its key."""
+
+    def shapes(self, name: str) -> dict[str, tuple[int, int]]:
+        """(E, D_in) of each Linear that is trained, by its full name."""
+
+    def terms(
+        self, name: str, adapter: LoraAdapter, weights: LossWeights
+    ) -> Float[Array, " terms"]:
+        """The weighted terms, in the order of TERMS."""
+
+    def take(self, forget: Bool[np.ndarray, " n_f"], preserve: Bool[np.ndarray, " n_p"]) -> "Part":
+        """The same on some of the rows."""
+
+
+Problem = Mapping[str, Part]
+
+
 @jax.tree_util.register_dataclass
 @dataclass(frozen=True)
 class LinearProblem:
@@ -54,6 +76,20 @@ class LinearProblem:
         """(E, D_in)."""
         return self.residual.shape[1], self.forget.shape[1]
 
+    def shapes(self, name: str) -> dict[str, tuple[int, int]]:
+        """The key is the Linear's own name."""
+        return {name: self.shape}
+
+    def terms(
+        self, name: str, adapter: LoraAdapter, weights: LossWeights
+    ) -> Float[Array, " terms"]:
+        """The weighted terms, in the order of TERMS."""
+        pair, rows = adapter.pairs[name], (self.forget_rows, self.preserve_rows)
+        forget, preserve = (
+            lora_delta(jnp.asarray(x), pair, adapter.scale) for x in (self.forget, self.preserve)
+        )
+        return three_terms(jnp.asarray(self.residual) - forget, preserve, [pair], rows, weights)
+
     def take(
         self, forget: Bool[np.ndarray, " n_f"], preserve: Bool[np.ndarray, " n_p"]
     ) -> "LinearProblem":
@@ -61,9 +97,6 @@ class LinearProblem:
         counts = float(forget.sum()), float(preserve.sum())
         rows = self.forget[forget], self.residual[forget], self.preserve[preserve]
         return LinearProblem(*rows, *counts)
-
-
-Problem = Mapping[str, LinearProblem]
 
 
 def linear_problem(
@@ -96,32 +129,44 @@ def product_norm(pair: LoraPair) -> Float[Array, ""]:
     return safe_sqrt(jnp.sum((pair.b.T @ pair.b) * (pair.a @ pair.a.T)))
 
 
-def linear_terms(
-    pair: LoraPair, problem: LinearProblem, scale: float, weights: LossWeights
+def three_terms(
+    missed: Float[Array, "n_f e"],
+    moved: Float[Array, "n_p e"],
+    pairs: Iterable[LoraPair],
+    rows: tuple[float | Float[Array, ""], float | Float[Array, ""]],
+    weights: LossWeights,
 ) -> Float[Array, " terms"]:
-    """The weighted terms of one Linear, in the order of TERMS."""
-    forget, preserve = jnp.asarray(problem.forget), jnp.asarray(problem.preserve)
-    forget_norm = safe_norm(jnp.asarray(problem.residual) - lora_delta(forget, pair, scale))
-    preserve_norm = safe_norm(lora_delta(preserve, pair, scale))
+    """The weighted terms of one path, in the order of TERMS.
+
+    Args:
+        missed: R − change, on the forget rows.
+        moved: the change, on the preserve rows.
+        pairs: of the path's adapted Linears.
+        rows: how many there are of both, for the mean reduction.
+    """
+    forget, preserve = safe_norm(missed), safe_norm(moved)
     if weights.reduction == "mean":
-        forget_norm /= problem.forget_rows**0.5
-        preserve_norm /= problem.preserve_rows**0.5
+        forget /= rows[0] ** 0.5
+        preserve /= rows[1] ** 0.5
+    weight = sum(product_norm(pair) for pair in pairs)
     return jnp.stack(
-        [
-            weights.forget * forget_norm,
-            weights.preserve * preserve_norm,
-            weights.weight * product_norm(pair),
-        ]
+        [weights.forget * forget, weights.preserve * preserve, weights.weight * weight]
     )
+
+
+def shapes(problem: Problem) -> dict[str, tuple[int, int]]:
+    """(E, D_in) of each Linear to train, by its full name."""
+    return {
+        linear: shape
+        for name, part in problem.items()
+        for linear, shape in part.shapes(name).items()
+    }
 
 
 def loss(
     adapter: LoraAdapter, problem: Problem, weights: LossWeights
 ) -> tuple[Float[Array, ""], Float[Array, " terms"]]:
-    """(total, terms in the order of TERMS), summed over the adapted Linears."""
+    """(total, terms in the order of TERMS), summed over the paths."""
     with jax.default_matmul_precision("highest"):
-        terms = sum(
-            linear_terms(adapter.pairs[name], problem[name], adapter.scale, weights)
-            for name in problem
-        )
+        terms = sum(part.terms(name, adapter, weights) for name, part in problem.items())
     return jnp.sum(terms), jnp.asarray(terms)

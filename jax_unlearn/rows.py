@@ -8,32 +8,60 @@ from jaxtyping import Bool, Float, Int
 from sklearn.neighbors import NearestNeighbors
 
 from jax_unlearn.data.folder import ImageFile, split_held_out
+from jax_unlearn.merger_problem import LAST
+
+
+@dataclass(frozen=True)
+class Tap:
+    """Rows at the input of a Linear: one a token, or one an image (the mean of its tokens).
+
+    x: [rows, D_in] float32; image: [rows] which image a row belongs to, ascending without a gap.
+    """
+
+    x: Float[np.ndarray, "rows d_in"]
+    image: Int[np.ndarray, " rows"]
+
+    @classmethod
+    def of(cls, images: Sequence[Float[np.ndarray, "_ d_in"]]) -> "Tap":
+        """From the rows of each image."""
+        counts = [len(rows) for rows in images]
+        return cls(np.concatenate(images), np.repeat(np.arange(len(images)), counts))
+
+    def image_means(self) -> "Tap":
+        means = image_means(self.x, self.image)
+        return Tap(means, np.arange(len(means)))
+
+
+def ends_merger(linear: str) -> bool:
+    """Whether a Linear is its Merger's last: its mean output is then its output on the mean row."""
+    return linear.endswith(f".{LAST}")
 
 
 @dataclass(frozen=True)
 class Features:
-    """Rows at each tap: one a token, or one an image (the mean of its tokens).
+    """The taps of some images, by the names of the Linears.
 
-    taps: [n_rows, D_in] float32 of each Linear; image: [n_rows] which of `files` a row belongs to.
+    Those of a Merger's last Linear may hold one row an image; before a GELU it is always tokens.
     """
 
     files: tuple[ImageFile, ...]
-    taps: dict[str, Float[np.ndarray, "rows d_in"]]
-    image: Int[np.ndarray, " rows"]
+    taps: dict[str, Tap]
 
     @property
     def labels(self) -> np.ndarray:
         return np.array([file.label for file in self.files])
 
     def image_means(self) -> "Features":
-        """One row an image; a Linear's mean output is its output on the mean row."""
-        taps = {name: image_means(x, self.image) for name, x in self.taps.items()}
-        return Features(self.files, taps, np.arange(len(self.files)))
+        """One row an image wherever the mean row gives the mean output."""
+        taps = {
+            name: tap.image_means() if ends_merger(name) else tap for name, tap in self.taps.items()
+        }
+        return Features(self.files, taps)
 
-    def held_out_rows(self, seed: int) -> Bool[np.ndarray, " rows"]:
-        """Rows of a seeded fifth of each class's images."""
+    def held_out_rows(self, name: str, seed: int) -> Bool[np.ndarray, " rows"]:
+        """Rows of one tap that belong to a seeded fifth of each class's images."""
         held = set(split_held_out(self.files, seed)[1])
-        return np.array([file in held for file in self.files])[self.image]
+        return np.array([file in held for file in self.files])[self.taps[name].image]
 
 
 def image_means(

@@ -56,6 +56,7 @@ def run(config: RunConfig, console: Console) -> Metrics:
             **read,
             "adapter": describe_adapter(result.adapter, adapter_dir),
             "images": count_images(session),
+            "tower": session.extractor.work.metrics(),
             "stopped": result.stopped,
             "seconds": {
                 "extract": extracted - begun,

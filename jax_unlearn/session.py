@@ -17,13 +17,13 @@ from jax_unlearn.dataset import collect
 from jax_unlearn.evaluate.readers import Fitted, Split, headline, read_all
 from jax_unlearn.extract import Extractor, Granularity
 from jax_unlearn.lora import LoraAdapter
-from jax_unlearn.objective import LinearProblem, linear_problem
+from jax_unlearn.merger_path import MergerPath, adapted_linears, load_paths
+from jax_unlearn.objective import Part
 from jax_unlearn.rows import Features, most_similar
 from jax_unlearn.statistics import compress
 from jax_unlearn.targets import NEIGHBOURS, Outputs, neutral_target
 from jax_unlearn.train import check
 
-LINEAR = "linear_fc2"
 # Targets draw from a stream of their own: the adapter's init uses the seed's key itself.
 TARGET_STREAM = 1
 
@@ -50,7 +50,7 @@ class Sides:
 
     def both(self, name: str) -> Float[np.ndarray, "rows d_in"]:
         """Rows at one tap, forget first."""
-        return np.concatenate([self.forget.taps[name], self.preserve.taps[name]])
+        return np.concatenate([self.forget.taps[name].x, self.preserve.taps[name].x])
 
 
 class Session:
@@ -68,17 +68,17 @@ class Session:
         self.tower = porting.load_vision_tower(config.checkpoint, config.dtype)
         shape = self.tower.config
         self.preprocessor = load_preprocessor(config.checkpoint, shape, config.max_pixels)
-        # Every path is read in evaluation, whichever are adapted.
-        self.names = [f"{merger}.{LINEAR}" for merger in shape.mergers]
-        self.linears = {name: self.tower.linear(name) for name in self.names}
-        check(config, {name: self.linears[name][0].shape for name in self.adapted})
-        self.extractor = Extractor(self.tower, self.preprocessor, self.names)
+        self.paths = load_paths(self.tower, self.adapted)
+        linears = {name: shape for path in self.paths for name, shape in path.shapes.items()}
+        check(config, {name: linears[name] for name in self.adapted})
+        self.extractor = Extractor(self.tower, self.preprocessor, list(linears))
         self.reader = ImageReader(config.strict)
 
     @property
     def adapted(self) -> list[str]:
         """Names of the Linears that the run changes."""
-        return self.names if self.config.targets == "all" else self.names[:1]
+        config = self.config
+        return adapted_linears(config.targets, config.linears, self.tower.config.mergers)
 
     def extract(
         self,
@@ -100,9 +100,7 @@ class Session:
         data = self.dataset
         return self.extract(data.forget_held_out, data.preserve_held_out, "images", "Held-out")
 
-    def problems(
-        self, sides: Sides
-    ) -> tuple[dict[str, LinearProblem], dict[str, LinearProblem] | None]:
+    def problems(self, sides: Sides) -> tuple[dict[str, Part], dict[str, Part] | None]:
         """(problem to fit, problem to choose the adapter by), on as few rows as carry the loss.
 
         The second one is a fifth of the training images, only with `select="held_out"`. Targets
@@ -111,67 +109,63 @@ class Session:
         full = self._full_problem(sides)
         if self.config.select != "held_out":
             return compress(full), None
-        forget = sides.forget.held_out_rows(self.config.seed)
-        preserve = sides.preserve.held_out_rows(self.config.seed)
-        fit = {name: linear.take(~forget, ~preserve) for name, linear in full.items()}
-        choose = {name: linear.take(forget, preserve) for name, linear in full.items()}
+        # The rows of all paths are the same.
+        tap, seed = self.paths[0].last_tap, self.config.seed
+        forget, preserve = (s.held_out_rows(tap, seed) for s in (sides.forget, sides.preserve))
+        fit = {name: part.take(~forget, ~preserve) for name, part in full.items()}
+        choose = {name: part.take(forget, preserve) for name, part in full.items()}
         return compress(fit), compress(choose)
 
-    def _full_problem(self, sides: Sides) -> dict[str, LinearProblem]:
+    def _full_problem(self, sides: Sides) -> dict[str, Part]:
         similar = self._similar(sides) if self.config.target == "near" else None
         blank = self._blank_taps(sides) if self.config.target == "blank" else {}
         key = jax.random.fold_in(jax.random.key(self.config.seed), TARGET_STREAM)
-        problem = {}
-        for name, subkey in zip(self.names, jax.random.split(key, len(self.names)), strict=True):
-            if name in self.adapted:
-                outputs = self._outputs(name, sides, blank, similar)
+        adapted, parts = self.adapted, []
+        for path, subkey in zip(self.paths, jax.random.split(key, len(self.paths)), strict=True):
+            if any(name in adapted for name in path.shapes):
+                outputs = self._outputs(path, sides, blank, similar)
                 target = neutral_target(self.config.target, outputs, subkey, self.config.near_step)
-                x_f, x_p = sides.forget.taps[name], sides.preserve.taps[name]
-                problem[name] = linear_problem(*self.linears[name], x_f, target, x_p)
-        return problem
+                parts.append(path.problem(adapted, sides.forget, target, sides.preserve))
+        return dict(parts)
 
     def _outputs(
-        self, name: str, sides: Sides, blank: dict[str, np.ndarray], similar: np.ndarray | None
+        self,
+        path: MergerPath,
+        sides: Sides,
+        blank: dict[str, np.ndarray],
+        similar: np.ndarray | None,
     ) -> Outputs:
+        name = path.last_tap
+        forget, preserve = sides.forget.taps[name], sides.preserve.taps[name]
         return Outputs(
-            self.output(name, sides.forget.taps[name]),
-            sides.forget.image,
-            self.output(name, sides.preserve.taps[name]),
-            sides.preserve.image,
-            self.output(name, blank[name]).mean(axis=0) if blank else None,
+            path.output(forget.x),
+            forget.image,
+            path.output(preserve.x),
+            preserve.image,
+            path.output(blank[name]).mean(axis=0) if blank else None,
             similar,
         )
 
     def _similar(self, sides: Sides) -> Int[np.ndarray, "images k"]:
         """For each image to forget, the preserve images most like it over all paths."""
         means = sides.image_means()
-        paths = [self.output(name, means.both(name)) for name in self.names]
-        return most_similar(paths, sides.is_forget, NEIGHBOURS)
+        outputs = [path.output(means.both(path.last_tap)) for path in self.paths]
+        return most_similar(outputs, sides.is_forget, NEIGHBOURS)
 
     def _blank_taps(self, sides: Sides) -> dict[str, Float[np.ndarray, "n _"]]:
         """Taps of a blank image of the first image's size."""
         size = read_image(sides.forget.files[0].path).size
         return self.extractor.extract_image(self.preprocessor.blank(size))
 
-    def output(
-        self, name: str, x: Float[np.ndarray, "n d_in"], adapter: LoraAdapter | None = None
-    ) -> Float[np.ndarray, "n e"]:
-        """The Linear's output on rows of its tap, with the adapter's change if it has one."""
-        weight, bias = self.linears[name]
-        y = x @ weight.T + bias
-        if adapter and name in adapter.pairs:
-            pair = adapter.pairs[name]
-            y = y + adapter.scale * (x @ np.asarray(pair.a).T) @ np.asarray(pair.b).T
-        return y
-
     def splits(self, sides: Sides, adapter: LoraAdapter) -> dict[str, Split]:
-        """Images' mean embeddings of every path, before and after the edit."""
+        """Images' mean embeddings of every path, before and after the edit; from image means."""
         labels = np.array([file.label for file in sides.files])
         splits = {}
-        for name in self.names:
-            x = sides.both(name)
-            before, after = self.output(name, x), self.output(name, x, adapter)
-            splits[name.removesuffix(f".{LINEAR}")] = Split(before, after, labels, sides.is_forget)
+        for path in self.paths:
+            before = path.output(sides.both(path.last_tap))
+            changes = [path.change(side, adapter) for side in (sides.forget, sides.preserve)]
+            after = before + np.concatenate(changes)
+            splits[path.name] = Split(before, after, labels, sides.is_forget)
         return splits
 
     def evaluate(

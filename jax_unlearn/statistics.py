@@ -14,7 +14,7 @@ import numpy as np
 from jax import Array
 from jaxtyping import Float
 
-from jax_unlearn.objective import LinearProblem, Problem
+from jax_unlearn.objective import LinearProblem, Part, Problem
 
 
 def triangular_factor(
@@ -31,13 +31,17 @@ def triangular_factor(
     return factor
 
 
-def compress(problem: Problem) -> dict[str, LinearProblem]:
+def compress(problem: Problem) -> dict[str, Part]:
     """The same problem on at most D_in + E forget and D_in preserve rows of each Linear.
 
     The loss and its gradient agree with the original's to float32 rounding; the number of original
-    rows is kept for the mean reduction.
+    rows is kept for the mean reduction. Other parts keep their rows: they do not combine where a
+    GELU lies between the change and the output.
     """
-    return {name: _compress(linear) for name, linear in problem.items()}
+    return {
+        name: _compress(part) if isinstance(part, LinearProblem) else part
+        for name, part in problem.items()
+    }
 
 
 def _compress(linear: LinearProblem) -> LinearProblem:

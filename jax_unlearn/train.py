@@ -16,7 +16,7 @@ from jaxtyping import Bool, Float, Int
 
 from jax_unlearn.errors import UserError
 from jax_unlearn.lora import LoraAdapter, init_adapter
-from jax_unlearn.objective import TERMS, LossWeights, Problem, Reduction, loss
+from jax_unlearn.objective import TERMS, LossWeights, Problem, Reduction, loss, shapes
 
 Select = Literal["best", "last", "held_out"]
 
@@ -59,9 +59,8 @@ class TrainConfig:
 
     def init(self, problem: Problem) -> LoraAdapter:
         """The seeded adapter that training starts from."""
-        shapes = {name: linear.shape for name, linear in problem.items()}
         alpha = float(self.rank if self.alpha is None else self.alpha)
-        return init_adapter(jax.random.key(self.seed), shapes, self.rank, alpha)
+        return init_adapter(jax.random.key(self.seed), shapes(problem), self.rank, alpha)
 
 
 @dataclass(frozen=True)
@@ -152,7 +151,8 @@ def train(
     """Minimise the three-term loss over A and B with Adam.
 
     Args:
-        problem: the rows of each adapted Linear, by its name.
+        problem: the part of each path: a `LinearProblem` by the Linear's name, a `MergerProblem` by
+            the Merger's.
         config: the settings; the same seed gives the same bytes on the same machine.
         held_out: rows to choose the adapter by, with `select="held_out"`.
         init: where to start; by default A is Kaiming uniform and B is zero.
@@ -165,7 +165,7 @@ def train(
         UserError: `select="held_out"` without held-out rows, a rank that a Linear cannot have,
             or rows that are not finite.
     """
-    check(config, {name: linear.shape for name, linear in problem.items()})
+    check(config, shapes(problem))
     if config.select == "held_out" and held_out is None:
         raise UserError("select 'held_out' needs held-out rows to choose by")
     weights = config.loss_weights()
@@ -222,11 +222,11 @@ class HeldOut:
             self.total, self.epoch = total, int(state.epoch)
 
 
-def check(config: TrainConfig, shapes: Mapping[str, tuple[int, ...]]) -> None:
+def check(config: TrainConfig, linears: Mapping[str, tuple[int, ...]]) -> None:
     """Refuse settings that cannot be meant, before any work is done for them.
 
     Args:
-        shapes: (E, D_in) of each Linear to adapt.
+        linears: (E, D_in) of each Linear to adapt.
 
     Raises:
         UserError: names the setting and what it may be.
@@ -236,7 +236,7 @@ def check(config: TrainConfig, shapes: Mapping[str, tuple[int, ...]]) -> None:
             raise UserError(f"--{name} {getattr(config, name)}: must not be negative")
     if config.chunk < 1:
         raise UserError(f"--chunk {config.chunk}: must be at least 1")
-    for name, shape in shapes.items():
+    for name, shape in linears.items():
         if not 1 <= config.rank <= min(shape):
             raise UserError(f"--rank {config.rank}: must be from 1 to {min(shape)} for {name}")
 

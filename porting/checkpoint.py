@@ -1,12 +1,14 @@
 """A checkpoint directory: its config, and its safetensors shards, read lazily by key."""
 
 import json
+import math
 from collections.abc import Iterator
 from contextlib import ExitStack
 from pathlib import Path
 from types import TracebackType
 from typing import Any
 
+import ml_dtypes
 import numpy as np
 from jaxtyping import Shaped
 from safetensors import SafetensorError, safe_open
@@ -15,6 +17,12 @@ from jax_unlearn.errors import UserError
 
 SINGLE, INDEX = "model.safetensors", "model.safetensors.index.json"
 DTYPES = {"F32": "float32", "F16": "float16", "BF16": "bfloat16"}
+NUMPY = {"float32": np.float32, "float16": np.float16, "bfloat16": ml_dtypes.bfloat16}
+# Bytes that are read at once.
+PIECE = 2**22
+
+# Where each tensor's bytes begin and end in a file, by its key.
+Ranges = dict[str, tuple[int, int]]
 
 
 class CheckpointError(UserError):
@@ -29,21 +37,28 @@ class CheckpointError(UserError):
 class Checkpoint:
     """Tensors of a checkpoint by key. Use as a context manager; only headers are read up front.
 
+    Args:
+        directory: of the checkpoint.
+        file: the one of its files to read, by name; all that transformers would read where it is
+            not given.
+
     Raises:
         CheckpointError: no such directory, no safetensors, an index that cannot be followed, a
             shard that is truncated, or a key that two shards hold.
     """
 
-    def __init__(self, directory: str | Path):
-        self.directory = Path(directory)
+    def __init__(self, directory: str | Path, file: str | None = None):
+        self.directory, self.file = Path(directory), file
         self.shard_of: dict[str, Path] = {}
         self._stack = ExitStack()
         self._open: dict[Path, Any] = {}
+        self._ranges: dict[Path, Ranges] = {}
 
     def __enter__(self) -> "Checkpoint":
         faults: list[str] = []
-        index = read_index(self.directory, faults)
-        for shard in shards(self.directory, index, faults):
+        index = {} if self.file else read_index(self.directory, faults)
+        only = [self.directory / self.file] if self.file else []
+        for shard in only or shards(self.directory, index, faults):
             self._open_shard(shard, faults)
         for key, name in index.items():
             shard = self.directory / name
@@ -69,6 +84,7 @@ class Checkpoint:
             faults.append(f"{shard.name} cannot be read ({error}); copy the file again")
             return
         self._open[shard] = handle
+        self._ranges[shard] = byte_ranges(shard)
         for key in handle.keys():  # noqa: SIM118  (a safe_open handle is not a mapping)
             if key in self.shard_of:
                 faults.append(f"{key} is in {self.shard_of[key].name} and in {shard.name}")
@@ -88,13 +104,50 @@ class Checkpoint:
         name: str = self._slice(key).get_dtype()
         return DTYPES.get(name, name)
 
+    def dtype_faults(self, key: str) -> list[str]:
+        """A dtype that `read` does not know."""
+        if (dtype := self.dtype(key)) in NUMPY:
+            return []
+        return [f"{key} has dtype {dtype}, expected {', '.join(DTYPES)}"]
+
     def read(self, key: str) -> Shaped[np.ndarray, "..."]:
-        """One tensor, in its own dtype (bfloat16 through ml_dtypes)."""
-        tensor: np.ndarray = self._open[self.shard_of[key]].get_tensor(key)
+        """One tensor, in its own dtype (see `dtype_faults`; bfloat16 through ml_dtypes)."""
+        tensor = np.empty(self.shape(key), NUMPY[self.dtype(key)])
+        self.read_into(key, tensor)
         return tensor
+
+    def read_into(self, key: str, out: Shaped[np.ndarray, "..."]) -> None:
+        """Fill `out`, of the tensor's shape and any dtype, a few megabytes at a time.
+
+        Read as a file: safetensors maps it into memory, and the pages of the map would stay beside
+        the copies of all tensors until the shard is closed.
+        """
+        shard, dtype = self.shard_of[key], np.dtype(NUMPY[self.dtype(key)])
+        out = np.atleast_1d(out)
+        row = math.prod(out.shape[1:]) * dtype.itemsize
+        rows = max(1, PIECE // max(1, row))
+        with shard.open("rb") as file:
+            file.seek(self._ranges[shard][key][0])
+            for i in range(0, len(out), rows):
+                part = out[i : i + rows]
+                part[...] = np.fromfile(file, dtype, part.size).reshape(part.shape)
 
     def _slice(self, key: str) -> Any:
         return self._open[self.shard_of[key]].get_slice(key)
+
+
+def byte_ranges(shard: Path) -> Ranges:
+    """Where the bytes of each tensor of a safetensors file begin and end.
+
+    Source: the format's description, https://huggingface.co/docs/safetensors: eight bytes of
+    header length (little endian), the header as JSON, then the data that its offsets count from.
+    """
+    with shard.open("rb") as file:
+        length = int.from_bytes(file.read(8), "little")
+        header = json.loads(file.read(length))
+    header.pop("__metadata__", None)
+    places = {key: entry["data_offsets"] for key, entry in header.items()}
+    return {key: (8 + length + start, 8 + length + end) for key, (start, end) in places.items()}
 
 
 def read_index(directory: Path, faults: list[str]) -> dict[str, str]:
@@ -114,6 +167,9 @@ def shards(directory: Path, index: dict[str, str], faults: list[str]) -> list[Pa
     if not directory.is_dir():
         raise CheckpointError(directory, ["no such directory"])
     if not index:
+        if (directory / SINGLE).is_file():
+            # What else lies there, such as OpenCLIP's copy, transformers does not read.
+            return [directory / SINGLE]
         found = sorted(directory.glob("*.safetensors"))
         if not found:
             faults.append("no *.safetensors here; save the model with safe_serialization=True")
@@ -131,18 +187,27 @@ def shards(directory: Path, index: dict[str, str], faults: list[str]) -> list[Pa
     return paths
 
 
-def load_config(directory: str | Path) -> Any:
-    """The checkpoint's config through transformers, whose defaults fill what the file leaves out.
+def config_path(directory: Path) -> Path:
+    """config.json of a checkpoint.
 
     Raises:
-        UserError: no such directory, no config.json, or one that transformers does not know.
+        UserError: no such directory, or no such file in it.
     """
-    directory = Path(directory)
     path = directory / "config.json"
     if not directory.is_dir():
         raise UserError(f"{directory}: no such directory; give the folder that holds config.json")
     if not path.is_file():
         raise UserError(f"{path}: no such file; {directory} is not a checkpoint")
+    return path
+
+
+def load_config(directory: Path) -> Any:
+    """The checkpoint's config through transformers, whose defaults fill what the file leaves out.
+
+    Raises:
+        UserError: no such directory, no config.json, or one that transformers does not know.
+    """
+    path = config_path(directory)
 
     # Not at the top: transformers imports torch where it is installed, and we must not.
     from huggingface_hub.errors import StrictDataclassError

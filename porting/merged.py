@@ -4,7 +4,6 @@ The changed tensors keep their dtype and shape, so their bytes are replaced wher
 copied shard: headers, index, configs and all other tensors stay identical to the last byte.
 """
 
-import json
 import os
 import shutil
 from pathlib import Path
@@ -16,8 +15,8 @@ from safetensors.numpy import save
 from jax_unlearn.errors import UserError
 from jax_unlearn.files import fresh_directory
 from jax_unlearn.lora import LoraAdapter, LoraPair
-from porting.checkpoint import DTYPES, Checkpoint, CheckpointError
-from porting.qwen3_vision import adapter_faults, key_prefix
+from porting.checkpoint import Checkpoint, CheckpointError, byte_ranges
+from porting.place import adapter_faults, locate, read_adaptable_family
 
 # A folder of its own: servers take every *.safetensors beside config.json for weights.
 UNDO = "jax_unlearn_undo"
@@ -38,7 +37,8 @@ def merge_checkpoint(
     the original tensors for `unmerge_checkpoint`.
 
     Raises:
-        UserError: the checkpoint is merged already, or `out_dir` exists or overlaps with it.
+        UserError: the checkpoint is merged already or of an unknown family, or `out_dir` exists or
+            overlaps with it.
         CheckpointError: names every Linear that the checkpoint lacks or that has another shape.
     """
     source = Path(checkpoint_dir)
@@ -90,27 +90,15 @@ def _check_apart(source: Path, out_dir: Path) -> None:
 
 def _weight_keys(adapter: LoraAdapter, checkpoint: Checkpoint) -> dict[str, str]:
     """Key of each adapted weight, by the name of its Linear."""
-    prefix = key_prefix(checkpoint)
-    keys = {name: f"{prefix}{name}.weight" for name in adapter.pairs}
-    faults = adapter_faults(adapter)
-    for name, key in keys.items():
-        if key not in checkpoint:
-            faults.append(f"{key} is missing, and the adapter changes {name}")
-        else:
-            faults += _weight_faults(key, checkpoint, adapter.pairs[name])
+    place = locate(checkpoint, read_adaptable_family(checkpoint.directory))
+    keys = place.keys(adapter)
+    faults = adapter_faults(adapter, place, checkpoint)
+    for key in keys.values():
+        if key in checkpoint:
+            faults += _link_faults(checkpoint, key) + checkpoint.dtype_faults(key)
     if faults:
         raise CheckpointError(checkpoint.directory, faults)
     return keys
-
-
-def _weight_faults(key: str, checkpoint: Checkpoint, pair: LoraPair) -> list[str]:
-    faults = _link_faults(checkpoint, key)
-    shape, adapted = checkpoint.shape(key), (pair.b.shape[0], pair.a.shape[1])
-    if shape != adapted:
-        faults.append(f"{key} has shape {list(shape)}, the adapter's b @ a {list(adapted)}")
-    if checkpoint.dtype(key) not in DTYPES.values():
-        faults.append(f"{key} has dtype {checkpoint.dtype(key)}, expected {', '.join(DTYPES)}")
-    return faults
 
 
 def _undo_faults(key: str, checkpoint: Checkpoint, record: Checkpoint) -> list[str]:
@@ -118,7 +106,8 @@ def _undo_faults(key: str, checkpoint: Checkpoint, record: Checkpoint) -> list[s
         return [f"{key} is missing, and {UNDO} holds its original"]
     kinds = [(c.dtype(key), list(c.shape(key))) for c in (checkpoint, record)]
     fault = f"{key} is {kinds[0]}, its original in {UNDO} {kinds[1]}"
-    return _link_faults(checkpoint, key) + ([fault] if kinds[0] != kinds[1] else [])
+    faults = _link_faults(checkpoint, key) + record.dtype_faults(key)
+    return faults + ([fault] if kinds[0] != kinds[1] else [])
 
 
 def _link_faults(checkpoint: Checkpoint, key: str) -> list[str]:
@@ -138,17 +127,12 @@ def _merged(key: str, weight: Tensor, pair: LoraPair, scale: float, source: Path
 
 
 def patch(shard: Path, key: str, tensor: Tensor) -> None:
-    """Replace one tensor's bytes in a safetensors file; dtype and shape are those it has.
-
-    Source: the format's description, https://huggingface.co/docs/safetensors: eight bytes of
-    header length (little endian), the header as JSON, then the data that its offsets count from.
-    """
+    """Replace one tensor's bytes in a safetensors file; dtype and shape are those it has."""
     data = np.ascontiguousarray(tensor).tobytes()
+    start, end = byte_ranges(shard)[key]
+    assert end - start == len(data), f"{key}: {end - start} bytes in {shard}, {len(data)} new"
     with shard.open("r+b") as file:
-        length = int.from_bytes(file.read(8), "little")
-        start, end = json.loads(file.read(length))[key]["data_offsets"]
-        assert end - start == len(data), f"{key}: {end - start} bytes in {shard}, {len(data)} new"
-        file.seek(8 + length + start)
+        file.seek(start)
         file.write(data)
 
 

@@ -17,7 +17,8 @@ from safetensors.numpy import save
 from jax_unlearn.errors import UserError
 from jax_unlearn.files import fresh_directory
 from jax_unlearn.lora import LoraAdapter, LoraPair
-from porting.qwen3_vision import adapter_faults, linear_of_live_path, live_prefix
+from porting.families import linear_of_live_path
+from porting.place import place_of_base
 
 CONFIG = "adapter_config.json"
 WEIGHTS = "adapter_model.safetensors"
@@ -46,28 +47,31 @@ def save_peft(
     *,
     base_model_name_or_path: str | Path,
     overwrite: bool = False,
+    model_type: str = "qwen3_vl",
 ) -> None:
     """Write an adapter that `PeftModel.from_pretrained` loads.
 
     Args:
-        adapter: pairs of a [r, D_in] and b [E, r], by the names of `qwen3_vl`.
+        adapter: pairs of a [r, D_in] and b [E, r], by the names of `qwen3_vl` or of CLIP.
         out_dir: the PEFT directory to make.
-        base_model_name_or_path: the checkpoint that the adapter belongs to. The config of a local
-            one says where the tower lives in the HF model.
+        base_model_name_or_path: the checkpoint that the adapter belongs to. A local one says which
+            family it is of and how its Mergers are made.
         overwrite: replace an existing `out_dir`.
+        model_type: the family of a base that is not a local checkpoint, `clip` for CLIP.
 
     Raises:
-        UserError: the adapter is not one of this tower, `out_dir` exists, or the base checkpoint is
+        UserError: the adapter is not one of this model, `out_dir` exists, or the base checkpoint is
             of an unknown family.
     """
-    if faults := adapter_faults(adapter):
+    place, faults = place_of_base(adapter, Path(base_model_name_or_path), model_type)
+    if faults:
         raise UserError(f"the adapter cannot be saved: {'; '.join(faults)}")
-    prefix = live_prefix(base_model_name_or_path)
+    paths = {place.live_path(name): pair for name, pair in adapter.pairs.items()}
     tensors = {}
-    for name, pair in adapter.pairs.items():
-        tensors[f"{ROOT}{prefix}{name}{A}"] = _float32(pair.a)
-        tensors[f"{ROOT}{prefix}{name}{B}"] = _float32(pair.b)
-    config = _config(adapter, prefix, str(base_model_name_or_path))
+    for path, pair in paths.items():
+        tensors[f"{ROOT}{path}{A}"] = _float32(pair.a)
+        tensors[f"{ROOT}{path}{B}"] = _float32(pair.b)
+    config = _config(adapter, sorted(paths), str(base_model_name_or_path))
     with fresh_directory(out_dir, overwrite) as fresh:
         (fresh / CONFIG).write_text(json.dumps(config, indent=2, sort_keys=True) + "\n")
         (fresh / WEIGHTS).write_bytes(save(tensors, metadata={"format": "pt"}))
@@ -77,7 +81,7 @@ def _float32(factor: Any) -> Float32[np.ndarray, "rows columns"]:
     return np.ascontiguousarray(factor, dtype=np.float32)
 
 
-def _config(adapter: LoraAdapter, prefix: str, base: str) -> dict[str, Any]:
+def _config(adapter: LoraAdapter, paths: list[str], base: str) -> dict[str, Any]:
     """The fields that every PEFT of the last years knows: newer ones would make older ones warn."""
     alpha = adapter.alpha
     return {
@@ -99,7 +103,7 @@ def _config(adapter: LoraAdapter, prefix: str, base: str) -> dict[str, Any]:
         "rank_pattern": {},
         "revision": None,
         # Whole paths: PEFT compares the ends, and every ViT block has a `linear_fc2` too.
-        "target_modules": sorted(prefix + name for name in adapter.pairs),
+        "target_modules": paths,
         # None of PEFT's tasks: CAUSAL_LM and the others wrap the forward in their own.
         "task_type": None,
         "use_dora": False,
@@ -108,11 +112,11 @@ def _config(adapter: LoraAdapter, prefix: str, base: str) -> dict[str, Any]:
 
 
 def load_peft(adapter_dir: str | Path) -> LoraAdapter:
-    """Read a PEFT directory back: the adapter that `save_peft` wrote, bit for bit.
+    """Read a PEFT directory of any family back: the adapter that `save_peft` wrote, bit for bit.
 
     Raises:
         UserError: no such directory, not a plain LoRA, or tensors that are missing, unknown,
-            misshapen, not float32, or not of the Mergers; names every fault.
+            misshapen, not float32, or not of the Mergers or of CLIP; names every fault.
     """
     directory = Path(adapter_dir)
     rank, alpha = _read_config(directory)
@@ -163,12 +167,15 @@ def _read_pairs(path: Path, file: Any, rank: int) -> dict[str, LoraPair]:
     if faults := [fault for key in keys for fault in _key_faults(key, file, rank)]:
         raise UserError(f"{path}: {'; '.join(faults)}")
     found: dict[str, dict[str, Any]] = {}
+    faults = []
     for key in keys:
         name, factor = _place(key)
-        found.setdefault(name, {})[factor] = jnp.asarray(file.get_tensor(key))
-    absent = [f"{n} has no lora_{f.upper()}" for n in found for f in "ab" if f not in found[n]]
-    if absent or not found:
-        raise UserError(f"{path}: {'; '.join(absent) or 'holds no tensor'}")
+        if factor in found.setdefault(name, {}):
+            faults.append(f"{key} is a second lora_{factor.upper()} of {name}")
+        found[name][factor] = jnp.asarray(file.get_tensor(key))
+    faults += [f"{n} has no lora_{f.upper()}" for n in found for f in "ab" if f not in found[n]]
+    if faults or not found:
+        raise UserError(f"{path}: {'; '.join(faults) or 'holds no tensor'}")
     return {name: LoraPair(**factors) for name, factors in found.items()}
 
 
@@ -177,7 +184,7 @@ def _key_faults(key: str, file: Any, rank: int) -> list[str]:
     if not factor:
         return [f"{key} is unknown; expected {ROOT}….lora_A.weight and ….lora_B.weight"]
     if not name:
-        return [f"{key} is not of a vision Merger's linear_fc1 or linear_fc2"]
+        return [f"{key} is not of a vision Merger's linear_fc1 or linear_fc2, nor CLIP's projections"]
     tensor, faults = file.get_slice(key), []
     if tensor.get_dtype() != "F32":
         faults.append(f"{key} has dtype {tensor.get_dtype()}, expected F32")
@@ -189,7 +196,7 @@ def _key_faults(key: str, file: Any, rank: int) -> list[str]:
 
 
 def _place(key: str) -> tuple[str, str]:
-    """(name of the Linear, `a` or `b`); the name is "" outside the Mergers, both in other keys."""
+    """(name of the Linear, `a` or `b`); the name is "" where none can be, both in other keys."""
     for ending, factor in ((A, "a"), (B, "b")):
         if key.startswith(ROOT) and key.endswith(ending):
             path = key.removeprefix(ROOT).removesuffix(ending)

@@ -14,6 +14,8 @@ from safetensors.numpy import load_file, save_file
 import porting
 from jax_unlearn.cli import main, parse
 from jax_unlearn.config import read_config
+from jax_unlearn.data.folder import read_image
+from jax_unlearn.lora import LoraAdapter
 from jax_unlearn.objective import TERMS, loss
 from jax_unlearn.session import Session
 from jax_unlearn.shipped import ASSETS
@@ -45,8 +47,11 @@ def arguments(folder, out, **options):
         "epochs": 30,
         "rank": 2,
     } | options
-    pairs = ([f"--{key.replace('_', '-')}", str(value)] for key, value in given.items())
-    return ["run", *(part for pair in pairs for part in pair)]
+    flags = (
+        [f"--{key.replace('_', '-')}", *map(str, value if isinstance(value, list) else [value])]
+        for key, value in given.items()
+    )
+    return ["run", *(part for flag in flags for part in flag)]
 
 
 @pytest.fixture(scope="module")
@@ -108,6 +113,13 @@ def test_evaluating_again_gives_the_same_reading(run, folder):
         assert first[key] == second[key]
 
 
+def test_the_config_of_an_earlier_run_is_read(run, tmp_path):
+    fields = read(run / "config.json")
+    assert fields.pop("linears") == ["linear_fc2"]
+    (tmp_path / "config.json").write_text(json.dumps(fields | {"targets": "all"}))
+    assert read_config(tmp_path) == read_config(run)
+
+
 def test_export_writes_peft_and_merged(run, folder, capsys):
     main(["export", str(run), "--format", "peft", "--out", str(folder / "peft")])
     first, second = (porting.load_peft(d) for d in (run / "adapter", folder / "peft"))
@@ -124,7 +136,7 @@ def test_export_writes_peft_and_merged(run, folder, capsys):
 
 def test_settings_reach_the_run(folder):
     out = folder / "settings"
-    options = {"targets": "merger", "target": "mean", "granularity": "images", "seed": 3}
+    options = {"targets": ["merger"], "target": "mean", "granularity": "images", "seed": 3}
     main(arguments(folder, out, select="held_out", **options))
     metrics, config = read(out / "metrics.json"), read(out / "config.json")
     assert metrics["adapter"]["targets"] == ["merger.linear_fc2"]
@@ -132,12 +144,89 @@ def test_settings_reach_the_run(folder):
     main(["evaluate", str(out)])
 
 
+INNER = {
+    "fc1": {"linears": ["linear_fc1"], "targets": ["all"]},
+    "both": {
+        "linears": ["linear_fc2", "linear_fc1"],
+        "targets": ["deepstack_merger_list.1", "merger", "merger"],
+        "granularity": "tokens",
+        "select": "held_out",
+    },
+}
+INNER_PAIRS = {
+    "fc1": {f"{name}.linear_fc1" for name in tiny.LINEARS},
+    "both": {
+        f"{name}.{linear}"
+        for name in ("merger", "deepstack_merger_list.1")
+        for linear in ("linear_fc1", "linear_fc2")
+    },
+}
+
+
+@pytest.fixture(scope="module", params=INNER)
+def inner_run(folder, request):
+    """A run that adapts linear_fc1."""
+    out = folder / f"inner {request.param}"
+    main(arguments(folder, out, **INNER[request.param]))
+    return request.param, out
+
+
+def test_a_run_adapts_the_linears_that_were_asked_for(inner_run):
+    name, out = inner_run
+    adapter = porting.load_peft(out / "adapter")
+    metrics = read(out / "metrics.json")
+    assert set(adapter.pairs) == set(metrics["adapter"]["targets"]) == INNER_PAIRS[name]
+    assert all(np.abs(pair.b).max() > 0 for pair in adapter.pairs.values())
+    history = [json.loads(line) for line in (out / "history.jsonl").read_text().splitlines()]
+    assert history[0]["preserve"] == 0
+    assert history[-1]["total"] < history[0]["total"]
+    assert read_config(out).linears == tuple(INNER[name]["linears"])
+
+
+def test_evaluating_such_a_run_again_gives_the_same_reading(inner_run, folder):
+    name, out = inner_run
+    again = folder / f"inner {name} again"
+    shutil.copytree(out, again)
+    main(["evaluate", str(again)])
+    first, second = read(out / "metrics.json"), read(again / "metrics.json")
+    for key in ("forget", "preserve", "neighbours"):
+        assert first[key] == second[key]
+    for path, entry in first["paths"].items():
+        assert entry["readers"] == second["paths"][path]["readers"]
+        # Tokens were averaged elsewhere.
+        assert entry["drift"] == pytest.approx(second["paths"][path]["drift"], rel=1e-4, abs=1e-6)
+
+
+@pytest.mark.parametrize("linears", [["linear_fc1"], ["linear_fc1", "linear_fc2"]])
+def test_edited_embeddings_are_the_towers_own(folder, linears):
+    """On some paths only, so that the others must come out as they were."""
+    options = {"linears": linears, "targets": ["merger", "deepstack_merger_list.0"]}
+    session = Session(parse(arguments(folder, folder / "x", **options)), Console(quiet=True))
+    whole = tiny.adapter()
+    pairs = {name: whole.pairs[name] for name in session.adapted}
+    adapter = LoraAdapter(pairs, alpha=whole.alpha, rank=whole.rank)
+    sides = session.test_features()
+    splits = session.splits(sides, adapter)
+    for i, file in enumerate(sides.files):
+        out = session.tower(*session.preprocessor(read_image(file.path)), adapter=adapter)
+        for merger, split in splits.items():
+            mean = np.asarray(out.outputs[merger]).mean(axis=0)
+            assert np.abs(split.after[i] - mean).max() <= 1e-5 * np.abs(mean).max()
+    moved = {merger for merger, s in splits.items() if not np.array_equal(s.before, s.after)}
+    assert moved == {"merger", "deepstack_merger_list.0"}
+
+
 def test_the_faithful_preset_is_the_published_scheme(folder):
     out = folder / "faithful"
     main(arguments(folder, out, preset="faithful"))
     config = read(out / "config.json")
-    faithful = {"targets": "merger", "target": "random", "granularity": "tokens"}
-    faithful |= {"reduction": "sum", "lambda_forget": 1.3, "lambda_preserve": 0.4}
+    faithful = {"targets": ["merger"], "linears": ["linear_fc2"], "target": "random"}
+    faithful |= {
+        "granularity": "tokens",
+        "reduction": "sum",
+        "lambda_forget": 1.3,
+        "lambda_preserve": 0.4,
+    }
     assert {key: config[key] for key in faithful} == faithful
     # The scale stays 1 at any rank.
     assert read(out / "metrics.json")["adapter"]["alpha"] == 2.0
@@ -291,6 +380,23 @@ def rank_too_large(path):
     return {"rank": 1000}, "--rank 1000"
 
 
+def rank_too_large_for_the_first_linear(path):
+    return {"rank": 129, "linears": ["linear_fc1"]}, "from 1 to 128 for merger.linear_fc1"
+
+
+def unknown_merger(path):
+    names = "all, merger, deepstack_merger_list.0, deepstack_merger_list.1"
+    return {"targets": ["merger", "visual"]}, f"--targets visual: must be any of {names}"
+
+
+def no_merger(path):
+    return {"targets": None}, "--targets: give at least one of all, merger, "
+
+
+def no_linear(path):
+    return {"linears": None}, "--linears: give at least one of linear_fc1, linear_fc2"
+
+
 def edit(path, change):
     file = path / "checkpoint" / "model.safetensors"
     save_file(change(load_file(file)), file)
@@ -321,6 +427,10 @@ def edit(path, change):
         config_of_another_type,
         unknown_concept,
         rank_too_large,
+        rank_too_large_for_the_first_linear,
+        unknown_merger,
+        no_merger,
+        no_linear,
     ],
 )
 def test_bad_input_is_one_line_and_leaves_nothing(spoil, folder, tmp_path, capsys):

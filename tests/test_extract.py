@@ -1,6 +1,7 @@
 """Rows of images of many sizes: the tower's own, in the files' order, in few compilations."""
 
 import shutil
+from dataclasses import replace
 
 import numpy as np
 import pytest
@@ -12,11 +13,11 @@ from jax_unlearn.data.folder import ImageFile, ImageReader, find_images
 from jax_unlearn.data.preprocess import load_preprocessor
 from jax_unlearn.errors import UserError
 from jax_unlearn.extract import Extractor, tap_rows
-from jax_unlearn.session import LINEAR
 from porting import load_vision_tower
 from tests import tiny
 
-NAMES = (f"merger.{LINEAR}", f"deepstack_merger_list.1.{LINEAR}")
+NAMES = ("merger.linear_fc2", "deepstack_merger_list.1.linear_fc2")
+INNER = "deepstack_merger_list.1.linear_fc1"
 QUIET = Console(quiet=True)
 
 
@@ -42,7 +43,7 @@ def tower(folder):
 
 def extractor(folder, tower, max_pixels=2**20):
     preprocessor = load_preprocessor(folder / "checkpoint", tower.config, max_pixels)
-    return Extractor(tower, preprocessor, NAMES)
+    return Extractor(tower, preprocessor, (*NAMES, INNER))
 
 
 def run(folder, tower, granularity, files=None, **options):
@@ -59,8 +60,8 @@ def test_rows_are_the_towers_own_in_the_order_of_the_files(folder, tower, monkey
     preprocess = extractor(folder, tower).preprocessor
     for index, file in enumerate(features.files):
         alone = tower(*preprocess(Image.open(file.path)))
-        for name in NAMES:
-            rows = features.taps[name][features.image == index]
+        for name, tap in features.taps.items():
+            rows = tap.x[tap.image == index]
             np.testing.assert_allclose(rows, alone.taps[name], rtol=1e-4, atol=1e-5)
 
 
@@ -68,27 +69,54 @@ def test_images_are_the_means_of_tokens(folder, tower):
     tokens, images = (run(folder, tower, granularity) for granularity in ("tokens", "images"))
     assert images.files == tokens.files
     for name in NAMES:
-        assert images.taps[name].shape == (24, 128)
+        assert images.taps[name].x.shape == (24, 128)
+        assert np.array_equal(images.taps[name].image, np.arange(24))
         np.testing.assert_allclose(
-            tokens.image_means().taps[name], images.taps[name], rtol=1e-5, atol=1e-6
+            tokens.image_means().taps[name].x, images.taps[name].x, rtol=1e-5, atol=1e-6
         )
 
 
-def test_a_few_compilations_serve_all_sizes(folder, tower):
-    before = tap_rows._cache_size()
-    run(folder, tower, "images")
-    compiled = tap_rows._cache_size() - before
-    # 24 images of 24 sizes, from 4 to 256 patches: one program for each step of the ladder.
-    assert compiled <= 5
-    run(folder, tower, "images")
-    assert tap_rows._cache_size() == before + compiled
+def test_before_a_gelu_rows_are_tokens_always(folder, tower):
+    tokens, images = (run(folder, tower, granularity) for granularity in ("tokens", "images"))
+    assert len(images.taps[INNER].x) == len(tokens.taps[NAMES[0]].x) > 24
+    assert np.array_equal(images.taps[INNER].x, tokens.taps[INNER].x)
+    assert np.array_equal(images.taps[INNER].image, tokens.taps[NAMES[0]].image)
+
+
+@pytest.fixture(scope="module")
+def many(tmp_path_factory):
+    """500 images of random size, from 4 to 512 patches."""
+    path = tmp_path_factory.mktemp("many")
+    random = np.random.default_rng(1)
+    for i in range(500):
+        h, w = random.integers(8, 90, size=2)
+        Image.fromarray(random.integers(0, 256, size=(h, w, 3), dtype=np.uint8)).save(
+            path / f"{i:03d}.png"
+        )
+    return find_images(path, "x")
+
+
+@pytest.mark.parametrize("kernel", ["blockwise", "xla"])
+def test_a_handful_of_compilations_serve_500_sizes(folder, tower, many, kernel, monkeypatch):
+    """In one row (CPU) and in rows (GPU, TPU)."""
+    monkeypatch.setattr(tower, "config", replace(tower.config, attention=kernel))
+    run_of = extractor(folder, tower)
+    before = tap_rows.compilations()
+    features = run_of.extract(many, "images", ImageReader(), "", QUIET)
+    assert len(features.files) == 500
+    work = run_of.work.metrics()
+    assert work["compilations"] == tap_rows.compilations() - before <= 5
+    assert work["padding"] < 0.05
+    again = extractor(folder, tower)
+    again.extract(many, "images", ImageReader(), "", QUIET)
+    assert tap_rows.compilations() == before + work["compilations"]
 
 
 def test_large_images_are_scaled_down(folder, tower):
     one = find_images(folder / "images", "x")[:1]
     full, small = (run(folder, tower, "tokens", one, max_pixels=n) for n in (2**20, 256))
-    assert len(small.image) < len(full.image)
-    assert 16 * 4 * len(small.image) <= 256
+    assert len(small.taps[NAMES[0]].image) < len(full.taps[NAMES[0]].image)
+    assert 16 * 4 * len(small.taps[NAMES[0]].image) <= 256
     with pytest.raises(UserError, match="--max-pixels 10"):
         extractor(folder, tower, max_pixels=10)
 

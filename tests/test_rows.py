@@ -3,13 +3,23 @@
 import numpy as np
 
 from jax_unlearn.data.folder import ImageFile
-from jax_unlearn.rows import Features, image_means, most_similar
+from jax_unlearn.rows import Features, Tap, image_means, most_similar
 
 
 def test_image_means_average_each_images_rows():
     x = np.arange(10, dtype=np.float32).reshape(5, 2)
     np.testing.assert_allclose(image_means(x, np.array([0, 0, 1, 2, 2]))[[0, 2]], [[1, 2], [7, 8]])
     np.testing.assert_allclose(image_means(x, np.array([0, 0, 1, 1, 2]))[[0, 2]], [[1, 2], [8, 9]])
+
+
+def test_only_the_last_linears_rows_become_means():
+    tap = Tap.of([np.ones((2, 3), np.float32), np.zeros((1, 3), np.float32)])
+    assert tap.image.tolist() == [0, 0, 1]
+    names = ("merger.linear_fc1", "merger.linear_fc2")
+    means = Features((), dict.fromkeys(names, tap)).image_means()
+    assert means.taps[names[0]] is tap
+    assert means.taps[names[1]].x.tolist() == [[1, 1, 1], [0, 0, 0]]
+    assert means.taps[names[1]].image.tolist() == [0, 1]
 
 
 def test_held_out_rows_are_whole_images_of_each_class(tmp_path):
@@ -19,8 +29,8 @@ def test_held_out_rows_are_whole_images_of_each_class(tmp_path):
         path.write_text(str(i))
         files.append(ImageFile(path, "ab"[i % 2]))
     image = np.repeat(np.arange(10), 3)
-    features = Features(tuple(files), {"x": np.zeros((30, 2), np.float32)}, image)
-    held = features.held_out_rows(seed=0)
+    features = Features(tuple(files), {"x": Tap(np.zeros((30, 2), np.float32), image)})
+    held = features.held_out_rows("x", seed=0)
     assert sorted(set(image[held]) & set(image[~held])) == []
     assert sorted(features.labels[list(set(image[held]))]) == ["a", "b"]
 

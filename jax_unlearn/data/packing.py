@@ -13,11 +13,10 @@ import numpy as np
 from jax import Array
 from jaxtyping import Float, Int, Shaped
 
-# A few static lengths keep the number of compilations small; steps of 1.5 and 1.33 keep the padding
-# of a row below a half, about a fifth on average.
-LADDER = tuple(
-    length for power in range(6, 15) for length in (2**power, 2**power + 2 ** (power - 1))
-)
+# A few static lengths keep the number of compilations small; four steps from one power of two to the
+# next keep the padding of a row below a fifth, a tenth on average. All are multiples of the 128 that
+# the Pallas kernels of attention work on.
+LADDER = (256, 384, *(quarters * 2**power for power in range(7, 16) for quarters in range(4, 8)))
 PADDING = 0
 
 
@@ -34,7 +33,7 @@ class PackedPatches:
 
 
 def ladder_length(patches: int, block: int) -> int:
-    """The smallest length of the ladder that holds a frame of `patches` patches.
+    """The smallest length of the ladder that holds `patches` patches.
 
     It is rounded up to whole merge blocks of `block` patches, which only a merge of 3 × 3 needs.
 
@@ -45,8 +44,8 @@ def ladder_length(patches: int, block: int) -> int:
     if step < len(LADDER):
         return -(-LADDER[step] // block) * block
     warnings.warn(
-        f"a frame of {patches} patches is longer than the ladder's {LADDER[-1]}: the program "
-        "compiles for it alone; lower the image processor's largest size to avoid it",
+        f"{patches} patches at once are more than the longest row, {LADDER[-1]}: the program "
+        "compiles for them alone; give fewer images a call, or lower --max-pixels",
         stacklevel=2,
     )
     whole = -(-patches // LADDER[-1]) * LADDER[-1]
@@ -69,6 +68,20 @@ def first_fit(sizes: list[int], length: int) -> tuple[list[tuple[int, int]], int
         places.append((row, used[row]))
         used[row] += size
     return places, len(used)
+
+
+def batch_shape(sizes: list[int], block: int, one_row: bool) -> tuple[int, int]:
+    """(rows, length) that hold all frames of these sizes: one row, or rows for the largest frame.
+
+    Args:
+        sizes: patches of each frame.
+        block: patches of a merge block.
+        one_row: all frames in one row; otherwise rows are a power of two.
+    """
+    if one_row:
+        return 1, ladder_length(sum(sizes), block)
+    length = ladder_length(max(sizes), block)
+    return 1 << (first_fit(sizes, length)[1] - 1).bit_length(), length
 
 
 def frame_coordinates(h: int, w: int, merge: int) -> Int[np.ndarray, "hw 2"]:
@@ -106,8 +119,8 @@ def pack(
     *,
     merge: int,
     side: int,
-    rows: int | None = None,
-    length: int | None = None,
+    rows: int,
+    length: int,
 ) -> tuple[PackedPatches, Int[np.ndarray, " patches"]]:
     """Lay out the patches of several images in static shapes.
 
@@ -116,8 +129,8 @@ def pack(
         grid_thw: frames, height and width of each image, in patches.
         merge: side of the Merger's block; height and width are multiples of it.
         side: side of the learned position table.
-        rows: rows of the batch; by default the next power of two.
-        length: patches of a row; by default the ladder's length for the largest frame.
+        rows: rows of the batch.
+        length: patches of a row (see `batch_shape`).
 
     Returns:
         The packed arrays, and for each input patch its place in the flat [rows · length] order.
@@ -130,9 +143,7 @@ def pack(
         raise ValueError(f"grid_thw counts {sum(sizes)} patches, pixel_values {len(pixel_values)}")
     if (grid_thw[:, 1:] % merge).any():
         raise ValueError(f"heights and widths in patches must be multiples of {merge}")
-    length = length or ladder_length(max(sizes), merge**2)
     places, needed = first_fit(sizes, length)
-    rows = rows or 1 << (needed - 1).bit_length()
     if needed > rows or max(sizes) > length:
         raise ValueError(f"{needed} rows of {max(sizes)} patches do not fit {rows} × {length}")
 

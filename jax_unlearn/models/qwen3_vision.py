@@ -13,10 +13,12 @@ import jax.numpy as jnp
 import numpy as np
 from flax import nnx
 from jax import Array
-from jaxtyping import Bool, Float, Int
+from jaxtyping import Float, Int
 
-from jax_unlearn.data.packing import PackedPatches, pack
+from jax_unlearn.data.packing import PackedPatches, batch_shape, frame_sizes, pack
 from jax_unlearn.lora import LoraAdapter, LoraPair, lora_delta
+from jax_unlearn.models.attention import Kernel, best_kernel, segment_attention, skips
+from jax_unlearn.models.jit import tower_jit
 
 ACTIVATIONS: dict[str, Callable[[Array], Array]] = {
     "gelu_pytorch_tanh": partial(jax.nn.gelu, approximate=True),
@@ -28,7 +30,11 @@ LINEARS = ("linear_fc1", "linear_fc2")
 
 @dataclass(frozen=True)
 class VisionConfig:
-    """The tower's shape. D is `hidden_size`, E is `out_hidden_size`."""
+    """The tower's shape. D is `hidden_size`, E is `out_hidden_size`.
+
+    single_linear: each Merger is one Linear on the merged patches, called `linear_fc2`.
+    attention: the kernel, by default the backend's best.
+    """
 
     depth: int
     hidden_size: int
@@ -44,6 +50,17 @@ class VisionConfig:
     hidden_act: str = "gelu_pytorch_tanh"
     rope_theta: float = 10_000.0
     dtype: str = "float32"
+    single_linear: bool = False
+    attention: Kernel | None = None
+
+    @property
+    def kernel(self) -> Kernel:
+        return self.attention or best_kernel(jax.default_backend())
+
+    @property
+    def one_row(self) -> bool:
+        """Whether frames of all sizes share one row (see `attention.skips`)."""
+        return skips(self.kernel)
 
     @property
     def patch_dim(self) -> int:
@@ -51,7 +68,7 @@ class VisionConfig:
 
     @property
     def merged_size(self) -> int:
-        """Width of a merged vector, D_in of both Linears of a Merger."""
+        """Width of a merged vector, D_in of every Linear of a Merger."""
         return self.hidden_size * self.spatial_merge_size**2
 
     @property
@@ -63,6 +80,12 @@ class VisionConfig:
         """Names of the paths to the language model: the Merger, then the DeepStack mergers."""
         deepstack = (f"deepstack_merger_list.{i}" for i in range(len(self.deepstack_indexes)))
         return ("merger", *deepstack)
+
+    @property
+    def linears(self) -> tuple[str, ...]:
+        """Names of the Linears that an adapter may change."""
+        names = LINEARS[1:] if self.single_linear else LINEARS
+        return tuple(f"{merger}.{name}" for merger in self.mergers for name in names)
 
     @property
     def deepstack_by_layer(self) -> tuple[str, ...]:
@@ -133,17 +156,18 @@ class VisionAttention(nnx.Module):
         self.qkv = linear(config.hidden_size, 3 * config.hidden_size)
         self.proj = linear(config.hidden_size, config.hidden_size)
         self.num_heads = config.num_heads
+        self.kernel = config.kernel
 
     def __call__(
         self,
         x: Float[Array, "r l d"],
         angles: Float[Array, "r l head_dim"],
-        mask: Bool[Array, "r 1 l l"],
+        segment: Int[Array, "r l"],
     ) -> Float[Array, "r l d"]:
         rows, length, width = x.shape
         qkv = self.qkv(x).reshape(rows, length, 3, self.num_heads, width // self.num_heads)
         q, k, v = qkv[:, :, 0], qkv[:, :, 1], qkv[:, :, 2]
-        out = jax.nn.dot_product_attention(rotate(q, angles), rotate(k, angles), v, mask=mask)
+        out = segment_attention(rotate(q, angles), rotate(k, angles), v, segment, self.kernel)
         return self.proj(out.reshape(rows, length, width))
 
 
@@ -158,9 +182,9 @@ class VisionBlock(nnx.Module):
         self,
         x: Float[Array, "r l d"],
         angles: Float[Array, "r l head_dim"],
-        mask: Bool[Array, "r 1 l l"],
+        segment: Int[Array, "r l"],
     ) -> Float[Array, "r l d"]:
-        x = x + self.attn(self.norm1(x), angles, mask)
+        x = x + self.attn(self.norm1(x), angles, segment)
         return x + self.mlp(self.norm2(x))
 
 
@@ -168,25 +192,33 @@ class PatchMerger(nnx.Module):
     """norm → 2×2 patch merge → linear_fc1 → GELU (erf) → linear_fc2.
 
     The main Merger normalises each patch before the merge, a DeepStack merger the merged vector.
+    With `config.single_linear` it is 2×2 patch merge → linear_fc2 and nothing else.
     """
 
     def __init__(self, config: VisionConfig, *, norm_merged: bool, rngs: nnx.Rngs):
         linear = partial(nnx.Linear, dtype=config.dtype, param_dtype=config.dtype, rngs=rngs)
-        width = config.merged_size if norm_merged else config.hidden_size
-        self.norm = layer_norm(width, config, rngs)
-        self.linear_fc1 = linear(config.merged_size, config.merged_size)
         self.linear_fc2 = linear(config.merged_size, config.out_hidden_size)
         self.norm_merged = norm_merged
+        self.single_linear = config.single_linear
+        if not config.single_linear:
+            width = config.merged_size if norm_merged else config.hidden_size
+            self.norm = layer_norm(width, config, rngs)
+            self.linear_fc1 = linear(config.merged_size, config.merged_size)
 
     def __call__(
         self, x: Float[Array, "r l d"], pairs: dict[str, LoraPair], scale: float
     ) -> tuple[Float[Array, "r m e"], dict[str, Float[Array, "r m d_in"]]]:
-        """The embeddings, and the taps: the inputs of both Linears. `pairs` may be empty."""
-        merged = (x.shape[0], -1, self.linear_fc1.in_features)
-        x = self.norm(x.reshape(merged)) if self.norm_merged else self.norm(x).reshape(merged)
-        taps = {"linear_fc1": x}
-        x = adapted(self.linear_fc1, x, pairs.get("linear_fc1"), scale)
-        x = taps["linear_fc2"] = jax.nn.gelu(x, approximate=False)
+        """The embeddings, and the taps: the Linears' inputs. `pairs` may be empty."""
+        merged = (x.shape[0], -1, self.linear_fc2.in_features)
+        taps = {}
+        if self.single_linear:
+            x = x.reshape(merged)
+        else:
+            x = self.norm(x.reshape(merged)) if self.norm_merged else self.norm(x).reshape(merged)
+            taps["linear_fc1"] = x
+            x = adapted(self.linear_fc1, x, pairs.get("linear_fc1"), scale)
+            x = jax.nn.gelu(x, approximate=False)
+        taps["linear_fc2"] = x
         return adapted(self.linear_fc2, x, pairs.get("linear_fc2"), scale), taps
 
 
@@ -259,11 +291,15 @@ class Qwen3VisionTower(nnx.Module):
         """
         config = self.config
         check_linears(adapter.pairs if adapter else (), config)
+        grid, merge = np.asarray(grid_thw), config.spatial_merge_size
+        rows, length = batch_shape(frame_sizes(grid), merge**2, config.one_row)
         packed, slots = pack(
             np.asarray(pixel_values),
-            np.asarray(grid_thw),
-            merge=config.spatial_merge_size,
+            grid,
+            merge=merge,
             side=config.table_side,
+            rows=rows,
+            length=length,
         )
         graphdef, state = nnx.split(self)
         return unpack(forward(graphdef, state, packed, adapter), slots, config)
@@ -283,12 +319,16 @@ class Qwen3VisionTower(nnx.Module):
 
     def features(self, packed: PackedPatches, adapter: LoraAdapter | None) -> VisionFeatures:
         """The forward on packed arrays, to be called under jit (see `forward`)."""
+        # TPU and GPU would otherwise round float32 operands to bfloat16 or TF32.
+        precision = "highest" if self.config.dtype == "float32" else "default"
+        with jax.default_matmul_precision(precision):
+            return self._features(packed, adapter)
+
+    def _features(self, packed: PackedPatches, adapter: LoraAdapter | None) -> VisionFeatures:
         x = self.embed(packed)
         head_dim = self.config.hidden_size // self.config.num_heads
         angles = rope_angles(jnp.asarray(packed.coordinates), head_dim, self.config.rope_theta)
-        # Padding is segment 0 and sees only itself, so that no row of the softmax is empty.
-        mask = packed.segment[:, None, :, None] == packed.segment[:, None, None, :]
-        x, levels = self.encode(x, angles, mask)
+        x, levels = self.encode(x, angles, jnp.asarray(packed.segment))
 
         outputs: dict[str, Array] = {}
         taps: dict[str, Array] = {}
@@ -316,7 +356,7 @@ class Qwen3VisionTower(nnx.Module):
         self,
         x: Float[Array, "r l d"],
         angles: Float[Array, "r l head_dim"],
-        mask: Bool[Array, "r 1 l l"],
+        segment: Int[Array, "r l"],
     ) -> tuple[Float[Array, "r l d"], list[Float[Array, "r l d"]]]:
         """All blocks; also the hidden states that the DeepStack mergers read."""
         graphdef, layers = nnx.split(self.blocks)
@@ -330,7 +370,7 @@ class Qwen3VisionTower(nnx.Module):
         ) -> tuple[tuple[Array, Array], None]:
             x, levels = carry
             weights, slot = xs
-            x = nnx.merge(graphdef, weights)(x, angles, mask)
+            x = nnx.merge(graphdef, weights)(x, angles, segment)
             # Every layer writes its output; those that nobody reads share the spare slot.
             return (x, jax.lax.dynamic_update_index_in_dim(levels, x, slot, 0)), None
 
@@ -341,9 +381,9 @@ class Qwen3VisionTower(nnx.Module):
 
 def check_linears(names: Iterable[str], config: VisionConfig) -> None:
     """An unknown name would otherwise be a change that is silently left out."""
-    known = {f"{merger}.{linear}" for merger in config.mergers for linear in LINEARS}
-    if unknown := sorted(set(names) - known):
-        raise ValueError(f"the tower has no Linear {', '.join(unknown)}; it has {sorted(known)}")
+    if unknown := sorted(set(names) - set(config.linears)):
+        known = sorted(config.linears)
+        raise ValueError(f"the tower has no Linear {', '.join(unknown)}; it has {known}")
 
 
 def merger_pairs(adapter: LoraAdapter | None, merger: str) -> dict[str, LoraPair]:
@@ -356,7 +396,7 @@ def merger_pairs(adapter: LoraAdapter | None, merger: str) -> dict[str, LoraPair
     }
 
 
-@partial(jax.jit, static_argnums=0)
+@tower_jit(0)
 def forward(
     graphdef: nnx.GraphDef[Qwen3VisionTower],
     state: nnx.State,
@@ -364,11 +404,7 @@ def forward(
     adapter: LoraAdapter | None,
 ) -> VisionFeatures:
     """The jitted forward, with the module split outside: arrays go in, arrays come out."""
-    tower = nnx.merge(graphdef, state)
-    # TPU and GPU would otherwise round float32 operands to bfloat16 or TF32.
-    precision = "highest" if tower.config.dtype == "float32" else "default"
-    with jax.default_matmul_precision(precision):
-        return tower.features(packed, adapter)
+    return nnx.merge(graphdef, state).features(packed, adapter)
 
 
 def unpack(

@@ -1,0 +1,44 @@
+"""jit for a tower, with the compiler's options that its backend needs."""
+
+from collections.abc import Callable
+from functools import cache, update_wrapper
+from typing import Any
+
+import jax
+
+OPTIONS: dict[str, dict[str, str]] = {
+    # YNNPACK, left on for convolutions alone, of which a tower has none. It would take a LayerNorm
+    # into the product that follows and compute it again for every tile, and it runs attention's
+    # small products on one core: together twice the time of a block (benchmarks/tower.py).
+    "cpu": {"xla_cpu_experimental_ynn_fusion_type": "LIBRARY_FUSION_TYPE_INDIVIDUAL_CONVOLUTION"},
+}
+
+
+class TowerJit:
+    """`jax.jit(function, static_argnums=…)` whose options are chosen at the first call.
+
+    Not before: asking for the backend starts it, and that must wait for the program's own setting
+    of platform and distribution. To be used outermost, for jit takes options nowhere else.
+    """
+
+    def __init__(self, function: Callable[..., Any], static_argnums: tuple[int, ...]) -> None:
+        self.function, self.static_argnums = function, static_argnums
+        self.on = cache(self._on)
+        update_wrapper(self, function)
+
+    def _on(self, backend: str) -> Any:
+        options = OPTIONS.get(backend)
+        return jax.jit(self.function, static_argnums=self.static_argnums, compiler_options=options)
+
+    def __call__(self, *args: Any) -> Any:
+        return self.on(jax.default_backend())(*args)
+
+    def compilations(self) -> int:
+        """How many programs were compiled so far."""
+        count: int = self.on(jax.default_backend())._cache_size()
+        return count
+
+
+def tower_jit(*static_argnums: int) -> Callable[[Callable[..., Any]], TowerJit]:
+    """Decorator: see `TowerJit`."""
+    return lambda function: TowerJit(function, static_argnums)
