@@ -26,8 +26,8 @@ from jax_unlearn.config import FAITHFUL
 from jax_unlearn.evaluate.exam import Exam
 from jax_unlearn.evaluate.readers import fit_before
 from jax_unlearn.evaluate.vlm import load_vlm
+from jax_unlearn.image_session import ImageSession
 from jax_unlearn.lora import LoraAdapter
-from jax_unlearn.session import Session
 from jax_unlearn.shipped import ASSETS
 from jax_unlearn.targets import TARGETS
 from jax_unlearn.train import train
@@ -58,13 +58,11 @@ def grid() -> list[dict[str, Any]]:
 class Bench:
     """One concept: features extracted once, readers fitted once, the model asked once before."""
 
-    def __init__(
-        self, concept: str, questions: Path, console: Console, **setting: Any
-    ) -> None:
+    def __init__(self, concept: str, questions: Path, console: Console, **setting: Any) -> None:
         """setting: what decides which taps are extracted, `linears` above all."""
         demo = demo_config(Demo(concept=concept))
         self.config = replace(demo, questions=questions, **setting)
-        self.session = Session(self.config, console)
+        self.session = ImageSession(self.config, console)
         tokens = self.session.train_features("tokens")
         self.sides = {"tokens": tokens, "images": tokens.image_means()}
         self.test = self.session.test_features()

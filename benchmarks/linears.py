@@ -1,4 +1,4 @@
-"""The default setting on linear_fc2, on linear_fc1 and on both: what is forgotten, and the price."""
+"""The default setting on linear_fc2, on linear_fc1 and on both: what it forgets, and the price."""
 
 import argparse
 import json

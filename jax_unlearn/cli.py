@@ -15,22 +15,25 @@ from rich.console import Console
 from rich.table import Table
 from tyro.conf import Positional
 
-from jax_unlearn.config import FAITHFUL, Preset, RunConfig
+from jax_unlearn.config import Preset, RunConfig, preset_settings
 from jax_unlearn.errors import UserError
 from jax_unlearn.inspect import inspect, lines
-from jax_unlearn.report.page import VLM_ROWS, percent
+from jax_unlearn.report.page import VLM_ROWS, ZERO_SHOT_ROWS, percent
 from jax_unlearn.run import Format, Metrics, evaluate, export, run
-from jax_unlearn.shipped import ASSETS
+from jax_unlearn.shipped import ASSETS, CLIP_ASSETS
 
-REQUIRED = ("checkpoint", "forget", "preserve", "out")
+REQUIRED = ("checkpoint", "out")
 
 
 @dataclass(frozen=True)
 class Demo:
     """The whole job on the bundled model and images, on CPU, without network."""
 
-    concept: str = "astronaut"
-    """What to forget: a photo (astronaut, cat, rocket, …), a shape, a colour, or a pair."""
+    concept: str | None = None
+    """What to forget: a photo (astronaut is the default), a shape, a colour, or a pair; with --clip
+    one of its names ("red triangle" is the default)."""
+    clip: bool = False
+    """Forget a name through the text side of the bundled CLIP."""
     out: Path = Path("unlearn-demo")
     """Directory of the run."""
     preset: Preset = "default"
@@ -90,9 +93,9 @@ Command = (
 
 def main(arguments: Sequence[str] | None = None) -> None:
     """Entry point: exits 0, or prints one line that says what is wrong and exits 2."""
-    command = parse(list(sys.argv[1:] if arguments is None else arguments))
     console = Console(stderr=True)
     try:
+        command = parse(list(sys.argv[1:] if arguments is None else arguments))
         with warnings.catch_warnings():
             # Not as markup: a file's name may hold brackets.
             warnings.showwarning = lambda message, *_: console.out(f"warning: {message}")
@@ -113,10 +116,12 @@ def parse(arguments: Sequence[str]) -> Any:
         description="Make a vision-language model forget something it sees.",
         args=arguments,
     )
-    if isinstance(command, RunConfig) and command.preset == "faithful":
-        required = {name: getattr(command, name) for name in REQUIRED}
-        defaults = RunConfig(**required, **FAITHFUL)
-        command = tyro.cli(RunConfig, default=defaults, args=arguments[1:])
+    if isinstance(command, RunConfig):
+        settings = preset_settings(command.preset, text=bool(command.forget_text))
+        if settings:
+            required = {name: getattr(command, name) for name in REQUIRED}
+            defaults = RunConfig(**required, **settings)
+            command = tyro.cli(RunConfig, default=defaults, args=arguments[1:])
     return command
 
 
@@ -158,6 +163,8 @@ def hide_torch() -> None:
 
 def demo_config(demo: Demo) -> RunConfig:
     """The demo is a run over the bundled folders."""
+    if demo.clip:
+        return clip_demo_config(demo)
     return RunConfig(
         checkpoint=ASSETS / "checkpoint",
         forget=ASSETS / "images" / "train",
@@ -165,16 +172,38 @@ def demo_config(demo: Demo) -> RunConfig:
         forget_held_out=ASSETS / "images" / "test",
         preserve_held_out=ASSETS / "images" / "test",
         questions=ASSETS / "questions.json",
-        concept=demo.concept,
+        concept=demo.concept or "astronaut",
         out=demo.out,
         overwrite=demo.overwrite,
-        **(FAITHFUL if demo.preset == "faithful" else {}),
+        **preset_settings(demo.preset, text=False),
+    )
+
+
+def clip_demo_config(demo: Demo) -> RunConfig:
+    """The same for CLIP: one of the bundled classes' names is forgotten, the others are kept.
+
+    Raises:
+        UserError: no class has that name.
+    """
+    folder = CLIP_ASSETS / "images" / "test"
+    names = sorted(path.name for path in folder.iterdir() if path.is_dir())
+    concept = demo.concept or "red triangle"
+    if concept not in names:
+        raise UserError(f"--concept {concept}: must be one of {', '.join(names)}")
+    return RunConfig(
+        checkpoint=CLIP_ASSETS / "checkpoint",
+        forget_text=(concept,),
+        preserve_text=tuple(name for name in names if name != concept),
+        images=folder,
+        out=demo.out,
+        overwrite=demo.overwrite,
+        **preset_settings(demo.preset, text=True),
     )
 
 
 def finish(metrics: Metrics, out: Path) -> None:
     """Print the summary, and fail if training had to stop."""
-    for file in metrics["images"]["skipped"]:
+    for file in metrics["samples"]["skipped"]:
         print(f"skipped {file}", file=sys.stderr)
     Console().print(summary(metrics))
     print(f"{out / 'report.html'}")
@@ -183,12 +212,15 @@ def finish(metrics: Metrics, out: Path) -> None:
 
 
 def summary(metrics: Metrics) -> Table:
-    """Before and after, the worst path by the probe fitted on the original features."""
+    """Before and after: the worst path by the probe fitted on the original features, or names."""
     table = Table("held-out images", "before", "after", "chance")
-    forget, preserve = metrics["forget"], metrics["preserve"]
-    table.add_row("forget, still named by a probe", *shares(forget, "chance"))
-    chance = f"{metrics['chance']['preserve']:.3f}"
-    table.add_row("preserve, right by the same probe", *shares(preserve), chance)
+    if zero_shot := metrics.get("zero_shot"):
+        add_zero_shot(table, zero_shot, metrics["chance"]["forget"])
+    if "paths" in metrics:
+        forget, preserve = metrics["forget"], metrics["preserve"]
+        table.add_row("forget, still named by a probe", *shares(forget, "chance"))
+        chance = f"{metrics['chance']['preserve']:.3f}"
+        table.add_row("preserve, right by the same probe", *shares(preserve), chance)
     for before, after in zip(*named(metrics), strict=True):
         share = (f"{before['share']:.3f}", f"{after['share']:.3f}", f"{before['chance']:.3f}")
         table.add_row(f"the model names it: {before['question']}", *share)
@@ -197,6 +229,19 @@ def summary(metrics: Metrics) -> Table:
             shown = [percent(vlm[when][key]) for when in ("before", "after")]
             table.add_row(f"the model, {text}", *shown, "")
     return table
+
+
+def add_zero_shot(table: Table, zero_shot: Metrics, chance: float) -> None:
+    """Zero-shot accuracy: each forgotten class, all others, their neighbours, other data."""
+    for name, share in zero_shot["classes"].items():
+        both = (percent(share["before"]), percent(share["after"]))
+        table.add_row(f"zero-shot, {name} (to forget)", *both, percent(chance))
+    for key, text in ZERO_SHOT_ROWS:
+        both = (percent(zero_shot["before"][key]), percent(zero_shot["after"][key]))
+        table.add_row(f"zero-shot, {text}", *both, "")
+    for folder, share in zero_shot["other_data"].items():
+        both = (percent(share["before"]), percent(share["after"]))
+        table.add_row(f"zero-shot, {folder}", *both, "")
 
 
 def shares(scores: dict[str, float], *more: str) -> list[str]:

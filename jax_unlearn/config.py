@@ -13,7 +13,7 @@ from jax_unlearn.targets import TargetKind
 from jax_unlearn.train import TrainConfig
 
 LinearName = Literal["linear_fc1", "linear_fc2"]
-Preset = Literal["default", "faithful"]
+Preset = Literal["default", "faithful", "clip-rn50", "clip-vit-b16", "clip-multi"]
 
 # The published scheme, every constant of it, whatever our own defaults become.
 FAITHFUL: dict[str, Any] = {
@@ -34,16 +34,75 @@ FAITHFUL: dict[str, Any] = {
 }
 
 
+# CLIP's text side as published (TMLR 2025): the bare name goes to the normalised embedding of "".
+CLIP_RN50: dict[str, Any] = FAITHFUL | {
+    "preset": "clip-rn50",
+    "targets": ("all",),
+    "target": "blank",
+    "train_templates": ("{}",),
+    "alpha": 1.0,
+    "until_forgotten": 0.7,
+}
+CLIP_VIT_B16: dict[str, Any] = CLIP_RN50 | {
+    "preset": "clip-vit-b16",
+    "lambda_forget": 1.1,
+    "lambda_preserve": 0.25,
+}
+CLIP_MULTI: dict[str, Any] = CLIP_VIT_B16 | {
+    "preset": "clip-multi",
+    "lambda_forget": 1.3,
+    "lambda_preserve": 0.3,
+}
+# The published code's best is its last epoch, and a rise of the forget norm ends its search too.
+CLIP_FAITHFUL: dict[str, Any] = CLIP_RN50 | {"preset": "faithful", "select": "last"}
+
+CLIP_DEFAULT: dict[str, Any] = {}
+
+
+def preset_settings(preset: Preset, text: bool) -> dict[str, Any]:
+    """The settings that a preset stands for.
+
+    Args:
+        text: whether names are forgotten, through CLIP's text side.
+
+    Raises:
+        UserError: a preset of CLIP's text side without names.
+    """
+    if preset == "default":
+        return CLIP_DEFAULT if text else {}
+    if preset == "faithful":
+        return CLIP_FAITHFUL if text else FAITHFUL
+    if not text:
+        raise UserError(f"--preset {preset}: is for names; give them by --forget-text")
+    return {"clip-rn50": CLIP_RN50, "clip-vit-b16": CLIP_VIT_B16, "clip-multi": CLIP_MULTI}[preset]
+
+
 @dataclass(frozen=True, kw_only=True)
 class RunConfig(TrainConfig):
     """What a run needs. Written as config.json into the run's directory."""
 
     checkpoint: Path
     """Directory of a checkpoint of the Qwen3-VL, Qwen3-Omni or Qwen3.5 family."""
-    forget: Path
+    forget: Path | None = None
     """Folder of images to forget; sub-folders are classes."""
-    preserve: Path
+    preserve: Path | None = None
     """Folder of images to keep; sub-folders are classes."""
+    forget_text: tuple[str, ...] = ()
+    """CLIP: names to forget, or a .txt file with one a line; the text side is adapted."""
+    preserve_text: tuple[str, ...] = ()
+    """CLIP: names to keep, or a .txt file with one a line."""
+    train_templates: tuple[str, ...] = ("{}",)
+    """CLIP: prompts that a name is trained in; {} is where the name goes."""
+    template: str = "a photo of a {}."
+    """CLIP: the prompt that a name is judged in."""
+    images: Path | None = None
+    """CLIP's text side: folder of images, sub-folders named like the names, to be classified before
+    and after."""
+    other_images: tuple[Path, ...] = ()
+    """CLIP's text side: folders of other data sets, each classified among its own sub-folders."""
+    until_forgotten: float | None = None
+    """Train again with --lambda-forget larger by 0.05 until the forget norm has fallen by this
+    share, at most 100 times."""
     out: Path
     """Directory of the run, made here."""
     forget_held_out: Path | None = None
@@ -54,10 +113,13 @@ class RunConfig(TrainConfig):
     """Forget the classes whose name holds all these words and keep the others, so that --forget and
     --preserve may be one folder."""
     preset: Preset = "default"
-    """Settings to start from: what we measured to work, or the published scheme (main Merger only,
-    random unit targets, tokens, sums). Options given beside it win."""
+    """Settings to start from: what we measured to work, or the published scheme: for images main
+    Merger only, random unit targets, tokens, sums; for names CLIP's, with its faults (the last
+    epoch is kept). clip-rn50, clip-vit-b16 and clip-multi are its constants without them. Options
+    given beside it win."""
     targets: tuple[str, ...] = ("all",)
-    """Which Mergers to adapt: all, or any of merger (the main one), deepstack_merger_list.0, …"""
+    """Which Mergers to adapt: all, or any of merger (the main one), deepstack_merger_list.0, …;
+    with CLIP text_projection for names, visual_projection for images."""
     linears: tuple[LinearName, ...] = ("linear_fc2",)
     """Which Linears of those Mergers. With linear_fc1 every step runs the rest of the Merger on all
     tokens, which costs many times the memory and the time."""
@@ -89,7 +151,8 @@ def to_json(config: RunConfig) -> dict[str, Any]:
     """JSON's form; paths are absolute, so that the run can be read from anywhere."""
     fields = dataclasses.asdict(config)
     fields |= {k: str(v.resolve()) for k, v in fields.items() if isinstance(v, Path)}
-    return fields | {k: list(v) for k, v in fields.items() if isinstance(v, tuple)}
+    fields |= {k: list(v) for k, v in fields.items() if isinstance(v, tuple)}
+    return fields | {"other_images": [str(folder.resolve()) for folder in config.other_images]}
 
 
 def read_config(run: Path) -> RunConfig:
@@ -101,11 +164,12 @@ def read_config(run: Path) -> RunConfig:
     path = run / "config.json"
     try:
         fields: dict[str, Any] = json.loads(path.read_text())
-        paths = {"checkpoint", "forget", "preserve", "out", "questions"}
+        paths = {"checkpoint", "forget", "preserve", "out", "questions", "images"}
         paths |= {"forget_held_out", "preserve_held_out"}
         values: dict[str, Any] = {k: Path(v) if k in paths and v else v for k, v in fields.items()}
         # JSON knows no tuples, and earlier runs name a single choice of Mergers.
         values |= {k: tuple(v) for k, v in values.items() if isinstance(v, list)}
+        values["other_images"] = tuple(map(Path, values.get("other_images", ())))
         if isinstance(targets := values.get("targets"), str):
             values["targets"] = (targets,)
         return RunConfig(**values)

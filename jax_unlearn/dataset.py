@@ -1,41 +1,70 @@
-"""The four groups of images of a run: to forget and to keep, to train on and to test with."""
+"""The four groups of samples of a run: to forget and to keep, to train on and to test with."""
 
 import hashlib
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, fields
 from pathlib import Path
+from typing import Generic, TypeVar
 
 from jax_unlearn.config import RunConfig
 from jax_unlearn.data.folder import ImageFile, check_disjoint, find_images, split_held_out
+from jax_unlearn.data.prompts import Prompt, check_apart, prompts, read_names
 from jax_unlearn.errors import UserError
+
+S = TypeVar("S", ImageFile, Prompt)
 
 
 @dataclass(frozen=True)
-class Dataset:
-    """Files of a run; the held-out ones are for evaluation only."""
+class Dataset(Generic[S]):
+    """Images or prompts of a run; the held-out ones are for evaluation only."""
 
-    forget: list[ImageFile]
-    preserve: list[ImageFile]
-    forget_held_out: list[ImageFile]
-    preserve_held_out: list[ImageFile]
+    forget: list[S]
+    preserve: list[S]
+    forget_held_out: list[S]
+    preserve_held_out: list[S]
+
+    def groups(self) -> dict[str, list[S]]:
+        """By their names in metrics.json."""
+        return {field.name: getattr(self, field.name) for field in fields(self)}
+
+    def labels(self) -> list[str]:
+        """Classes of the held-out samples, which are what is asked about."""
+        return sorted({sample.label for sample in self.forget_held_out + self.preserve_held_out})
 
     def fingerprint(self) -> str:
-        """Changes when an image, its class or its group does."""
-        groups = (self.forget, self.preserve, self.forget_held_out, self.preserve_held_out)
+        """Changes when a sample, its class or its group does."""
         total = hashlib.sha256()
-        for number, files in enumerate(groups):
-            for file in files:
-                total.update(f"{number} {file.label} {file.digest.hex()}\n".encode())
+        for number, samples in enumerate(self.groups().values()):
+            for sample in samples:
+                total.update(f"{number} {sample.label} {sample.digest.hex()}\n".encode())
         return total.hexdigest()
 
 
-def collect(config: RunConfig) -> Dataset:
+def collect_prompts(config: RunConfig) -> Dataset[Prompt]:
+    """Train prompts from --train-templates, held-out ones from --template.
+
+    Raises:
+        UserError: a list without names, a name twice or in both lists, or a bad template.
+    """
+    forget = read_names(config.forget_text, "--forget-text")
+    preserve = read_names(config.preserve_text, "--preserve-text")
+    check_apart(forget, preserve)
+    train = [prompts(names, config.train_templates) for names in (forget, preserve)]
+    return Dataset(*train, *(prompts(names, [config.template]) for names in (forget, preserve)))
+
+
+def collect_images(config: RunConfig) -> Dataset[ImageFile]:
     """Find and split the images.
 
     Raises:
         UserError: an empty or missing folder, a concept that no class has, one image only, or the
             same image in two groups.
     """
+    if config.forget is None or config.preserve is None:
+        raise UserError(
+            "--forget and --preserve: give a folder of images each, or for a CLIP checkpoint names "
+            "by --forget-text and --preserve-text"
+        )
     forget, forget_test = _side(config, config.forget, config.forget_held_out, True)
     preserve, preserve_test = _side(config, config.preserve, config.preserve_held_out, False)
     groups = {

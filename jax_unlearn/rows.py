@@ -8,6 +8,7 @@ from jaxtyping import Bool, Float, Int
 from sklearn.neighbors import NearestNeighbors
 
 from jax_unlearn.data.folder import ImageFile, split_held_out
+from jax_unlearn.data.prompts import Prompt
 from jax_unlearn.merger_problem import LAST
 
 
@@ -37,14 +38,17 @@ def ends_merger(linear: str) -> bool:
     return linear.endswith(f".{LAST}")
 
 
+Sample = ImageFile | Prompt
+
+
 @dataclass(frozen=True)
 class Features:
-    """The taps of some images, by the names of the Linears.
+    """The taps of some samples, by the names of the Linears.
 
     Those of a Merger's last Linear may hold one row an image; before a GELU it is always tokens.
     """
 
-    files: tuple[ImageFile, ...]
+    files: tuple[Sample, ...]
     taps: dict[str, Tap]
 
     @property
@@ -60,8 +64,13 @@ class Features:
 
     def held_out_rows(self, name: str, seed: int) -> Bool[np.ndarray, " rows"]:
         """Rows of one tap that belong to a seeded fifth of each class's images."""
-        held = set(split_held_out(self.files, seed)[1])
+        held = set(split_held_out(images(self), seed)[1])
         return np.array([file in held for file in self.files])[self.taps[name].image]
+
+
+def images(features: Features) -> list[ImageFile]:
+    """The samples that are images."""
+    return [sample for sample in features.files if isinstance(sample, ImageFile)]
 
 
 def image_means(

@@ -10,18 +10,21 @@ from rich.console import Console
 from rich.progress import BarColumn, Progress, TextColumn, TimeRemainingColumn
 
 import porting
+from jax_unlearn.clip_session import ClipImageSession, TextSession
 from jax_unlearn.config import RunConfig, read_config, to_json
-from jax_unlearn.dataset import Dataset
 from jax_unlearn.errors import UserError
 from jax_unlearn.evaluate.answers import load_questions
 from jax_unlearn.evaluate.exam import Exam
 from jax_unlearn.evaluate.vlm import need_torch
 from jax_unlearn.files import check_free, fresh_directory, replace_files
+from jax_unlearn.image_session import ImageSession
 from jax_unlearn.lora import LoraAdapter
 from jax_unlearn.objective import TERMS, Problem
 from jax_unlearn.report.page import report
+from jax_unlearn.rows import images
+from jax_unlearn.search import Search, search
 from jax_unlearn.session import Session, Sides
-from jax_unlearn.train import Result, Row, train
+from jax_unlearn.train import Result, Row
 
 Metrics = dict[str, Any]
 Format = Literal["peft", "merged"]
@@ -35,13 +38,14 @@ def run(config: RunConfig, console: Console) -> Metrics:
     """
     begun = time.perf_counter()
     check_free(config.out, config.overwrite)
-    session = Session(config, console)
+    session = open_session(config, console)
     if config.questions:
-        load_questions(config.questions, labels(session.dataset))
+        load_questions(config.questions, session.dataset.labels())
     train_sides = session.train_features(config.granularity)
     test_sides = session.test_features()
     extracted = time.perf_counter()
-    result = optimise(*session.problems(train_sides), config, console)
+    found = optimise(*session.problems(train_sides), config, console)
+    result = found.result
     optimised = time.perf_counter()
     with console.status("Reading the embeddings"):
         read = session.evaluate(train_sides.image_means(), test_sides, result.adapter)
@@ -55,8 +59,9 @@ def run(config: RunConfig, console: Console) -> Metrics:
             "objective": objective(result),
             **read,
             "adapter": describe_adapter(result.adapter, adapter_dir),
-            "images": count_images(session),
-            "tower": session.extractor.work.metrics(),
+            "search": describe_search(found),
+            "samples": session.counts(),
+            "tower": session.work,
             "stopped": result.stopped,
             "seconds": {
                 "extract": extracted - begun,
@@ -65,26 +70,61 @@ def run(config: RunConfig, console: Console) -> Metrics:
             },
             "optimiser_seconds": result.seconds,
         }
-        (out / "config.json").write_text(to_text(to_json(config)))
+        (out / "config.json").write_text(to_text(to_json(session.config)))
         lines = (json.dumps(row) for row in result.history)
         (out / "history.jsonl").write_text("\n".join(lines) + "\n")
         save_metrics(out, session, metrics, test_sides)
     return metrics
 
 
+def open_session(config: RunConfig, console: Console) -> Session:
+    """The session of a checkpoint's kind.
+
+    Raises:
+        UserError: bad input, before a tower sees the first sample.
+    """
+    if porting.is_clip(config.checkpoint):
+        kind = TextSession if config.forget_text else ClipImageSession
+        return kind(config, console)
+    if config.forget_text or config.preserve_text:
+        raise UserError(f"{config.checkpoint}: --forget-text needs a CLIP checkpoint")
+    return ImageSession(config, console)
+
+
 def optimise(
     problem: Problem, held_out: Problem | None, config: RunConfig, console: Console
-) -> Result:
-    """`train` under a progress bar."""
+) -> Search:
+    """`train` under a progress bar, again and again with --until-forgotten."""
     columns = (TextColumn("{task.description}"), BarColumn(), TimeRemainingColumn())
     quiet = not console.is_terminal
     with Progress(*columns, console=console, transient=True, disable=quiet) as bar:
         task = bar.add_task("Training", total=config.epochs)
 
+        def begin(trial: int) -> None:
+            bar.reset(task, description="Training" if trial == 1 else f"Training {trial}")
+
         def progress(epoch: int, row: Row) -> None:
             bar.update(task, completed=epoch, description=f"Training, loss {row['total']:.4g}")
 
-        return train(problem, config, held_out=held_out, progress=progress)
+        return search(
+            problem,
+            config,
+            config.until_forgotten,
+            rise_counts=config.preset == "faithful",
+            held_out=held_out,
+            begin=begin,
+            progress=progress,
+        )
+
+
+def describe_search(found: Search) -> Metrics:
+    """How far the forget norm fell, and after how many trainings with which λ_f."""
+    return {
+        "lambda_forget": found.lambda_forget,
+        "trials": found.trials,
+        "fall": found.fall,
+        "reached": found.reached,
+    }
 
 
 def objective(result: Result) -> Metrics:
@@ -103,17 +143,6 @@ def describe_adapter(adapter: LoraAdapter, directory: Path) -> Metrics:
     }
 
 
-def count_images(session: Session) -> Metrics:
-    """How many images each group has, the skipped ones left out."""
-    skipped = {path for path, _ in session.reader.skipped}
-    counts = {
-        name: sum(file.path not in skipped for file in getattr(session.dataset, name))
-        for name in ("forget", "preserve", "forget_held_out", "preserve_held_out")
-    }
-    named = [f"{path}: {reason}" for path, reason in session.reader.skipped]
-    return {**counts, "skipped": named, "fingerprint": session.dataset.fingerprint()}
-
-
 def evaluate(run_dir: Path, vlm: bool, questions: Path | None, console: Console) -> Metrics:
     """Evaluate an existing run again; `vlm` also asks the Hugging Face model.
 
@@ -123,18 +152,21 @@ def evaluate(run_dir: Path, vlm: bool, questions: Path | None, console: Console)
     config = read_config(run_dir)
     adapter = porting.load_peft(run_dir / "adapter")
     metrics: Metrics = read_json(run_dir / "metrics.json")
-    session = Session(config, console)
-    if session.dataset.fingerprint() != metrics["images"]["fingerprint"]:
-        raise UserError(f"{run_dir}: its images have changed since, or its seed; run again")
+    session = open_session(config, console)
+    if session.dataset.fingerprint() != metrics["samples"]["fingerprint"]:
+        raise UserError(f"{run_dir}: its samples have changed since, or its seed; run again")
     questions = questions or config.questions
     if vlm:
+        if not isinstance(session, ImageSession):
+            raise UserError("--vlm asks a language model, and CLIP has none")
         need_torch()
-        load_questions(questions, labels(session.dataset))
+        load_questions(questions, session.dataset.labels())
     train_sides, test_sides = session.train_features("images"), session.test_features()
     with console.status("Reading the embeddings"):
         metrics |= session.evaluate(train_sides, test_sides, adapter)
     if vlm:
-        exam = Exam(test_sides.files, test_sides.is_forget, metrics["neighbours"], questions)
+        files = (*images(test_sides.forget), *images(test_sides.preserve))
+        exam = Exam(files, test_sides.is_forget, metrics["neighbours"], questions)
         with console.status(f"Asking the model {len(exam.questions)} questions, before and after"):
             metrics["vlm"] = exam.before_and_after(config.checkpoint, run_dir / "adapter")
     save_metrics(run_dir, session, metrics, test_sides)
@@ -160,18 +192,12 @@ def export(run_dir: Path, form: Format, out: Path, overwrite: bool) -> None:
 
 def save_metrics(directory: Path, session: Session, metrics: Metrics, test: Sides) -> None:
     """metrics.json and the report made from it; both are made before either is replaced."""
-    samples = (test.forget.files, test.preserve.files)
-    page = report(directory, session.config, metrics, samples)
+    page = report(directory, session.config, metrics, session.pictures(test))
     replace_files(directory, {"metrics.json": to_text(metrics), "report.html": page})
 
 
 def to_text(content: Any) -> str:
     return json.dumps(content, indent=2, allow_nan=False) + "\n"
-
-
-def labels(dataset: Dataset) -> list[str]:
-    """Classes of the held-out images, which are what is asked about."""
-    return sorted({file.label for file in dataset.forget_held_out + dataset.preserve_held_out})
 
 
 def read_json(path: Path) -> Any:

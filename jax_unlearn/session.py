@@ -1,25 +1,28 @@
-"""A checkpoint's tower and a run's images: features, the training problem, the evaluation."""
+"""What a run does with its samples: features, the training problem, the paths before and after.
 
+A session is a checkpoint and the samples to forget and to keep: `ImageSession` for images through a
+Qwen3 tower, `ClipSession` for names or images through CLIP.
+"""
+
+from abc import ABC, abstractmethod
 from collections.abc import Sequence
 from dataclasses import dataclass
-from typing import Any
+from pathlib import Path as FilePath
+from typing import Any, Protocol, runtime_checkable
 
 import jax
 import numpy as np
 from jaxtyping import Bool, Float, Int
 from rich.console import Console
 
-import porting
 from jax_unlearn.config import RunConfig
-from jax_unlearn.data.folder import ImageFile, ImageReader, read_image
-from jax_unlearn.data.preprocess import load_preprocessor
-from jax_unlearn.dataset import collect
-from jax_unlearn.evaluate.readers import Fitted, Split, headline, read_all
-from jax_unlearn.extract import Extractor, Granularity
+from jax_unlearn.data.folder import ImageFile
+from jax_unlearn.dataset import Dataset
+from jax_unlearn.evaluate.readers import Split
+from jax_unlearn.extract import Granularity
 from jax_unlearn.lora import LoraAdapter
-from jax_unlearn.merger_path import MergerPath, adapted_linears, load_paths
 from jax_unlearn.objective import Part
-from jax_unlearn.rows import Features, most_similar
+from jax_unlearn.rows import Features, Sample, most_similar
 from jax_unlearn.statistics import compress
 from jax_unlearn.targets import NEIGHBOURS, Outputs, neutral_target
 from jax_unlearn.train import check
@@ -28,9 +31,40 @@ from jax_unlearn.train import check
 TARGET_STREAM = 1
 
 
+@runtime_checkable
+class Path(Protocol):
+    """A frozen way from a tap to embeddings, some of whose Linears may be adapted."""
+
+    @property
+    def name(self) -> str: ...
+
+    @property
+    def last_tap(self) -> str:
+        """Name of the Linear whose rows are those of the loss."""
+
+    @property
+    def shapes(self) -> dict[str, tuple[int, ...]]:
+        """(E, D_in) of each Linear whose tap is needed, by its full name."""
+
+    def output(self, x: Float[np.ndarray, "n d_in"]) -> Float[np.ndarray, "n e"]:
+        """The original embeddings, from rows of the last tap."""
+
+    def change(self, samples: Features, adapter: LoraAdapter) -> Float[np.ndarray, "n e"]:
+        """How the adapter changes each sample's embedding."""
+
+    def problem(
+        self,
+        adapted: Sequence[str],
+        forget: Features,
+        target: Float[np.ndarray, "n_f e"],
+        preserve: Features,
+    ) -> tuple[str, Part]:
+        """The part of this path in the loss, and its key."""
+
+
 @dataclass(frozen=True)
 class Sides:
-    """Features of the forget and the preserve images."""
+    """Features of the samples to forget and to preserve."""
 
     forget: Features
     preserve: Features
@@ -39,8 +73,8 @@ class Sides:
         return Sides(self.forget.image_means(), self.preserve.image_means())
 
     @property
-    def files(self) -> tuple[ImageFile, ...]:
-        """All images, those to forget first."""
+    def files(self) -> tuple[Sample, ...]:
+        """All samples, those to forget first."""
         return self.forget.files + self.preserve.files
 
     @property
@@ -48,57 +82,79 @@ class Sides:
         """Which of `files` are to be forgotten."""
         return np.arange(len(self.files)) < len(self.forget.files)
 
+    @property
+    def labels(self) -> np.ndarray:
+        """Classes of `files`."""
+        return np.concatenate([self.forget.labels, self.preserve.labels])
+
     def both(self, name: str) -> Float[np.ndarray, "rows d_in"]:
         """Rows at one tap, forget first."""
         return np.concatenate([self.forget.taps[name].x, self.preserve.taps[name].x])
 
 
-class Session:
-    """A checkpoint's tower and a run's images, ready to extract.
+class Session(ABC):
+    """A checkpoint and a run's samples, ready to extract.
+
+    Args:
+        paths: every path that is read in evaluation.
+        adapted: full names of the Linears that the run changes.
 
     Raises:
-        UserError: whatever is wrong with the checkpoint, the images or the settings, before the
-            tower sees the first image.
+        UserError: settings that cannot be meant for these Linears.
     """
 
-    def __init__(self, config: RunConfig, console: Console) -> None:
-        self.config = config
-        self.console = console
-        self.dataset = collect(config)
-        self.tower = porting.load_vision_tower(config.checkpoint, config.dtype)
-        shape = self.tower.config
-        self.preprocessor = load_preprocessor(config.checkpoint, shape, config.max_pixels)
-        self.paths = load_paths(self.tower, self.adapted)
-        linears = {name: shape for path in self.paths for name, shape in path.shapes.items()}
-        check(config, {name: linears[name] for name in self.adapted})
-        self.extractor = Extractor(self.tower, self.preprocessor, list(linears))
-        self.reader = ImageReader(config.strict)
+    def __init__(
+        self,
+        config: RunConfig,
+        console: Console,
+        dataset: Dataset,
+        paths: Sequence[Path],
+        adapted: list[str],
+    ) -> None:
+        self.config, self.console, self.dataset = config, console, dataset
+        self.paths, self.adapted = paths, adapted
+        shapes = {name: shape for path in paths for name, shape in path.shapes.items()}
+        check(config, {name: shapes[name] for name in adapted})
+
+    @abstractmethod
+    def train_features(self, granularity: Granularity) -> Sides:
+        """Features of the samples to train on."""
+
+    @abstractmethod
+    def test_features(self) -> Sides:
+        """Features of the held-out samples, one row each."""
+
+    @abstractmethod
+    def blank(self, sides: Sides) -> dict[str, Float[np.ndarray, " e"]]:
+        """Each path's embedding of a sample that says nothing, by the path's name."""
+
+    @abstractmethod
+    def evaluate(self, train: Sides, test: Sides, adapter: LoraAdapter) -> dict[str, Any]:
+        """What is measured on held-out samples, for metrics.json; `train` are `image_means`."""
+
+    @abstractmethod
+    def pictures(self, test: Sides) -> list[list[ImageFile]]:
+        """Rows of images for the report: what is forgotten, what is kept."""
 
     @property
-    def adapted(self) -> list[str]:
-        """Names of the Linears that the run changes."""
-        config = self.config
-        return adapted_linears(config.targets, config.linears, self.tower.config.mergers)
+    def skipped(self) -> list[tuple[FilePath, str]]:
+        """Files that could not be read, with why."""
+        return []
 
-    def extract(
-        self,
-        forget: Sequence[ImageFile],
-        preserve: Sequence[ImageFile],
-        granularity: Granularity,
-        what: str,
-    ) -> Sides:
-        def side(files: Sequence[ImageFile], name: str) -> Features:
-            text = f"{what} images to {name}"
-            return self.extractor.extract(files, granularity, self.reader, text, self.console)
+    @property
+    def work(self) -> dict[str, int | float]:
+        """What the passes of the tower came to, for metrics.json."""
+        return {}
 
-        return Sides(side(forget, "forget"), side(preserve, "preserve"))
-
-    def train_features(self, granularity: Granularity) -> Sides:
-        return self.extract(self.dataset.forget, self.dataset.preserve, granularity, "Training")
-
-    def test_features(self) -> Sides:
-        data = self.dataset
-        return self.extract(data.forget_held_out, data.preserve_held_out, "images", "Held-out")
+    def counts(self) -> dict[str, Any]:
+        """How many samples each group has, the skipped ones left out."""
+        skipped = {path for path, _ in self.skipped}
+        counts = {
+            name: sum(getattr(sample, "path", None) not in skipped for sample in group)
+            for name, group in self.dataset.groups().items()
+        }
+        named = [f"{path}: {reason}" for path, reason in self.skipped]
+        return {**counts, "skipped": named, "fingerprint": self.dataset.fingerprint()}
 
     def problems(self, sides: Sides) -> tuple[dict[str, Part], dict[str, Part] | None]:
         """(problem to fit, problem to choose the adapter by), on as few rows as carry the loss.
@@ -118,7 +174,7 @@ class Session:
 
     def _full_problem(self, sides: Sides) -> dict[str, Part]:
         similar = self._similar(sides) if self.config.target == "near" else None
-        blank = self._blank_taps(sides) if self.config.target == "blank" else {}
+        blank = self.blank(sides) if self.config.target == "blank" else {}
         key = jax.random.fold_in(jax.random.key(self.config.seed), TARGET_STREAM)
         adapted, parts = self.adapted, []
         for path, subkey in zip(self.paths, jax.random.split(key, len(self.paths)), strict=True):
@@ -130,7 +186,7 @@ class Session:
 
     def _outputs(
         self,
-        path: MergerPath,
+        path: Path,
         sides: Sides,
         blank: dict[str, np.ndarray],
         similar: np.ndarray | None,
@@ -142,44 +198,22 @@ class Session:
             forget.image,
             path.output(preserve.x),
             preserve.image,
-            path.output(blank[name]).mean(axis=0) if blank else None,
+            blank.get(path.name),
             similar,
         )
 
-    def _similar(self, sides: Sides) -> Int[np.ndarray, "images k"]:
-        """For each image to forget, the preserve images most like it over all paths."""
+    def _similar(self, sides: Sides) -> Int[np.ndarray, "samples k"]:
+        """For each sample to forget, the preserved ones most like it over all paths."""
         means = sides.image_means()
         outputs = [path.output(means.both(path.last_tap)) for path in self.paths]
         return most_similar(outputs, sides.is_forget, NEIGHBOURS)
 
-    def _blank_taps(self, sides: Sides) -> dict[str, Float[np.ndarray, "n _"]]:
-        """Taps of a blank image of the first image's size."""
-        size = read_image(sides.forget.files[0].path).size
-        return self.extractor.extract_image(self.preprocessor.blank(size))
-
     def splits(self, sides: Sides, adapter: LoraAdapter) -> dict[str, Split]:
-        """Images' mean embeddings of every path, before and after the edit; from image means."""
-        labels = np.array([file.label for file in sides.files])
+        """Mean embeddings of every path, before and after the edit; from image means."""
         splits = {}
         for path in self.paths:
             before = path.output(sides.both(path.last_tap))
             changes = [path.change(side, adapter) for side in (sides.forget, sides.preserve)]
             after = before + np.concatenate(changes)
-            splits[path.name] = Split(before, after, labels, sides.is_forget)
+            splits[path.name] = Split(before, after, sides.labels, sides.is_forget)
         return splits
-
-    def evaluate(
-        self, train: Sides, test: Sides, adapter: LoraAdapter, fitted: Fitted | None = None
-    ) -> dict[str, Any]:
-        """The readers' part of metrics.json."""
-        train_splits, test_splits = self.splits(train, adapter), self.splits(test, adapter)
-        paths, neighbours = read_all(train_splits, test_splits, fitted)
-        classes = len(np.unique(next(iter(train_splits.values())).labels))
-        # What a guess among the classes would score.
-        chance = {
-            "forget": len(np.unique(train.forget.labels)) / classes,
-            "preserve": 1 / classes,
-            "neighbours": 1 / classes,
-        }
-        read = {"paths": paths, "neighbours": neighbours, "chance": chance}
-        return headline(paths, chance["forget"]) | read

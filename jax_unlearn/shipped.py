@@ -4,3 +4,4 @@ from importlib import resources
 from pathlib import Path
 
 ASSETS = Path(str(resources.files("jax_unlearn"))) / "assets"
+CLIP_ASSETS = ASSETS / "clip"

@@ -15,9 +15,9 @@ import porting
 from jax_unlearn.cli import main, parse
 from jax_unlearn.config import read_config
 from jax_unlearn.data.folder import read_image
+from jax_unlearn.image_session import ImageSession
 from jax_unlearn.lora import LoraAdapter
 from jax_unlearn.objective import TERMS, loss
-from jax_unlearn.session import Session
 from jax_unlearn.shipped import ASSETS
 from tests import tiny
 
@@ -75,7 +75,7 @@ def test_a_run_leaves_every_file_of_the_contract(run):
     assert metrics["adapter"].keys() == {"rank", "alpha", "targets", "bytes"}
     assert len(metrics["adapter"]["targets"]) == 3
     assert metrics["objective"]["total"] < metrics["objective"]["initial"]
-    counts = {key: metrics["images"][key] for key in ("forget", "forget_held_out", "preserve")}
+    counts = {key: metrics["samples"][key] for key in ("forget", "forget_held_out", "preserve")}
     assert counts == {"forget": 8, "forget_held_out": 2, "preserve": 16}
 
     history = [json.loads(line) for line in (run / "history.jsonl").read_text().splitlines()]
@@ -94,7 +94,7 @@ def test_the_saved_adapter_changes_the_mergers_only(run, folder):
 
 
 def test_the_saved_adapter_has_the_saved_objective(run):
-    session = Session(read_config(run), Console(quiet=True))
+    session = ImageSession(read_config(run), Console(quiet=True))
     config = session.config
     problem, _ = session.problems(session.train_features(config.granularity))
     total, terms = loss(porting.load_peft(run / "adapter"), problem, config.loss_weights())
@@ -201,7 +201,7 @@ def test_evaluating_such_a_run_again_gives_the_same_reading(inner_run, folder):
 def test_edited_embeddings_are_the_towers_own(folder, linears):
     """On some paths only, so that the others must come out as they were."""
     options = {"linears": linears, "targets": ["merger", "deepstack_merger_list.0"]}
-    session = Session(parse(arguments(folder, folder / "x", **options)), Console(quiet=True))
+    session = ImageSession(parse(arguments(folder, folder / "x", **options)), Console(quiet=True))
     whole = tiny.adapter()
     pairs = {name: whole.pairs[name] for name in session.adapted}
     adapter = LoraAdapter(pairs, alpha=whole.alpha, rank=whole.rank)
@@ -240,7 +240,7 @@ def test_a_concept_splits_one_folder(folder):
     images = ASSETS / "images" / "test"
     out = folder / "concept"
     main(arguments(folder, out, forget=images, preserve=images, concept="red triangle", epochs=1))
-    counts = read(out / "metrics.json")["images"]
+    counts = read(out / "metrics.json")["samples"]
     assert counts["forget"] + counts["forget_held_out"] == len(list(images.glob("red triangle/*")))
 
 
@@ -451,7 +451,7 @@ def test_a_broken_image_is_skipped_and_named_without_strict(folder, tmp_path):
     file = next((tmp_path / "preserve" / "astronaut").iterdir())
     file.write_text("not an image")
     main(arguments(tmp_path, tmp_path / "run", checkpoint=folder / "checkpoint"))
-    assert read(tmp_path / "run" / "metrics.json")["images"]["skipped"][0].startswith(f"{file}: ")
+    assert read(tmp_path / "run" / "metrics.json")["samples"]["skipped"][0].startswith(f"{file}: ")
     assert file.name in (tmp_path / "run" / "report.html").read_text()
 
 

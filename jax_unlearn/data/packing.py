@@ -13,9 +13,9 @@ import numpy as np
 from jax import Array
 from jaxtyping import Float, Int, Shaped
 
-# A few static lengths keep the number of compilations small; four steps from one power of two to the
-# next keep the padding of a row below a fifth, a tenth on average. All are multiples of the 128 that
-# the Pallas kernels of attention work on.
+# A few static lengths keep the number of compilations small; four steps from one power of two to
+# the next keep the padding of a row below a fifth, a tenth on average. All are multiples of the 128
+# that the Pallas kernels of attention work on.
 LADDER = (256, 384, *(quarters * 2**power for power in range(7, 16) for quarters in range(4, 8)))
 PADDING = 0
 

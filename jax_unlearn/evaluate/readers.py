@@ -144,6 +144,23 @@ def read_all(
     return paths, neighbours
 
 
+def read_splits(
+    train: Mapping[str, Split], test: Mapping[str, Split], fitted: Fitted | None = None
+) -> dict[str, Any]:
+    """The readers' part of metrics.json, from every path's embeddings."""
+    paths, neighbours = read_all(train, test, fitted)
+    one = next(iter(train.values()))
+    classes = len(np.unique(one.labels))
+    # What a guess among the classes would score.
+    chance = {
+        "forget": len(np.unique(one.labels[one.is_forget])) / classes,
+        "preserve": 1 / classes,
+        "neighbours": 1 / classes,
+    }
+    read = {"paths": paths, "neighbours": neighbours, "chance": chance}
+    return headline(paths, chance["forget"]) | read
+
+
 def headline(paths: Mapping[str, Any], chance: float) -> dict[str, dict[str, float]]:
     """The worst case over the paths, by the linear probe fitted on the original features."""
     probes = [path["readers"]["linear_probe"] for path in paths.values()]

@@ -21,6 +21,7 @@ VLM_ROWS = (
     ("neighbours", "open questions on the neighbours"),
     ("yes_no", "yes/no questions on preserve images"),
 )
+ZERO_SHOT_ROWS = (("others", "all other classes"), ("neighbours", "the nearest of them"))
 
 
 def report(
@@ -43,7 +44,9 @@ def report(
         environment()
         .get_template("page.html.jinja")
         .render(
-            title=f"Forgetting “{config.concept or config.forget.name}”",
+            title=f"Forgetting “{concept(config)}”",
+            zero_shot=metrics.get("zero_shot"),
+            zero_shot_rows=ZERO_SHOT_ROWS,
             m=metrics,
             vlm=vlm,
             **pairs,
@@ -55,6 +58,12 @@ def report(
         )
     )
     return page
+
+
+def concept(config: RunConfig) -> str:
+    if config.forget_text:
+        return ", ".join(config.forget_text)
+    return config.concept or (config.forget.name if config.forget else "")
 
 
 def environment() -> jinja2.Environment:

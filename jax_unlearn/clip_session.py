@@ -1,0 +1,228 @@
+"""CLIP: names to forget through the text side, or images through the image side."""
+
+from collections.abc import Sequence
+from dataclasses import replace
+from pathlib import Path
+from typing import Any
+
+import jax
+import numpy as np
+from jaxtyping import Float
+from rich.console import Console
+
+from jax_unlearn.clip_encode import IMAGE, TEXT, ClipEncoder
+from jax_unlearn.config import RunConfig
+from jax_unlearn.data.folder import ImageFile, ImageReader, find_images
+from jax_unlearn.data.prompts import prompts
+from jax_unlearn.dataset import collect_images, collect_prompts
+from jax_unlearn.errors import UserError
+from jax_unlearn.evaluate.readers import read_splits
+from jax_unlearn.evaluate.zero_shot import Named, by_class, classify, near_names, shares, unit
+from jax_unlearn.extract import Granularity
+from jax_unlearn.lora import LoraAdapter
+from jax_unlearn.projection import ProjectionPath
+from jax_unlearn.rows import Features, images
+from jax_unlearn.session import Session, Sides
+
+NEIGHBOURS = 5
+# The noise of the published scheme has a stream of its own (see session.TARGET_STREAM).
+NOISE_STREAM = 2
+NOISE, TRIES = 0.5, 1000
+
+
+def check_targets(config: RunConfig, name: str) -> list[str]:
+    """The projection to adapt, as a list.
+
+    Raises:
+        UserError: --targets names another.
+    """
+    if set(config.targets) <= {"all", name} and config.targets:
+        return [name]
+    raise UserError(f"--targets {' '.join(config.targets)}: must be all or {name} here")
+
+
+class TextSession(Session):
+    """Names to forget and to keep, through `text_projection`; images prove the result."""
+
+    def __init__(self, config: RunConfig, console: Console) -> None:
+        self.encoder = ClipEncoder(config.checkpoint, config.dtype, console)
+        self.prompts = collect_prompts(config)
+        self.path = ProjectionPath(TEXT, *self.encoder.clip.linear(TEXT))
+        self.visual = ProjectionPath(IMAGE, *self.encoder.clip.linear(IMAGE))
+        self.reader = ImageReader(config.strict)
+        self.seen: dict[Path, Features] = {}
+        adapted = check_targets(config, TEXT)
+        # The names themselves, so that the run does not depend on the file that they came from.
+        config = replace(
+            config,
+            forget_text=tuple(dict.fromkeys(p.label for p in self.prompts.forget)),
+            preserve_text=tuple(dict.fromkeys(p.label for p in self.prompts.preserve)),
+        )
+        super().__init__(config, console, self.prompts, [self.path], adapted)
+        self.folders = [folder for folder in (config.images, *config.other_images) if folder]
+        self.files = {folder: find_images(folder, folder.name) for folder in self.folders}
+
+    def train_features(self, granularity: Granularity) -> Sides:
+        """A prompt is one row whatever the granularity."""
+        texts = self.encoder.texts
+        return Sides(texts(self.prompts.forget), texts(self.prompts.preserve))
+
+    def test_features(self) -> Sides:
+        texts = self.encoder.texts
+        return Sides(texts(self.prompts.forget_held_out), texts(self.prompts.preserve_held_out))
+
+    def blank(self, sides: Sides) -> dict[str, Float[np.ndarray, " e"]]:
+        """The L2-normalised embedding of "", moved at random while it names what is forgotten.
+
+        Source: the published scheme, whose noise is 0.5 · N(0, 1) for each component.
+
+        Raises:
+            UserError: no such point was found.
+        """
+        target = unit(self.path.output(self.encoder.text_taps([""])))
+        names = Named(self.path.output(sides.both(TEXT)), sides.labels)
+        key = jax.random.fold_in(jax.random.key(self.config.seed), NOISE_STREAM)
+        for subkey in jax.random.split(key, TRIES):
+            if classify(target, names)[0] not in sides.forget.labels:
+                return {TEXT: target[0]}
+            target = target + NOISE * np.asarray(jax.random.normal(subkey, target.shape))
+        raise UserError(
+            'every point near "" names what is to be forgotten; choose another --target'
+        )
+
+    def pictures(self, test: Sides) -> list[list[ImageFile]]:
+        files = self.files.get(self.config.images, []) if self.config.images else []
+        forget = set(test.forget.labels)
+        rows = [[f for f in files if (f.label in forget) == side] for side in (True, False)]
+        return [row for row in rows if row]
+
+    @property
+    def skipped(self) -> list[tuple[Path, str]]:
+        return self.reader.skipped
+
+    def evaluate(self, train: Sides, test: Sides, adapter: LoraAdapter) -> dict[str, Any]:
+        """Zero-shot accuracy with the held-out template, before and after.
+
+        Without --images the names' own original embeddings are classified in their stead.
+        """
+        original = self.path.output(test.both(TEXT))
+        changes = [self.path.change(side, adapter) for side in (test.forget, test.preserve)]
+        before = Named(original, test.labels)
+        after = Named(original + np.concatenate(changes), test.labels)
+        forget = sorted(set(test.forget.labels))
+        shown = self._images(self.config.images, before) if self.config.images else before
+        scores = compare(shown, before, shown, after, forget)
+        others = {str(f): self._other(f, adapter) for f in self.config.other_images}
+        scores["zero_shot"] |= {
+            "other_data": others,
+            "on": "images" if self.config.images else "names",
+        }
+        return scores
+
+    def _images(self, folder: Path, names: Named) -> Named:
+        """Embeddings of a folder's images whose class is one of the names."""
+        if folder not in self.seen:
+            files = [file for file in self.files[folder] if file.label in names.labels]
+            if not files:
+                raise UserError(
+                    f"{folder}: none of its sub-folders is one of the names; rename them"
+                )
+            self.seen[folder] = self.encoder.images(files, self.reader, f"Images of {folder.name}")
+        features = self.seen[folder]
+        return Named(self.visual.output(features.taps[IMAGE].x), features.labels)
+
+    def _other(self, folder: Path, adapter: LoraAdapter) -> dict[str, float]:
+        """Accuracy on another data set, whose names are its own sub-folders."""
+        labels = sorted({file.label for file in self.files[folder]})
+        features = self.encoder.texts(prompts(labels, [self.config.template]))
+        original = self.path.output(features.taps[TEXT].x)
+        names = Named(original, features.labels)
+        after = Named(original + self.path.change(features, adapter), features.labels)
+        shown = self._images(folder, names)
+        right = [classify(shown.embeddings, n) == shown.labels for n in (names, after)]
+        return {"before": float(right[0].mean()), "after": float(right[1].mean())}
+
+
+class ClipImageSession(Session):
+    """Images to forget and to keep, through `visual_projection`."""
+
+    def __init__(self, config: RunConfig, console: Console) -> None:
+        self.files = collect_images(config)
+        self.encoder = ClipEncoder(config.checkpoint, config.dtype, console)
+        self.path = ProjectionPath(IMAGE, *self.encoder.clip.linear(IMAGE))
+        self.text = ProjectionPath(TEXT, *self.encoder.clip.linear(TEXT))
+        self.reader = ImageReader(config.strict)
+        adapted = check_targets(config, IMAGE)
+        super().__init__(config, console, self.files, [self.path], adapted)
+
+    def train_features(self, granularity: Granularity) -> Sides:
+        """An image is one row whatever the granularity."""
+        return self._sides(self.files.forget, self.files.preserve, "Training")
+
+    def test_features(self) -> Sides:
+        return self._sides(self.files.forget_held_out, self.files.preserve_held_out, "Held-out")
+
+    def _sides(
+        self, forget: Sequence[ImageFile], preserve: Sequence[ImageFile], what: str
+    ) -> Sides:
+        return Sides(
+            self.encoder.images(forget, self.reader, f"{what} images to forget"),
+            self.encoder.images(preserve, self.reader, f"{what} images to preserve"),
+        )
+
+    def blank(self, sides: Sides) -> dict[str, Float[np.ndarray, " e"]]:
+        """The embedding of a blank image."""
+        taps = self.encoder.image_batch([self.encoder.blank()]).taps[IMAGE]
+        return {IMAGE: self.path.output(np.asarray(taps, np.float32))[0]}
+
+    def pictures(self, test: Sides) -> list[list[ImageFile]]:
+        return [images(test.forget), images(test.preserve)]
+
+    @property
+    def skipped(self) -> list[tuple[Path, str]]:
+        return self.reader.skipped
+
+    def evaluate(self, train: Sides, test: Sides, adapter: LoraAdapter) -> dict[str, Any]:
+        """What readers find, and zero-shot accuracy with the classes' names as prompts."""
+        read = read_splits(self.splits(train, adapter), self.splits(test, adapter))
+        split = self.splits(test, adapter)[IMAGE]
+        labels = np.unique(split.labels)
+        features = self.encoder.texts(prompts(map(str, labels), [self.config.template]))
+        names = Named(self.text.output(features.taps[TEXT].x), features.labels)
+        before, after = Named(split.before, split.labels), Named(split.after, split.labels)
+        forget = sorted(set(test.forget.labels))
+        scores = compare(before, names, after, names, forget)
+        return read | {"zero_shot": scores["zero_shot"] | {"other_data": {}, "on": "images"}}
+
+
+def compare(
+    images_before: Named,
+    names_before: Named,
+    images_after: Named,
+    names_after: Named,
+    forget: Sequence[str],
+) -> dict[str, Any]:
+    """The zero-shot part of metrics.json, and the headline made from it."""
+    neighbours = near_names(names_before, forget, NEIGHBOURS)
+    before = shares(images_before, names_before, forget, neighbours)
+    after = shares(images_after, names_after, forget, neighbours)
+    classes = [
+        by_class(i, n, forget)
+        for i, n in ((images_before, names_before), (images_after, names_after))
+    ]
+    chance = 1 / len(np.unique(names_before.labels))
+    return {
+        "forget": {
+            "accuracy_before": before["forget"],
+            "accuracy_after": after["forget"],
+            "chance": chance,
+        },
+        "preserve": {"accuracy_before": before["others"], "accuracy_after": after["others"]},
+        "chance": {"forget": chance, "preserve": chance, "neighbours": chance},
+        "neighbours": neighbours,
+        "zero_shot": {
+            "before": before,
+            "after": after,
+            "classes": {n: {"before": classes[0][n], "after": classes[1][n]} for n in forget},
+        },
+    }

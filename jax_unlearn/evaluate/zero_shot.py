@@ -1,0 +1,64 @@
+"""Zero-shot classification: an image gets the name whose text embedding is nearest in cosine."""
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+import numpy as np
+from jaxtyping import Float
+
+Embeddings = Float[np.ndarray, "n e"]
+
+
+@dataclass(frozen=True)
+class Named:
+    """Embeddings with the class of each: of names, or of images."""
+
+    embeddings: Embeddings
+    labels: np.ndarray
+
+
+def unit(x: Embeddings) -> Embeddings:
+    """Rows of length 1; a row of zeros stays one."""
+    norm = np.linalg.norm(x, axis=1, keepdims=True)
+    return x / np.maximum(norm, np.finfo(np.float32).tiny)
+
+
+def classify(images: Embeddings, names: Named) -> np.ndarray:
+    """The name given to each image."""
+    nearest = (unit(images) @ unit(names.embeddings).T).argmax(axis=1)
+    return np.asarray(names.labels[nearest])
+
+
+def near_names(names: Named, forget: Sequence[str], count: int) -> list[str]:
+    """The kept names whose text embeddings are nearest to some forgotten one's."""
+    is_forget = np.isin(names.labels, forget)
+    rows = unit(names.embeddings)
+    likeness = (rows[~is_forget] @ rows[is_forget].T).T
+    nearest = np.unique(np.argsort(-likeness, axis=1)[:, :count])
+    return [str(name) for name in names.labels[~is_forget][nearest]]
+
+
+def shares(
+    images: Named, names: Named, forget: Sequence[str], neighbours: Sequence[str]
+) -> dict[str, float | None]:
+    """Accuracy of each forgotten class's images together, of all others, and of the neighbours.
+
+    None where a group has no image.
+    """
+    right = classify(images.embeddings, names) == images.labels
+    is_forget = np.isin(images.labels, forget)
+    groups = {
+        "forget": is_forget,
+        "others": ~is_forget,
+        "neighbours": np.isin(images.labels, neighbours),
+    }
+    return {
+        name: float(right[rows].mean()) if rows.any() else None for name, rows in groups.items()
+    }
+
+
+def by_class(images: Named, names: Named, classes: Sequence[str]) -> dict[str, float | None]:
+    """Accuracy of each class's images."""
+    right = classify(images.embeddings, names) == images.labels
+    rows = {name: images.labels == name for name in classes}
+    return {name: float(right[r].mean()) if r.any() else None for name, r in rows.items()}

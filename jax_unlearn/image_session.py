@@ -1,0 +1,85 @@
+"""Images through a Qwen3 tower: what `run` works on unless the checkpoint is CLIP's."""
+
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+from jaxtyping import Float
+from rich.console import Console
+
+import porting
+from jax_unlearn.config import RunConfig
+from jax_unlearn.data.folder import ImageFile, ImageReader, read_image
+from jax_unlearn.data.preprocess import load_preprocessor
+from jax_unlearn.dataset import collect_images
+from jax_unlearn.evaluate.readers import Fitted, read_splits
+from jax_unlearn.extract import Extractor, Granularity
+from jax_unlearn.lora import LoraAdapter
+from jax_unlearn.merger_path import adapted_linears, load_paths
+from jax_unlearn.rows import Features, images
+from jax_unlearn.session import Session, Sides
+
+
+class ImageSession(Session):
+    """A checkpoint's tower and a run's images.
+
+    Raises:
+        UserError: whatever is wrong with the checkpoint, the images or the settings, before the
+            tower sees the first image.
+    """
+
+    def __init__(self, config: RunConfig, console: Console) -> None:
+        self.images = collect_images(config)
+        self.tower = porting.load_vision_tower(config.checkpoint, config.dtype)
+        shape = self.tower.config
+        self.preprocessor = load_preprocessor(config.checkpoint, shape, config.max_pixels)
+        adapted = adapted_linears(config.targets, config.linears, shape.mergers)
+        paths = load_paths(self.tower, adapted)
+        super().__init__(config, console, self.images, paths, adapted)
+        names = [name for path in paths for name in path.shapes]
+        self.extractor = Extractor(self.tower, self.preprocessor, names)
+        self.reader = ImageReader(config.strict)
+
+    def extract(
+        self,
+        forget: Sequence[ImageFile],
+        preserve: Sequence[ImageFile],
+        granularity: Granularity,
+        what: str,
+    ) -> Sides:
+        def side(files: Sequence[ImageFile], name: str) -> Features:
+            text = f"{what} images to {name}"
+            return self.extractor.extract(files, granularity, self.reader, text, self.console)
+
+        return Sides(side(forget, "forget"), side(preserve, "preserve"))
+
+    def train_features(self, granularity: Granularity) -> Sides:
+        return self.extract(self.images.forget, self.images.preserve, granularity, "Training")
+
+    def test_features(self) -> Sides:
+        data = self.images
+        return self.extract(data.forget_held_out, data.preserve_held_out, "images", "Held-out")
+
+    def blank(self, sides: Sides) -> dict[str, Float[np.ndarray, " e"]]:
+        """The mean embedding of a blank image of the first image's size."""
+        size = read_image(images(sides.forget)[0].path).size
+        taps = self.extractor.extract_image(self.preprocessor.blank(size))
+        return {path.name: path.output(taps[path.last_tap]).mean(axis=0) for path in self.paths}
+
+    def pictures(self, test: Sides) -> list[list[ImageFile]]:
+        return [images(test.forget), images(test.preserve)]
+
+    @property
+    def skipped(self) -> list[tuple[Path, str]]:
+        return self.reader.skipped
+
+    @property
+    def work(self) -> dict[str, int | float]:
+        return self.extractor.work.metrics()
+
+    def evaluate(
+        self, train: Sides, test: Sides, adapter: LoraAdapter, fitted: Fitted | None = None
+    ) -> dict[str, Any]:
+        """The readers' part of metrics.json."""
+        return read_splits(self.splits(train, adapter), self.splits(test, adapter), fitted)
