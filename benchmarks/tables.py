@@ -183,7 +183,8 @@ def linears(results: Row) -> str:
         name = " and ".join(row["linears"])
         rows.append([name, *linear_cells(row["after"]), drift, f"{row['seconds']:.0f}"])
     header = ["LoRA on", "named", "selectivity", "others", "near neighbours", "yes/no"]
-    made = f"{results['concept']}, {results['machine']['date']}, `python -m benchmarks.linears`."
+    what = f"{results['concept']}, {results['epochs']} epochs, {results['machine']['date']}"
+    made = f"{what}, `python -m benchmarks.linears`."
     return f"{table([*header, 'drift of what is kept, %', 'seconds'], rows)}\n\n{made}"
 
 

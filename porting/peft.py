@@ -184,7 +184,7 @@ def _key_faults(key: str, file: Any, rank: int) -> list[str]:
     if not factor:
         return [f"{key} is unknown; expected {ROOT}….lora_A.weight and ….lora_B.weight"]
     if not name:
-        return [f"{key} is not of a vision Merger's linear_fc1 or linear_fc2, nor CLIP's projections"]
+        return [f"{key} is not of a vision Merger's linear_fc1 or linear_fc2, nor of CLIP"]
     tensor, faults = file.get_slice(key), []
     if tensor.get_dtype() != "F32":
         faults.append(f"{key} has dtype {tensor.get_dtype()}, expected F32")

@@ -8,7 +8,8 @@ from typing import Any
 from flax import nnx
 
 from jax_unlearn.errors import UserError
-from jax_unlearn.models.qwen3_vision import ACTIVATIONS, Qwen3VisionTower, VisionConfig
+from jax_unlearn.models.layers import ACTIVATIONS
+from jax_unlearn.models.qwen3_vision import Qwen3VisionTower, VisionConfig
 from porting.checkpoint import Checkpoint, load_config
 from porting.families import FAMILIES, Family
 from porting.place import Place, locate, read_family

@@ -108,6 +108,7 @@ CLIP_TEXT = {
     "num_hidden_layers": 3,
     "num_attention_heads": 4,
     "max_position_embeddings": 12,
+    "bos_token_id": 48,
     "layer_norm_eps": 1e-3,
     "projection_dim": 24,
 }
@@ -172,7 +173,8 @@ def clip_texts(
     end: int = 40, pad: int = 40, seed: int = 0
 ) -> tuple[Int[np.ndarray, "5 12"], Int[np.ndarray, "5 12"]]:
     """Texts of several lengths and their mask, as a tokenizer pads them."""
-    ids = np.random.default_rng(seed).integers(1, 40, (5, 12))
+    ids = np.random.default_rng(seed).integers(1, 50, (5, 12))
+    ids[ids == end] -= 1
     lengths = np.array([12, 3, 7, 1, 9])
     after = np.arange(12) - lengths[:, None]
     ids[after >= 0], ids[after == -1] = pad, end

@@ -4,7 +4,7 @@ Facts of the architecture: Qwen3-VL's `Qwen3VLVisionModel` in transformers 5.23.
 exact (erf) GELU while the blocks' MLPs use the one that the config names, tanh as a rule.
 """
 
-from collections.abc import Callable, Iterable
+from collections.abc import Iterable
 from dataclasses import dataclass, field
 from functools import partial
 
@@ -16,15 +16,12 @@ from jax import Array
 from jaxtyping import Float, Int
 
 from jax_unlearn.data.packing import PackedPatches, batch_shape, frame_sizes, pack
-from jax_unlearn.lora import LoraAdapter, LoraPair, lora_delta
+from jax_unlearn.lora import LoraAdapter, LoraPair
 from jax_unlearn.models.attention import Kernel, best_kernel, segment_attention, skips
 from jax_unlearn.models.jit import tower_jit
+from jax_unlearn.models.layers import ACTIVATIONS, adapted, layer_norm, matmul_precision, stack
 
-ACTIVATIONS: dict[str, Callable[[Array], Array]] = {
-    "gelu_pytorch_tanh": partial(jax.nn.gelu, approximate=True),
-    "gelu": partial(jax.nn.gelu, approximate=False),
-    "silu": jax.nn.silu,
-}
+EPSILON = 1e-6
 LINEARS = ("linear_fc1", "linear_fc2")
 
 
@@ -173,8 +170,8 @@ class VisionAttention(nnx.Module):
 
 class VisionBlock(nnx.Module):
     def __init__(self, config: VisionConfig, *, rngs: nnx.Rngs):
-        self.norm1 = layer_norm(config.hidden_size, config, rngs)
-        self.norm2 = layer_norm(config.hidden_size, config, rngs)
+        self.norm1 = layer_norm(config.hidden_size, EPSILON, config.dtype, rngs)
+        self.norm2 = layer_norm(config.hidden_size, EPSILON, config.dtype, rngs)
         self.attn = VisionAttention(config, rngs=rngs)
         self.mlp = VisionMLP(config, rngs=rngs)
 
@@ -202,7 +199,7 @@ class PatchMerger(nnx.Module):
         self.single_linear = config.single_linear
         if not config.single_linear:
             width = config.merged_size if norm_merged else config.hidden_size
-            self.norm = layer_norm(width, config, rngs)
+            self.norm = layer_norm(width, EPSILON, config.dtype, rngs)
             self.linear_fc1 = linear(config.merged_size, config.merged_size)
 
     def __call__(
@@ -220,26 +217,6 @@ class PatchMerger(nnx.Module):
             x = jax.nn.gelu(x, approximate=False)
         taps["linear_fc2"] = x
         return adapted(self.linear_fc2, x, pairs.get("linear_fc2"), scale), taps
-
-
-def adapted(
-    linear: nnx.Linear, x: Float[Array, "*n d_in"], pair: LoraPair | None, scale: float
-) -> Float[Array, "*n e"]:
-    """The Linear plus its low-rank change; the base arrays are only read."""
-    y = linear(x)
-    return y if pair is None else y + lora_delta(x, pair, scale).astype(y.dtype)
-
-
-def layer_norm(width: int, config: VisionConfig, rngs: nnx.Rngs) -> nnx.LayerNorm:
-    # Flax's fast variance (E[x²] − E[x]²) cancels when the mean is large; torch's does not.
-    return nnx.LayerNorm(
-        width,
-        epsilon=1e-6,
-        use_fast_variance=False,
-        dtype=config.dtype,
-        param_dtype=config.dtype,
-        rngs=rngs,
-    )
 
 
 class Qwen3VisionTower(nnx.Module):
@@ -260,13 +237,7 @@ class Qwen3VisionTower(nnx.Module):
             param_dtype=config.dtype,
             rngs=rngs,
         )
-
-        @nnx.split_rngs(splits=config.depth)
-        @nnx.vmap(in_axes=0, out_axes=0)
-        def stack(rngs: nnx.Rngs) -> VisionBlock:
-            return VisionBlock(config, rngs=rngs)
-
-        self.blocks = stack(rngs)
+        self.blocks = stack(lambda rngs: VisionBlock(config, rngs=rngs), config.depth, rngs)
         self.merger = PatchMerger(config, norm_merged=False, rngs=rngs)
         self.deepstack_merger_list = nnx.List(
             PatchMerger(config, norm_merged=True, rngs=rngs) for _ in config.deepstack_indexes
@@ -319,9 +290,7 @@ class Qwen3VisionTower(nnx.Module):
 
     def features(self, packed: PackedPatches, adapter: LoraAdapter | None) -> VisionFeatures:
         """The forward on packed arrays, to be called under jit (see `forward`)."""
-        # TPU and GPU would otherwise round float32 operands to bfloat16 or TF32.
-        precision = "highest" if self.config.dtype == "float32" else "default"
-        with jax.default_matmul_precision(precision):
+        with matmul_precision(self.config.dtype):
             return self._features(packed, adapter)
 
     def _features(self, packed: PackedPatches, adapter: LoraAdapter | None) -> VisionFeatures:
