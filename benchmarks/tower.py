@@ -53,7 +53,8 @@ def main() -> None:
     parser.add_argument("--repeats", type=int, default=5)
     parser.add_argument("--out", type=Path, default=RESULTS)
     options = parser.parse_args()
-    rows = []
+    rows: list[dict[str, Any]] = []
+    options.out.parent.mkdir(parents=True, exist_ok=True)
     for model in PATCHES:
         for dtype in DTYPES:
             with towers(model, dtype) as (theirs, ours):
@@ -61,8 +62,9 @@ def main() -> None:
                     row = compare(theirs, ours, grids(model, images), options.repeats)
                     rows.append({"model": model, "dtype": dtype, "images": images, **row})
                     print(json.dumps(rows[-1], indent=1), flush=True)
-    options.out.parent.mkdir(parents=True, exist_ok=True)
-    options.out.write_text(json.dumps({"machine": machine(), "rows": rows}, indent=1) + "\n")
+                    # After each: half an hour's work is not lost to the last one.
+                    facts = {"machine": machine(), "rows": rows}
+                    options.out.write_text(json.dumps(facts, indent=1) + "\n")
 
 
 @contextmanager

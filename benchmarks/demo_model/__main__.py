@@ -33,7 +33,6 @@ def main() -> None:
     shutil.rmtree(fresh, ignore_errors=True)
     write_images(fresh / "images")
     (fresh / "questions.json").write_text(json.dumps(exam(), indent=1) + "\n")
-    shutil.copy(Path(__file__).with_name("LICENSES.md"), fresh)
     tokenizer = build_tokenizer()
     model = _train(tokenizer, options)
     _save(model, tokenizer, fresh / "checkpoint")

@@ -24,7 +24,7 @@ def test_every_name_in_every_template():
 
 @pytest.mark.parametrize("template", ["a photo", "{} and {}"])
 def test_a_template_has_one_place(template):
-    with pytest.raises(UserError, match="needs one {} where the name goes"):
+    with pytest.raises(UserError, match=r"needs one \{\} where the name goes"):
         prompts(["cat"], [template])
 
 
