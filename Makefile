@@ -5,7 +5,7 @@ BIN := $(VENV)/bin
 OUT ?= unlearn-demo
 CONCEPT ?= astronaut
 
-.PHONY: demo test check table demo-model clean
+.PHONY: demo test check table demo-model demo-clip-model clean
 
 $(BIN)/python:
 	$(PYTHON) -m venv $(VENV)
@@ -35,13 +35,19 @@ check: $(VENV)/.test
 table: $(VENV)/.test
 	$(BIN)/python -m benchmarks.forgetting
 	$(BIN)/python -m benchmarks.linears
+	$(BIN)/python -m benchmarks.clip_forgetting
 	$(BIN)/python -m benchmarks.tower
 	$(BIN)/python -m benchmarks.demo_cost
 	$(BIN)/python -m benchmarks.demo_model.exam
+	$(BIN)/python -m benchmarks.demo_clip.exam
 	$(BIN)/python -m benchmarks.tables
 
 demo-model: $(VENV)/.test
 	$(BIN)/python -m benchmarks.demo_model
+
+demo-clip-model: $(VENV)/.test
+	$(BIN)/pip install --quiet resvg-py
+	$(BIN)/python -m benchmarks.demo_clip
 
 clean:
 	rm -rf $(VENV) $(OUT)

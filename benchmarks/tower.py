@@ -51,12 +51,14 @@ DTYPES = {"float32": torch.float32, "bfloat16": torch.bfloat16}
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__)
     parser.add_argument("--repeats", type=int, default=5)
+    parser.add_argument("--models", nargs="+", choices=[*PATCHES], default=[*PATCHES])
+    parser.add_argument("--dtypes", nargs="+", choices=[*DTYPES], default=[*DTYPES])
     parser.add_argument("--out", type=Path, default=RESULTS)
     options = parser.parse_args()
     rows: list[dict[str, Any]] = []
     options.out.parent.mkdir(parents=True, exist_ok=True)
-    for model in PATCHES:
-        for dtype in DTYPES:
+    for model in options.models:
+        for dtype in options.dtypes:
             with towers(model, dtype) as (theirs, ours):
                 for images in ("equal", "mixed"):
                     row = compare(theirs, ours, grids(model, images), options.repeats)

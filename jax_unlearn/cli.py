@@ -205,6 +205,11 @@ def finish(metrics: Metrics, out: Path) -> None:
     """Print the summary, and fail if training had to stop."""
     for file in metrics["samples"]["skipped"]:
         print(f"skipped {file}", file=sys.stderr)
+    if not (found := metrics["search"])["reached"]:
+        fall, trials = percent(found["fall"]), found["trials"]
+        print(
+            f"warning: the forget norm fell by {fall} only, in {trials} trainings", file=sys.stderr
+        )
     Console().print(summary(metrics))
     print(f"{out / 'report.html'}")
     if metrics["stopped"]:
@@ -213,9 +218,10 @@ def finish(metrics: Metrics, out: Path) -> None:
 
 def summary(metrics: Metrics) -> Table:
     """Before and after: the worst path by the probe fitted on the original features, or names."""
-    table = Table("held-out images", "before", "after", "chance")
+    shown = metrics["zero_shot"]["on"] if "zero_shot" in metrics else "images"
+    table = Table(f"held-out {shown}", "before", "after", "chance")
     if zero_shot := metrics.get("zero_shot"):
-        add_zero_shot(table, zero_shot, metrics["chance"]["forget"])
+        add_zero_shot(table, zero_shot)
     if "paths" in metrics:
         forget, preserve = metrics["forget"], metrics["preserve"]
         table.add_row("forget, still named by a probe", *shares(forget, "chance"))
@@ -231,11 +237,11 @@ def summary(metrics: Metrics) -> Table:
     return table
 
 
-def add_zero_shot(table: Table, zero_shot: Metrics, chance: float) -> None:
+def add_zero_shot(table: Table, zero_shot: Metrics) -> None:
     """Zero-shot accuracy: each forgotten class, all others, their neighbours, other data."""
     for name, share in zero_shot["classes"].items():
         both = (percent(share["before"]), percent(share["after"]))
-        table.add_row(f"zero-shot, {name} (to forget)", *both, percent(chance))
+        table.add_row(f"zero-shot, {name} (to forget)", *both, percent(zero_shot["chance"]))
     for key, text in ZERO_SHOT_ROWS:
         both = (percent(zero_shot["before"][key]), percent(zero_shot["after"][key]))
         table.add_row(f"zero-shot, {text}", *both, "")

@@ -58,7 +58,9 @@ class ClipEncoder:
             UserError: a text is longer than the context.
         """
         context = self.clip.config.text.max_position_embeddings
-        for text, ids in zip(texts, self.tokenizer(list(texts))["input_ids"], strict=True):
+        for text, ids in zip(
+            texts, self.tokenizer(list(texts), verbose=False)["input_ids"], strict=True
+        ):
             if len(ids) > context:
                 raise UserError(
                     f"{text!r} has {len(ids)} tokens, and the model takes {context}; shorten it"

@@ -1,5 +1,6 @@
 """CLIP: names to forget through the text side, or images through the image side."""
 
+import warnings
 from collections.abc import Sequence
 from dataclasses import replace
 from pathlib import Path
@@ -36,7 +37,9 @@ def check_targets(config: RunConfig, name: str) -> list[str]:
     Raises:
         UserError: --targets names another.
     """
-    if set(config.targets) <= {"all", name} and config.targets:
+    # The published scheme's "merger" is the one Linear that there is.
+    known = {"all", name} | ({"merger"} if config.preset == "faithful" else set())
+    if config.targets and set(config.targets) <= known:
         return [name]
     raise UserError(f"--targets {' '.join(config.targets)}: must be all or {name} here")
 
@@ -44,9 +47,11 @@ def check_targets(config: RunConfig, name: str) -> list[str]:
 class TextSession(Session):
     """Names to forget and to keep, through `text_projection`; images prove the result."""
 
+    model_type = "clip"
+
     def __init__(self, config: RunConfig, console: Console) -> None:
-        self.encoder = ClipEncoder(config.checkpoint, config.dtype, console)
         self.prompts = collect_prompts(config)
+        self.encoder = ClipEncoder(config.checkpoint, config.dtype, console)
         self.path = ProjectionPath(TEXT, *self.encoder.clip.linear(TEXT))
         self.visual = ProjectionPath(IMAGE, *self.encoder.clip.linear(IMAGE))
         self.reader = ImageReader(config.strict)
@@ -55,12 +60,18 @@ class TextSession(Session):
         # The names themselves, so that the run does not depend on the file that they came from.
         config = replace(
             config,
+            targets=tuple(adapted),
             forget_text=tuple(dict.fromkeys(p.label for p in self.prompts.forget)),
             preserve_text=tuple(dict.fromkeys(p.label for p in self.prompts.preserve)),
         )
         super().__init__(config, console, self.prompts, [self.path], adapted)
-        self.folders = [folder for folder in (config.images, *config.other_images) if folder]
-        self.files = {folder: find_images(folder, folder.name) for folder in self.folders}
+        folders = [folder for folder in (config.images, *config.other_images) if folder]
+        self.pictured = {folder: find_images(folder, folder.name) for folder in folders}
+        for folder in config.other_images:
+            self.encoder.texts(prompts(class_names(self.pictured[folder]), [config.template]))
+        if config.images:
+            names = (*config.forget_text, *config.preserve_text)
+            check_images(config.images, self.pictured[config.images], names)
 
     def train_features(self, granularity: Granularity) -> Sides:
         """A prompt is one row whatever the granularity."""
@@ -68,6 +79,9 @@ class TextSession(Session):
         return Sides(texts(self.prompts.forget), texts(self.prompts.preserve))
 
     def test_features(self) -> Sides:
+        """The prompts to be judged in; the folders' images are read here too, before training."""
+        for folder in self.pictured:
+            self._features(folder)
         texts = self.encoder.texts
         return Sides(texts(self.prompts.forget_held_out), texts(self.prompts.preserve_held_out))
 
@@ -91,10 +105,11 @@ class TextSession(Session):
         )
 
     def pictures(self, test: Sides) -> list[list[ImageFile]]:
-        files = self.files.get(self.config.images, []) if self.config.images else []
-        forget = set(test.forget.labels)
-        rows = [[f for f in files if (f.label in forget) == side] for side in (True, False)]
-        return [row for row in rows if row]
+        if self.config.images is None:
+            return []
+        files = images(self._features(self.config.images))
+        named = [set(side.labels) for side in (test.forget, test.preserve)]
+        return [[file for file in files if file.label in labels] for labels in named]
 
     @property
     def skipped(self) -> list[tuple[Path, str]]:
@@ -119,22 +134,25 @@ class TextSession(Session):
         }
         return scores
 
+    def _features(self, folder: Path) -> Features:
+        """Every readable image of a folder, embedded once."""
+        if folder not in self.seen:
+            what = f"Images of {folder.name}"
+            self.seen[folder] = self.encoder.images(self.pictured[folder], self.reader, what)
+        return self.seen[folder]
+
     def _images(self, folder: Path, names: Named) -> Named:
         """Embeddings of a folder's images whose class is one of the names."""
-        if folder not in self.seen:
-            files = [file for file in self.files[folder] if file.label in names.labels]
-            if not files:
-                raise UserError(
-                    f"{folder}: none of its sub-folders is one of the names; rename them"
-                )
-            self.seen[folder] = self.encoder.images(files, self.reader, f"Images of {folder.name}")
-        features = self.seen[folder]
-        return Named(self.visual.output(features.taps[IMAGE].x), features.labels)
+        features = self._features(folder)
+        known = np.isin(features.labels, names.labels)
+        embeddings = self.visual.output(features.taps[IMAGE].x)
+        return Named(embeddings[known], features.labels[known])
 
     def _other(self, folder: Path, adapter: LoraAdapter) -> dict[str, float]:
         """Accuracy on another data set, whose names are its own sub-folders."""
-        labels = sorted({file.label for file in self.files[folder]})
-        features = self.encoder.texts(prompts(labels, [self.config.template]))
+        features = self.encoder.texts(
+            prompts(class_names(self.pictured[folder]), [self.config.template])
+        )
         original = self.path.output(features.taps[TEXT].x)
         names = Named(original, features.labels)
         after = Named(original + self.path.change(features, adapter), features.labels)
@@ -143,24 +161,57 @@ class TextSession(Session):
         return {"before": float(right[0].mean()), "after": float(right[1].mean())}
 
 
+def class_names(files: Sequence[ImageFile]) -> list[str]:
+    return sorted({file.label for file in files})
+
+
+def check_images(folder: Path, files: Sequence[ImageFile], names: Sequence[str]) -> None:
+    """Warn of names and sub-folders without each other.
+
+    Raises:
+        UserError: no sub-folder is called like a name.
+    """
+    found = set(class_names(files))
+    if not found & set(names):
+        raise UserError(f"{folder}: none of its sub-folders is one of the names; rename them")
+    if missing := sorted(set(names) - found):
+        warnings.warn(f"{folder} has no images of {', '.join(missing)}", stacklevel=2)
+    if spare := sorted(found - set(names)):
+        warnings.warn(
+            f"{folder}: left out, for they are no names: {', '.join(spare)}", stacklevel=2
+        )
+
+
 class ClipImageSession(Session):
     """Images to forget and to keep, through `visual_projection`."""
 
+    model_type = "clip"
+
     def __init__(self, config: RunConfig, console: Console) -> None:
-        self.files = collect_images(config)
+        self.images = collect_images(config)
         self.encoder = ClipEncoder(config.checkpoint, config.dtype, console)
+        self.names = self._names(config.template)
         self.path = ProjectionPath(IMAGE, *self.encoder.clip.linear(IMAGE))
         self.text = ProjectionPath(TEXT, *self.encoder.clip.linear(TEXT))
         self.reader = ImageReader(config.strict)
         adapted = check_targets(config, IMAGE)
-        super().__init__(config, console, self.files, [self.path], adapted)
+        config = replace(config, targets=tuple(adapted))
+        super().__init__(config, console, self.images, [self.path], adapted)
+
+    def _names(self, template: str) -> Features | None:
+        """The classes as prompts; None where folders without sub-folders give none."""
+        labels = self.images.labels()
+        if {"forget", "preserve"} & set(labels):
+            return None
+        return self.encoder.texts(prompts(labels, [template]))
 
     def train_features(self, granularity: Granularity) -> Sides:
         """An image is one row whatever the granularity."""
-        return self._sides(self.files.forget, self.files.preserve, "Training")
+        return self._sides(self.images.forget, self.images.preserve, "Training")
 
     def test_features(self) -> Sides:
-        return self._sides(self.files.forget_held_out, self.files.preserve_held_out, "Held-out")
+        data = self.images
+        return self._sides(data.forget_held_out, data.preserve_held_out, "Held-out")
 
     def _sides(
         self, forget: Sequence[ImageFile], preserve: Sequence[ImageFile], what: str
@@ -185,10 +236,10 @@ class ClipImageSession(Session):
     def evaluate(self, train: Sides, test: Sides, adapter: LoraAdapter) -> dict[str, Any]:
         """What readers find, and zero-shot accuracy with the classes' names as prompts."""
         read = read_splits(self.splits(train, adapter), self.splits(test, adapter))
+        if self.names is None:
+            return read
         split = self.splits(test, adapter)[IMAGE]
-        labels = np.unique(split.labels)
-        features = self.encoder.texts(prompts(map(str, labels), [self.config.template]))
-        names = Named(self.text.output(features.taps[TEXT].x), features.labels)
+        names = Named(self.text.output(self.names.taps[TEXT].x), self.names.labels)
         before, after = Named(split.before, split.labels), Named(split.after, split.labels)
         forget = sorted(set(test.forget.labels))
         scores = compare(before, names, after, names, forget)
@@ -221,6 +272,8 @@ def compare(
         "chance": {"forget": chance, "preserve": chance, "neighbours": chance},
         "neighbours": neighbours,
         "zero_shot": {
+            "chance": chance,
+            "neighbours": neighbours,
             "before": before,
             "after": after,
             "classes": {n: {"before": classes[0][n], "after": classes[1][n]} for n in forget},

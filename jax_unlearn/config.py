@@ -84,7 +84,7 @@ class RunConfig(TrainConfig):
     """What a run needs. Written as config.json into the run's directory."""
 
     checkpoint: Path
-    """Directory of a checkpoint of the Qwen3-VL, Qwen3-Omni or Qwen3.5 family."""
+    """Directory of a checkpoint of the Qwen3-VL, Qwen3-Omni or Qwen3.5 family, or of CLIP."""
     forget: Path | None = None
     """Folder of images to forget; sub-folders are classes."""
     preserve: Path | None = None
@@ -117,8 +117,8 @@ class RunConfig(TrainConfig):
     preset: Preset = "default"
     """Settings to start from: what we measured to work, or the published scheme: for images main
     Merger only, random unit targets, tokens, sums; for names CLIP's, with its faults (the last
-    epoch is kept). clip-rn50, clip-vit-b16 and clip-multi are its constants without them. Options
-    given beside it win."""
+    epoch is kept). clip-rn50, clip-vit-b16 and clip-multi are its constants without them. For
+    names the default is --target blank and --lambda-preserve 1. Options given beside it win."""
     targets: tuple[str, ...] = ("all",)
     """Which Mergers to adapt: all, or any of merger (the main one), deepstack_merger_list.0, …;
     with CLIP text_projection for names, visual_projection for images."""
@@ -147,6 +147,28 @@ class RunConfig(TrainConfig):
     """Stop at the first image that cannot be read, instead of skipping it."""
     overwrite: bool = False
     """Replace --out if it exists."""
+
+
+# What belongs to names, and what to images.
+OF_NAMES = ("preserve_text", "images", "other_images")
+OF_IMAGES = ("forget", "preserve", "forget_held_out", "preserve_held_out", "concept", "questions")
+
+
+def check_inputs(config: RunConfig) -> None:
+    """Refuse options that would be left aside.
+
+    Raises:
+        UserError: names the option.
+    """
+    others = OF_IMAGES if config.forget_text else OF_NAMES
+    if given := [name for name in others if getattr(config, name)]:
+        option = given[0].replace("_", "-")
+        mend = "it is for images" if config.forget_text else "it needs --forget-text"
+        raise UserError(f"--{option}: {mend}; leave it out")
+    if config.forget_text and config.select == "held_out":
+        raise UserError("--select held_out: a name has nothing to hold out; take best or last")
+    if config.until_forgotten is not None and not 0 < config.until_forgotten <= 1:
+        raise UserError(f"--until-forgotten {config.until_forgotten}: must be above 0, at most 1")
 
 
 def to_json(config: RunConfig) -> dict[str, Any]:

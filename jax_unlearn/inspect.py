@@ -5,8 +5,12 @@ from pathlib import Path
 from typing import Any
 
 from jax_unlearn.extract import PATCHES_PER_BATCH
+from jax_unlearn.models.clip_towers import ClipTextConfig, ClipVisionConfig
 from jax_unlearn.models.qwen3_vision import VisionConfig
+from porting import is_clip
 from porting.checkpoint import Checkpoint
+from porting.clip import clip_config
+from porting.open_clip import open_clip_weights
 from porting.qwen3_vision import VisionCheckpoint, describe
 
 # An image of one megapixel in patches of 16 × 16, as an example to scale from.
@@ -19,6 +23,34 @@ def inspect(directory: Path) -> dict[str, Any]:
     Raises:
         UserError: not a checkpoint of a known family.
     """
+    return inspect_clip(directory) if is_clip(directory) else inspect_tower(directory)
+
+
+def inspect_clip(directory: Path) -> dict[str, Any]:
+    """CLIP's facts: two sides, each with a projection that can be adapted."""
+    config = clip_config(directory)
+    with Checkpoint(directory, open_clip_weights(directory)) as checkpoint:
+        sizes = {key: math.prod(checkpoint.shape(key)) for key in checkpoint}
+        dtypes = sorted({checkpoint.dtype(key) for key in checkpoint})
+    text, vision = config.text, config.vision
+    widths = {"text_projection": text.hidden_size, "visual_projection": vision.hidden_size}
+    return {
+        "family": "clip",
+        "dtype": ", ".join(dtypes),
+        "parameters": sum(sizes.values()),
+        "text": f"{layers(text)}, at most {text.max_position_embeddings} tokens",
+        "vision": f"{layers(vision)}, {vision.image_size} pixels in patches of {vision.patch_size}",
+        "E (projection_dim)": config.projection_dim,
+        "adaptable Linears": {k: f"{d} → {config.projection_dim}" for k, d in widths.items()},
+    }
+
+
+def layers(side: ClipTextConfig | ClipVisionConfig) -> str:
+    return f"{side.num_hidden_layers} layers of {side.hidden_size}, {side.hidden_act}"
+
+
+def inspect_tower(directory: Path) -> dict[str, Any]:
+    """The facts of a Qwen3 tower."""
     tower = describe(directory)
     config = tower.config
     with Checkpoint(directory) as checkpoint:
@@ -71,13 +103,13 @@ def linears(config: VisionConfig) -> dict[str, str]:
 def memory(config: VisionConfig, parameters: int) -> dict[str, float]:
     """Of a float32 run: the weights, a batch's widest activations, the cached rows."""
     merged = EXAMPLE_PATCHES // config.spatial_merge_size**2
-    attention = config.num_heads * EXAMPLE_PATCHES * PATCHES_PER_BATCH
     rows = len(config.mergers) * merged * config.merged_size
     entries = {
         "tower": parameters,
-        f"activations of a batch of images of {EXAMPLE_PATCHES} patches": attention
-        + PATCHES_PER_BATCH * config.intermediate_size,
-        "cached rows of 1000 such images, tokens": 1000 * rows,
+        # The widest are a block's MLP; attention keeps blocks of the scores only.
+        f"activations of a batch of {PATCHES_PER_BATCH} patches": PATCHES_PER_BATCH
+        * (config.intermediate_size + 4 * config.hidden_size),
+        f"cached rows of 1000 images of {EXAMPLE_PATCHES} patches, tokens": 1000 * rows,
         "cached rows of 1000 images, images": 1000 * rows // merged,
     }
     return {name: round(4 * count / 2**20, 1) for name, count in entries.items()}

@@ -11,7 +11,7 @@ from rich.progress import BarColumn, Progress, TextColumn, TimeRemainingColumn
 
 import porting
 from jax_unlearn.clip_session import ClipImageSession, TextSession
-from jax_unlearn.config import RunConfig, read_config, to_json
+from jax_unlearn.config import RunConfig, check_inputs, read_config, to_json
 from jax_unlearn.errors import UserError
 from jax_unlearn.evaluate.answers import load_questions
 from jax_unlearn.evaluate.exam import Exam
@@ -52,8 +52,10 @@ def run(config: RunConfig, console: Console) -> Metrics:
 
     with fresh_directory(config.out, config.overwrite) as out:
         adapter_dir = out / "adapter"
+        base = config.checkpoint.resolve()
+        # Read where the checkpoint has no config.json, which only OpenCLIP's have not.
         porting.save_peft(
-            result.adapter, adapter_dir, base_model_name_or_path=str(config.checkpoint.resolve())
+            result.adapter, adapter_dir, base_model_name_or_path=base, model_type=session.model_type
         )
         metrics = {
             "objective": objective(result),
@@ -83,10 +85,11 @@ def open_session(config: RunConfig, console: Console) -> Session:
     Raises:
         UserError: bad input, before a tower sees the first sample.
     """
+    check_inputs(config)
     if porting.is_clip(config.checkpoint):
         kind = TextSession if config.forget_text else ClipImageSession
         return kind(config, console)
-    if config.forget_text or config.preserve_text:
+    if config.forget_text:
         raise UserError(f"{config.checkpoint}: --forget-text needs a CLIP checkpoint")
     return ImageSession(config, console)
 
@@ -152,6 +155,8 @@ def evaluate(run_dir: Path, vlm: bool, questions: Path | None, console: Console)
     config = read_config(run_dir)
     adapter = porting.load_peft(run_dir / "adapter")
     metrics: Metrics = read_json(run_dir / "metrics.json")
+    if "samples" not in metrics:
+        raise UserError(f"{run_dir}: was made by an earlier version; run again")
     session = open_session(config, console)
     if session.dataset.fingerprint() != metrics["samples"]["fingerprint"]:
         raise UserError(f"{run_dir}: its samples have changed since, or its seed; run again")

@@ -103,6 +103,9 @@ class Session(ABC):
         UserError: settings that cannot be meant for these Linears.
     """
 
+    # The family of a checkpoint without config.json.
+    model_type = "qwen3_vl"
+
     def __init__(
         self,
         config: RunConfig,

@@ -9,6 +9,7 @@ from jax_unlearn.errors import UserError
 from jax_unlearn.lora import LoraAdapter, LoraPair
 from porting.checkpoint import Checkpoint, CheckpointError, config_path
 from porting.families import ClipFamily, Family, adaptable_family_of, family_of
+from porting.open_clip import open_clip_weights
 
 AnyFamily = TypeVar("AnyFamily", bound=Family | ClipFamily)
 
@@ -135,7 +136,8 @@ def place_of_base(
     Raises:
         UserError: the family is not known, or the checkpoint cannot be read.
     """
-    known = (base / "config.json").is_file()
+    # Beside OpenCLIP's weights there may be timm's config.json, which names no model_type.
+    known = (base / "config.json").is_file() and open_clip_weights(base) is None
     family = read_adaptable_family(base) if known else adaptable_family_of(model_type, str(base))
     if known and any(base.glob("*.safetensors")):
         with Checkpoint(base) as checkpoint:

@@ -1,6 +1,9 @@
 """CLIP through the command line: names by the text side, images by the image side."""
 
 import json
+import shutil
+import subprocess
+import sys
 from dataclasses import replace
 
 import numpy as np
@@ -41,7 +44,8 @@ def error_of(arguments, capsys):
     with pytest.raises(SystemExit) as caught:
         main(arguments)
     assert caught.value.code == 2
-    (line,) = capsys.readouterr().err.strip().splitlines()
+    *warned, line = capsys.readouterr().err.strip().splitlines()
+    assert all(text.startswith("warning: ") for text in warned)
     return line
 
 
@@ -230,13 +234,38 @@ def test_the_image_side_by_the_same_code(tmp_path):
     [
         (("cat", "cat"), KEPT, (), "'cat' is there twice"),
         (("cat",), KEPT, (), "both have 'cat'"),
+        (("Cat",), KEPT, (), "both have 'Cat'"),
         (("nowhere.txt",), KEPT, (), "nowhere.txt: cannot be read"),
+        (("a.txt", "b.txt"), KEPT, (), "one .txt file that holds them all"),
+        (
+            ("dog",),
+            KEPT,
+            ("--images", ASSETS / "images" / "test" / "rocket"),
+            "is one of the names",
+        ),
         (("very " * 40,), KEPT, (), "tokens, and the model takes 32; shorten it"),
         (("dog",), KEPT, ("--template", "a photo"), "needs one {}"),
         (("dog",), KEPT, ("--images", "nowhere"), "nowhere: no such folder"),
         (("dog",), KEPT, ("--targets", "merger"), "must be all or text_projection"),
+        (("dog",), KEPT, ("--concept", "cat"), "--concept: it is for images"),
+        (("dog",), KEPT, ("--select", "held_out"), "a name has nothing to hold out"),
+        (("dog",), KEPT, ("--until-forgotten", "7"), "--until-forgotten 7.0: must be above 0"),
     ],
-    ids=["twice", "both", "no file", "long", "template", "images", "targets"],
+    ids=[
+        "twice",
+        "both",
+        "capital",
+        "no file",
+        "files",
+        "no class",
+        "long",
+        "template",
+        "images",
+        "targets",
+        "concept",
+        "select",
+        "until",
+    ],
 )
 def test_bad_names_are_one_line(forget, preserve, options, message, tmp_path, capsys):
     out = tmp_path / "run"
@@ -250,10 +279,73 @@ def test_one_name_to_forget_and_one_to_keep(tmp_path):
     assert read(tmp_path / "run" / "metrics.json")["forget"]["chance"] == 0.5
 
 
+def test_a_broken_image_is_left_out_and_other_data_are_judged(tmp_path, capsys):
+    folder = tmp_path / "images"
+    for name in ("red triangle", "cat"):
+        shutil.copytree(IMAGES / "test" / name, folder / name)
+    (folder / "cat" / "broken.png").write_text("no image")
+    (folder / "spare").mkdir()
+    shutil.copy(next((IMAGES / "test" / "dog").iterdir()), folder / "spare")
+    shapes = tmp_path / "shapes"
+    for name in ("blue circle", "gray circle"):
+        shutil.copytree(IMAGES / "test" / name, shapes / name)
+    options = ("--preset", "faithful", "--train-templates", "{}", "a {}.", "--images", folder)
+    main(text_arguments(tmp_path / "run", *options, "--other-images", shapes))
+    printed = capsys.readouterr().err
+    assert "has no images of airplane" in printed
+    assert "left out, for they are no names: spare" in printed
+    metrics = read(tmp_path / "run" / "metrics.json")
+    (skipped,) = metrics["samples"]["skipped"]
+    assert skipped.startswith(str(folder / "cat" / "broken.png"))
+    assert metrics["samples"]["forget"] == 2
+    assert metrics["zero_shot"]["other_data"] == {str(shapes): {"before": 1.0, "after": 1.0}}
+
+
+def test_the_demo(tmp_path):
+    main(["demo", "--clip", "--out", str(tmp_path / "run")])
+    metrics = read(tmp_path / "run" / "metrics.json")
+    assert metrics["zero_shot"]["classes"] == {"red triangle": {"before": 1.0, "after": 0.0}}
+
+
+def test_a_long_prompt_is_one_line_in_a_process_of_its_own(tmp_path):
+    command = [sys.executable, "-m", "jax_unlearn.cli"]
+    command += text_arguments(tmp_path / "run", forget=("very " * 40,))
+    done = subprocess.run(command, capture_output=True, text=True)
+    assert done.returncode == 2
+    (line,) = done.stderr.strip().splitlines()
+    assert line.endswith("shorten it")
+
+
+def test_flat_folders_have_no_names_to_score(tmp_path):
+    words = ["run", "--checkpoint", CHECKPOINT, "--out", tmp_path / "run", "--epochs", "20"]
+    words += ["--forget", IMAGES / "train" / "cat", "--preserve", IMAGES / "train" / "dog"]
+    main([str(word) for word in [*words, "--preset", "faithful"]])
+    metrics = read(tmp_path / "run" / "metrics.json")
+    assert "zero_shot" not in metrics
+    assert metrics["adapter"]["targets"] == ["visual_projection"]
+
+
+def test_inspect(capsys):
+    main(["inspect", str(CHECKPOINT), "--json"])
+    facts = json.loads(capsys.readouterr().out)
+    assert facts["family"] == "clip"
+    assert facts["E (projection_dim)"] == 128
+    assert facts["adaptable Linears"] == {
+        "text_projection": "128 → 128",
+        "visual_projection": "128 → 128",
+    }
+    assert facts["text"] == "4 layers of 128, quick_gelu, at most 32 tokens"
+
+
 def test_names_need_clip(tmp_path, capsys):
     arguments = text_arguments(tmp_path / "run")
     arguments[arguments.index(str(CHECKPOINT))] = str(ASSETS / "checkpoint")
     assert "--forget-text needs a CLIP checkpoint" in error_of(arguments, capsys)
+
+
+def test_what_is_for_names_needs_names(tmp_path, capsys):
+    words = ["run", "--checkpoint", CHECKPOINT, "--out", tmp_path / "run", "--images", IMAGES]
+    assert "--images: it needs --forget-text" in error_of([str(word) for word in words], capsys)
 
 
 def test_a_preset_of_names_needs_names(tmp_path, capsys):

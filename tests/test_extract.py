@@ -5,6 +5,7 @@ from dataclasses import replace
 
 import numpy as np
 import pytest
+from flax import nnx
 from PIL import Image
 from rich.console import Console
 
@@ -14,6 +15,7 @@ from jax_unlearn.data.preprocess import load_preprocessor
 from jax_unlearn.errors import UserError
 from jax_unlearn.extract import Extractor, tap_rows
 from porting import load_vision_tower
+from porting.qwen3_vision import abstract_tower
 from tests import tiny
 
 NAMES = ("merger.linear_fc2", "deepstack_merger_list.1.linear_fc2")
@@ -97,9 +99,10 @@ def many(tmp_path_factory):
 
 
 @pytest.mark.parametrize("kernel", ["blockwise", "xla"])
-def test_a_handful_of_compilations_serve_500_sizes(folder, tower, many, kernel, monkeypatch):
+def test_a_handful_of_compilations_serve_500_sizes(folder, tower, many, kernel):
     """In one row (CPU) and in rows (GPU, TPU)."""
-    monkeypatch.setattr(tower, "config", replace(tower.config, attention=kernel))
+    graphdef, _ = nnx.split(abstract_tower(replace(tower.config, attention=kernel)))
+    tower = nnx.merge(graphdef, nnx.split(tower)[1])
     run_of = extractor(folder, tower)
     before = tap_rows.compilations()
     features = run_of.extract(many, "images", ImageReader(), "", QUIET)

@@ -33,21 +33,28 @@ def read_names(given: Sequence[str], option: str) -> list[str]:
     Raises:
         UserError: no such file, no name in it, or a name twice.
     """
+    if len(given) > 1 and any(name.endswith(".txt") for name in given):
+        raise UserError(f"{option}: give names, or one .txt file that holds them all")
     path = Path(given[0]) if len(given) == 1 and given[0].endswith(".txt") else None
     if path is None:
         names = [name.strip() for name in given]
     else:
         try:
-            names = path.read_text(encoding="utf-8").splitlines()
+            names = path.read_text(encoding="utf-8-sig").splitlines()
         except (OSError, UnicodeDecodeError) as error:
             raise UserError(f"{path}: cannot be read ({error}); give a UTF-8 text file") from error
     names = [name.strip() for name in names if name.strip()]
     where = path or option
     if not names:
         raise UserError(f"{where}: holds no name; give one a line")
-    if twice := sorted({name for name in names if names.count(name) > 1}):
+    if twice := sorted({name for name in names if [*map(alike, names)].count(alike(name)) > 1}):
         raise UserError(f"{where}: {twice[0]!r} is there twice; remove one")
     return names
+
+
+def alike(name: str) -> str:
+    """What CLIP's tokenizer sees of a name: neither capitals nor how many spaces."""
+    return " ".join(name.casefold().split())
 
 
 def check_apart(forget: Iterable[str], preserve: Iterable[str]) -> None:
@@ -56,7 +63,8 @@ def check_apart(forget: Iterable[str], preserve: Iterable[str]) -> None:
     Raises:
         UserError: names it.
     """
-    if both := sorted(set(forget) & set(preserve)):
+    kept = set(map(alike, preserve))
+    if both := sorted(name for name in forget if alike(name) in kept):
         raise UserError(
             f"--forget-text and --preserve-text both have {both[0]!r}; remove it from one"
         )

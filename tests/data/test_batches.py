@@ -50,7 +50,7 @@ def test_a_larger_one_has_a_shape_of_its_own_at_once():
     pool = Pool(1024, 4, one_row=True)
     assert list(pool.add(item(0, 4, 4))) == []
     (alone,) = pool.add(item(1, 40, 40))
-    assert (alone.rows, alone.length) == (1, 2048)
+    assert (alone.rows, alone.length) == (1, 1792)
     assert [one.index for one in alone.items] == [1]
     (left,) = pool.rest()
     assert [one.index for one in left.items] == [0]
