@@ -16,10 +16,10 @@ from jax_unlearn.data.folder import ImageFile, ImageReader
 from jax_unlearn.data.prompts import Prompt
 from jax_unlearn.errors import UserError
 from jax_unlearn.lora import LoraAdapter
-from jax_unlearn.models.clip import ClipFeatures
+from jax_unlearn.models.clip import LINEARS, ClipFeatures
 from jax_unlearn.rows import Features, Tap
 
-TEXT, IMAGE = "text_projection", "visual_projection"
+TEXT, IMAGE = LINEARS
 BATCH = 64
 
 Rows = Float[np.ndarray, "n _"]

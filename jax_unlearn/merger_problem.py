@@ -19,9 +19,10 @@ from jax import Array
 from jaxtyping import Bool, Float, Int
 
 from jax_unlearn.lora import LoraAdapter, LoraPair, lora_delta
+from jax_unlearn.models.qwen3_vision import LINEARS
 from jax_unlearn.objective import LossWeights, three_terms
 
-FIRST, LAST = "linear_fc1", "linear_fc2"
+FIRST, LAST = LINEARS
 
 
 @jax.tree_util.register_dataclass

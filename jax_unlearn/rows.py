@@ -9,7 +9,7 @@ from sklearn.neighbors import NearestNeighbors
 
 from jax_unlearn.data.folder import ImageFile, split_held_out
 from jax_unlearn.data.prompts import Prompt
-from jax_unlearn.merger_problem import LAST
+from jax_unlearn.models.qwen3_vision import LINEARS
 
 
 @dataclass(frozen=True)
@@ -35,7 +35,7 @@ class Tap:
 
 def ends_merger(linear: str) -> bool:
     """Whether a Linear is its Merger's last: its mean output is then its output on the mean row."""
-    return linear.endswith(f".{LAST}")
+    return linear.endswith(f".{LINEARS[-1]}")
 
 
 Sample = ImageFile | Prompt

@@ -11,7 +11,14 @@ from itertools import chain
 from jaxtyping import Float, Int
 from numpy import ndarray
 
-from jax_unlearn.data.packing import batch_shape, first_fit, frame_sizes, ladder_length
+from jax_unlearn.data.packing import (
+    SMALL,
+    batch_shape,
+    first_fit,
+    frame_sizes,
+    ladder_length,
+    short_length,
+)
 
 # Shorter rows would only make more shapes.
 SHORTEST = 512
@@ -78,9 +85,10 @@ class Pool:
 
     def row(self, item: Item) -> int:
         """Length of the rows that an image waits for."""
+        largest = max(item.frames)
         if self.one_row:
-            return self.patches
-        return max(SHORTEST, 1 << (max(item.frames) - 1).bit_length())
+            return self.patches if largest > SMALL else short_length(largest, self.block)
+        return max(SHORTEST, 1 << (largest - 1).bit_length())
 
     def fits(self, frames: list[int], row: int) -> bool:
         return max(frames) <= row <= self.patches and (
@@ -99,7 +107,7 @@ class Pool:
         taken = {item.index for item in chosen}
         for length, items in self.waiting.items():
             self.waiting[length] = [item for item in items if item.index not in taken]
-        if self.one_row:
-            return Batch(chosen, *batch_shape(frames, self.block, True))
-        needed = first_fit(frames, row)[1]
-        return Batch(chosen, 1 << (needed - 1).bit_length(), ladder_length(row, self.block))
+        if self.one_row and row == self.patches:
+            return Batch(chosen, 1, ladder_length(sum(frames), self.block))
+        length = row if self.one_row else ladder_length(row, self.block)
+        return Batch(chosen, 1 << (first_fit(frames, row)[1] - 1).bit_length(), length)

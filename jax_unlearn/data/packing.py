@@ -17,7 +17,9 @@ from jaxtyping import Float, Int, Shaped
 # the next keep the padding of a row below a fifth, a tenth on average. All are multiples of the 128
 # that the Pallas kernels of attention work on.
 LADDER = (256, 384, *(quarters * 2**power for power in range(7, 16) for quarters in range(4, 8)))
-PADDING = 0
+# Frames up to this size have short rows, where attention to the whole row wastes nothing.
+SMALL = 128
+SHORT = 64
 
 
 @jax.tree_util.register_dataclass
@@ -52,6 +54,11 @@ def ladder_length(patches: int, block: int) -> int:
     return -(-whole // block) * block
 
 
+def short_length(patches: int, block: int) -> int:
+    """Length of a row of small frames: a power of two, in whole merge blocks."""
+    return -(-max(SHORT, 1 << (patches - 1).bit_length()) // block) * block
+
+
 def frame_sizes(grid_thw: Int[np.ndarray, "n 3"]) -> list[int]:
     """Patches of every frame, in order: h·w once for each of the t frames of a grid."""
     return [int(h * w) for t, h, w in grid_thw for _ in range(t)]
@@ -73,14 +80,16 @@ def first_fit(sizes: list[int], length: int) -> tuple[list[tuple[int, int]], int
 def batch_shape(sizes: list[int], block: int, one_row: bool) -> tuple[int, int]:
     """(rows, length) that hold all frames of these sizes: one row, or rows for the largest frame.
 
+    Small frames have rows of their own also where others would share one.
+
     Args:
         sizes: patches of each frame.
         block: patches of a merge block.
         one_row: all frames in one row; otherwise rows are a power of two.
     """
-    if one_row:
+    if one_row and max(sizes) > SMALL:
         return 1, ladder_length(sum(sizes), block)
-    length = ladder_length(max(sizes), block)
+    length = short_length(max(sizes), block) if one_row else ladder_length(max(sizes), block)
     return 1 << (first_fit(sizes, length)[1] - 1).bit_length(), length
 
 

@@ -53,9 +53,10 @@ def segment_attention(
             be multiples of 128.
         interpret: run a Pallas kernel without its hardware, to compare numbers.
     """
-    if kernel == "blockwise":
+    if kernel == "blockwise" and q.shape[1] > BLOCK:
         return blockwise(q, k, v, segment)
-    if kernel == "xla":
+    if kernel in ("blockwise", "xla"):
+        # A row of no more than a block has nothing to skip.
         mask = segment[:, None, :, None] == segment[:, None, None, :]
         return jax.nn.dot_product_attention(q, k, v, mask=mask)
     pallas = triton if kernel == "triton" else splash

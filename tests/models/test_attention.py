@@ -5,7 +5,14 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from jax_unlearn.models.attention import BLOCK, KERNELS, best_kernel, key_blocks, segment_attention
+from jax_unlearn.models.attention import (
+    BLOCK,
+    KERNELS,
+    best_kernel,
+    blockwise,
+    key_blocks,
+    segment_attention,
+)
 
 # Two rows of 384: segments that end inside a block, and padding between them.
 SEGMENTS = np.stack(
@@ -78,7 +85,8 @@ def test_other_segments_are_never_seen(kernel):
 def test_blockwise_takes_any_length(length):
     q, k, v = heads(16, length, rows=1)
     segment = np.ones((1, length), np.int32)
-    out = attend(*map(jnp.asarray, (q, k, v)), segment, "blockwise")
+    with jax.default_matmul_precision("highest"):
+        out = blockwise(*map(jnp.asarray, (q, k, v)), jnp.asarray(segment))
     np.testing.assert_allclose(out, reference(q, k, v, segment), rtol=1e-4, atol=5e-6)
 
 

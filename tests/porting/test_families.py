@@ -147,8 +147,9 @@ def files(directory):
     return {p.relative_to(directory): p.read_bytes() for p in directory.rglob("*") if p.is_file()}
 
 
-def test_the_merged_checkpoint_and_its_undo(case, tmp_path):
-    adapter = adapter_of(case.tower)
+@pytest.mark.parametrize("choice", CHOICES)
+def test_the_merged_checkpoint_and_its_undo(case, choice, tmp_path):
+    adapter = adapter_of(case.tower, choice)
     porting.merge_checkpoint(adapter, case.path, tmp_path / "merged")
     model, info = type(case.model).from_pretrained(tmp_path / "merged", output_loading_info=True)
     assert not any(info[kind] for kind in ("missing_keys", "unexpected_keys", "mismatched_keys"))
