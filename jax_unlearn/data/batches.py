@@ -17,6 +17,7 @@ from jax_unlearn.data.packing import (
     first_fit,
     frame_sizes,
     ladder_length,
+    place,
     short_length,
 )
 
@@ -91,6 +92,7 @@ class Pool:
         return max(SHORTEST, 1 << (largest - 1).bit_length())
 
     def fits(self, frames: list[int], row: int) -> bool:
+        """Whether a batch of rows of this length holds the frames."""
         return max(frames) <= row <= self.patches and (
             first_fit(frames, row)[1] <= self.patches // row
         )
@@ -99,15 +101,17 @@ class Pool:
         """A batch of those that wait for rows of this length; shorter ones fill the gaps."""
         shorter = [items for length, items in self.waiting.items() if length <= row]
         chosen: list[Item] = []
-        frames: list[int] = []
+        used: list[int] = []
         for item in sorted(chain(*shorter), key=lambda item: -len(item.pixels)):
-            if self.fits(frames + item.frames, row):
+            trial = [*used]
+            place(item.frames, row, trial)
+            if len(trial) <= self.patches // row:
                 chosen.append(item)
-                frames += item.frames
+                used = trial
         taken = {item.index for item in chosen}
         for length, items in self.waiting.items():
             self.waiting[length] = [item for item in items if item.index not in taken]
         if self.one_row and row == self.patches:
-            return Batch(chosen, 1, ladder_length(sum(frames), self.block))
+            return Batch(chosen, 1, ladder_length(sum(used), self.block))
         length = row if self.one_row else ladder_length(row, self.block)
-        return Batch(chosen, 1 << (first_fit(frames, row)[1] - 1).bit_length(), length)
+        return Batch(chosen, 1 << (len(used) - 1).bit_length(), length)

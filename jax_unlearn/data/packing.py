@@ -67,6 +67,11 @@ def frame_sizes(grid_thw: Int[np.ndarray, "n 3"]) -> list[int]:
 def first_fit(sizes: list[int], length: int) -> tuple[list[tuple[int, int]], int]:
     """Place frames into rows of `length`; returns (row, offset) of each frame, and the rows."""
     used: list[int] = []
+    return place(sizes, length, used), len(used)
+
+
+def place(sizes: list[int], length: int, used: list[int]) -> list[tuple[int, int]]:
+    """`first_fit` into rows that are `used` up to some place already; brings `used` up to date."""
     places = []
     for size in sizes:
         row = next((i for i, u in enumerate(used) if u + size <= length), len(used))
@@ -74,7 +79,7 @@ def first_fit(sizes: list[int], length: int) -> tuple[list[tuple[int, int]], int
             used.append(0)
         places.append((row, used[row]))
         used[row] += size
-    return places, len(used)
+    return places
 
 
 def batch_shape(sizes: list[int], block: int, one_row: bool) -> tuple[int, int]:
