@@ -27,7 +27,7 @@ Heads = Float[Array, "rows length heads head_dim"]
 
 
 def best_kernel(backend: str) -> Kernel:
-    """The kernel for a backend of JAX, by what ACCELERATORS.md and benchmarks/tower.py found."""
+    """The kernel for a backend of JAX."""
     return BEST.get(backend, "xla")
 
 

@@ -9,7 +9,7 @@ import jax
 OPTIONS: dict[str, dict[str, str]] = {
     # YNNPACK, left on for convolutions alone, of which a tower has none. It would take a LayerNorm
     # into the product that follows and compute it again for every tile, and it runs attention's
-    # small products on one core: together twice the time of a block (benchmarks/tower.py).
+    # small products on one core: together twice the time of a block with jax 0.10.2.
     "cpu": {"xla_cpu_experimental_ynn_fusion_type": "LIBRARY_FUSION_TYPE_INDIVIDUAL_CONVOLUTION"},
 }
 
