@@ -166,13 +166,17 @@ def tower(results: Row) -> str:
         ]
         # Nothing where an earlier row has compiled the same shape.
         compiling = f"{max(0.0, row['compile_seconds']):.1f}"
-        rows.append([name, *shown, f"**{row['ratio']:.2f}**", *parts, compiling])
+        # Rows of earlier runs have none.
+        known = row.get("relative_error", {})
+        errors = " / ".join(f"{error:.1e}" for error in known.values()) or "–"
+        rows.append([name, *shown, f"**{row['ratio']:.2f}**", *parts, compiling, errors])
     header = ["tower, images in one batch", "torch, images/s", "JAX, images/s", "ratio"]
     header += [f"{k}, s: products, attention" for k in ("torch", "JAX")]
     facts = results["machine"]
     versions = ", ".join(f"{name} {version}" for name, version in facts["versions"].items())
     made = f"{facts['cores']} cores ({facts['cpu']}), {versions}, {facts['date']}"
-    return f"{table([*header, 'compiling, s'], rows)}\n\n{made}, `python -m benchmarks.tower`."
+    header += ["compiling, s", "error, torch / JAX"]
+    return f"{table(header, rows)}\n\n{made}, `python -m benchmarks.tower`."
 
 
 def linears(results: Row) -> str:

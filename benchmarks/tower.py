@@ -59,9 +59,9 @@ def main() -> None:
     options.out.parent.mkdir(parents=True, exist_ok=True)
     for model in options.models:
         for dtype in options.dtypes:
-            with towers(model, dtype) as (theirs, ours):
+            with towers(model, dtype) as (exact, theirs, ours):
                 for images in ("equal", "mixed"):
-                    row = compare(theirs, ours, grids(model, images), options.repeats)
+                    row = compare(exact, theirs, ours, grids(model, images), options.repeats)
                     rows.append({"model": model, "dtype": dtype, "images": images, **row})
                     print(json.dumps(rows[-1], indent=1), flush=True)
                     # After each: half an hour's work is not lost to the last one.
@@ -70,18 +70,25 @@ def main() -> None:
 
 
 @contextmanager
-def towers(model: str, dtype: str) -> Iterator[tuple[torch.nn.Module, Qwen3VisionTower]]:
-    """(Hugging Face's tower with sdpa, ours), with the same weights."""
+def towers(
+    model: str, dtype: str
+) -> Iterator[tuple[torch.nn.Module, torch.nn.Module, Qwen3VisionTower]]:
+    """(Hugging Face's tower in float32, in `dtype`, both with sdpa; ours), of the same weights."""
     torch.manual_seed(0)
     if model == "shipped":
         checkpoint = ASSETS / "checkpoint"
-        whole = Qwen3VLForConditionalGeneration.from_pretrained(checkpoint, dtype=DTYPES[dtype])
-        yield whole.model.visual.eval(), load_vision_tower(checkpoint, dtype)
+        exact, theirs = (
+            Qwen3VLForConditionalGeneration.from_pretrained(checkpoint, dtype=kind).model.visual
+            for kind in (torch.float32, DTYPES[dtype])
+        )
+        yield exact.eval(), theirs.eval(), load_vision_tower(checkpoint, dtype)
         return
     with TemporaryDirectory() as folder:
         Qwen3VLVisionModel(Qwen3VLVisionConfig(**FULL)).save_pretrained(folder)
-        theirs = AutoModel.from_pretrained(folder, dtype=DTYPES[dtype])
-        yield theirs.eval(), load_vision_tower(folder, dtype)
+        exact, theirs = (
+            AutoModel.from_pretrained(folder, dtype=kind) for kind in (torch.float32, DTYPES[dtype])
+        )
+        yield exact.eval(), theirs.eval(), load_vision_tower(folder, dtype)
 
 
 def grids(model: str, images: str) -> np.ndarray:
@@ -100,16 +107,20 @@ def grids(model: str, images: str) -> np.ndarray:
 
 
 def compare(
-    theirs: torch.nn.Module, ours: Qwen3VisionTower, grid: np.ndarray, repeats: int
+    exact: torch.nn.Module,
+    theirs: torch.nn.Module,
+    ours: Qwen3VisionTower,
+    grid: np.ndarray,
+    repeats: int,
 ) -> dict[str, Any]:
     config = ours.config
     patches = int(grid.prod(axis=1).sum())
     pixels = np.random.default_rng(0).normal(size=(patches, config.patch_dim)).astype(np.float32)
     first, second = torch.from_numpy(pixels), torch.from_numpy(grid)
 
-    def run_torch() -> Any:
+    def run_torch(tower: torch.nn.Module = theirs) -> Any:
         with torch.inference_mode():
-            return theirs(first.to(theirs.dtype), second).pooler_output.float().numpy()
+            return tower(first.to(tower.dtype), second).pooler_output.float().numpy()
 
     def run_jax() -> Any:
         return np.asarray(ours(pixels, grid).pooler_output, np.float32)
@@ -117,7 +128,11 @@ def compare(
     begun = time.perf_counter()
     mine = run_jax()
     first_call = time.perf_counter() - begun
-    other = run_torch()
+    right = run_torch(exact)
+    errors = {
+        name: float(np.linalg.norm(out - right) / np.linalg.norm(right))
+        for name, out in (("torch", run_torch()), ("jax", mine))
+    }
     seconds = in_turns({"torch": run_torch, "jax": run_jax}, repeats)
     parts = in_turns(
         torch_parts(config, grid, theirs.dtype) | jax_parts(config, grid), repeats, config.depth
@@ -126,7 +141,8 @@ def compare(
     return {
         "n_images": len(grid),
         "patches": patches,
-        "difference": float(np.abs(mine - other).max() / np.abs(other).max()),
+        # Of the Merger's output, against Hugging Face's in float32.
+        "relative_error": errors,
         "compile_seconds": first_call - median(seconds["jax"]),
         "images_per_second": {k: len(grid) / median(v) for k, v in seconds.items()},
         "ratio": median(ratios),
