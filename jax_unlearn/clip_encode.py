@@ -13,9 +13,9 @@ from rich.progress import track
 
 import porting
 from jax_unlearn.data.folder import ImageFile, ImageReader
+from jax_unlearn.data.preprocess import Preprocessor
 from jax_unlearn.data.prompts import Prompt
 from jax_unlearn.errors import UserError
-from jax_unlearn.lora import LoraAdapter
 from jax_unlearn.models.clip import LINEARS, ClipFeatures
 from jax_unlearn.rows import Features, Tap
 
@@ -105,18 +105,15 @@ class ClipEncoder:
         taps = joined(rows, len(kept))
         return Features(tuple(kept), {IMAGE: Tap(taps, np.arange(len(taps)))})
 
-    def image_batch(
-        self, images: Sequence[Image.Image], adapter: LoraAdapter | None = None
-    ) -> ClipFeatures:
+    def image_batch(self, images: Sequence[Image.Image]) -> ClipFeatures:
         """The image side on at most BATCH images, padded to as many."""
         pixels = self.processor(images=list(images), return_tensors="np")["pixel_values"]
-        return self.clip.encode_image(padded(np.asarray(pixels, np.float32)), adapter)
+        return self.clip.encode_image(padded(np.asarray(pixels, np.float32)))
 
     def blank(self) -> Image.Image:
         """An image that is zero after normalisation: nothing to see."""
         size = self.clip.config.vision.image_size
-        mean = tuple(round(255 * m) for m in self.processor.image_mean)
-        return Image.new("RGB", (size, size), mean)
+        return Preprocessor(self.processor).blank((size, size))
 
 
 def padded(x: np.ndarray) -> np.ndarray:

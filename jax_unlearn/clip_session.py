@@ -13,7 +13,7 @@ from rich.console import Console
 
 from jax_unlearn.clip_encode import IMAGE, TEXT, ClipEncoder
 from jax_unlearn.config import RunConfig
-from jax_unlearn.data.folder import ImageFile, ImageReader, find_images
+from jax_unlearn.data.folder import ImageFile, find_images
 from jax_unlearn.data.prompts import prompts
 from jax_unlearn.dataset import collect_images, collect_prompts
 from jax_unlearn.errors import UserError
@@ -54,7 +54,6 @@ class TextSession(Session):
         self.encoder = ClipEncoder(config.checkpoint, config.dtype, console)
         self.path = ProjectionPath(TEXT, *self.encoder.clip.linear(TEXT))
         self.visual = ProjectionPath(IMAGE, *self.encoder.clip.linear(IMAGE))
-        self.reader = ImageReader(config.strict)
         self.seen: dict[Path, Features] = {}
         adapted = check_targets(config, TEXT)
         # The names themselves, so that the run does not depend on the file that they came from.
@@ -67,8 +66,12 @@ class TextSession(Session):
         super().__init__(config, console, self.prompts, [self.path], adapted)
         folders = [folder for folder in (config.images, *config.other_images) if folder]
         self.pictured = {folder: find_images(folder, folder.name) for folder in folders}
-        for folder in config.other_images:
-            self.encoder.texts(prompts(class_names(self.pictured[folder]), [config.template]))
+        self.others = {
+            folder: self.encoder.texts(
+                prompts(class_names(self.pictured[folder]), [config.template])
+            )
+            for folder in config.other_images
+        }
         if config.images:
             names = (*config.forget_text, *config.preserve_text)
             check_images(config.images, self.pictured[config.images], names)
@@ -111,19 +114,13 @@ class TextSession(Session):
         named = [set(side.labels) for side in (test.forget, test.preserve)]
         return [[file for file in files if file.label in labels] for labels in named]
 
-    @property
-    def skipped(self) -> list[tuple[Path, str]]:
-        return self.reader.skipped
-
     def evaluate(self, train: Sides, test: Sides, adapter: LoraAdapter) -> dict[str, Any]:
         """Zero-shot accuracy with the held-out template, before and after.
 
         Without --images the names' own original embeddings are classified in their stead.
         """
-        original = self.path.output(test.both(TEXT))
-        changes = [self.path.change(side, adapter) for side in (test.forget, test.preserve)]
-        before = Named(original, test.labels)
-        after = Named(original + np.concatenate(changes), test.labels)
+        split = self.splits(test, adapter)[TEXT]
+        before, after = Named(split.before, split.labels), Named(split.after, split.labels)
         forget = sorted(set(test.forget.labels))
         shown = self._images(self.config.images, before) if self.config.images else before
         scores = compare(shown, before, shown, after, forget)
@@ -150,9 +147,7 @@ class TextSession(Session):
 
     def _other(self, folder: Path, adapter: LoraAdapter) -> dict[str, float]:
         """Accuracy on another data set, whose names are its own sub-folders."""
-        features = self.encoder.texts(
-            prompts(class_names(self.pictured[folder]), [self.config.template])
-        )
+        features = self.others[folder]
         original = self.path.output(features.taps[TEXT].x)
         names = Named(original, features.labels)
         after = Named(original + self.path.change(features, adapter), features.labels)
@@ -193,7 +188,6 @@ class ClipImageSession(Session):
         self.names = self._names(config.template)
         self.path = ProjectionPath(IMAGE, *self.encoder.clip.linear(IMAGE))
         self.text = ProjectionPath(TEXT, *self.encoder.clip.linear(TEXT))
-        self.reader = ImageReader(config.strict)
         adapted = check_targets(config, IMAGE)
         config = replace(config, targets=tuple(adapted))
         super().__init__(config, console, self.images, [self.path], adapted)
@@ -229,16 +223,13 @@ class ClipImageSession(Session):
     def pictures(self, test: Sides) -> list[list[ImageFile]]:
         return [images(test.forget), images(test.preserve)]
 
-    @property
-    def skipped(self) -> list[tuple[Path, str]]:
-        return self.reader.skipped
-
     def evaluate(self, train: Sides, test: Sides, adapter: LoraAdapter) -> dict[str, Any]:
         """What readers find, and zero-shot accuracy with the classes' names as prompts."""
-        read = read_splits(self.splits(train, adapter), self.splits(test, adapter))
+        splits = self.splits(test, adapter)
+        read = read_splits(self.splits(train, adapter), splits)
         if self.names is None:
             return read
-        split = self.splits(test, adapter)[IMAGE]
+        split = splits[IMAGE]
         names = Named(self.text.output(self.names.taps[TEXT].x), self.names.labels)
         before, after = Named(split.before, split.labels), Named(split.after, split.labels)
         forget = sorted(set(test.forget.labels))

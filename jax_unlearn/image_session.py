@@ -1,7 +1,6 @@
 """Images through a Qwen3 tower: what `run` works on unless the checkpoint is CLIP's."""
 
 from collections.abc import Sequence
-from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -10,7 +9,7 @@ from rich.console import Console
 
 import porting
 from jax_unlearn.config import RunConfig
-from jax_unlearn.data.folder import ImageFile, ImageReader, read_image
+from jax_unlearn.data.folder import ImageFile, read_image
 from jax_unlearn.data.preprocess import load_preprocessor
 from jax_unlearn.dataset import collect_images
 from jax_unlearn.evaluate.readers import Fitted, read_splits
@@ -39,7 +38,6 @@ class ImageSession(Session):
         super().__init__(config, console, self.images, paths, adapted)
         names = [name for path in paths for name in path.shapes]
         self.extractor = Extractor(self.tower, self.preprocessor, names)
-        self.reader = ImageReader(config.strict)
 
     def extract(
         self,
@@ -69,10 +67,6 @@ class ImageSession(Session):
 
     def pictures(self, test: Sides) -> list[list[ImageFile]]:
         return [images(test.forget), images(test.preserve)]
-
-    @property
-    def skipped(self) -> list[tuple[Path, str]]:
-        return self.reader.skipped
 
     @property
     def work(self) -> dict[str, int | float]:

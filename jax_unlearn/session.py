@@ -16,7 +16,7 @@ from jaxtyping import Bool, Float, Int
 from rich.console import Console
 
 from jax_unlearn.config import RunConfig
-from jax_unlearn.data.folder import ImageFile
+from jax_unlearn.data.folder import ImageFile, ImageReader
 from jax_unlearn.dataset import Dataset
 from jax_unlearn.evaluate.readers import Split
 from jax_unlearn.extract import Granularity
@@ -116,6 +116,7 @@ class Session(ABC):
     ) -> None:
         self.config, self.console, self.dataset = config, console, dataset
         self.paths, self.adapted = paths, adapted
+        self.reader = ImageReader(config.strict)
         shapes = {name: shape for path in paths for name, shape in path.shapes.items()}
         check(config, {name: shapes[name] for name in adapted})
 
@@ -142,7 +143,7 @@ class Session(ABC):
     @property
     def skipped(self) -> list[tuple[FilePath, str]]:
         """Files that could not be read, with why."""
-        return []
+        return self.reader.skipped
 
     @property
     def work(self) -> dict[str, int | float]:
