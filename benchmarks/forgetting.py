@@ -13,7 +13,7 @@ import time
 from dataclasses import dataclass, replace
 from pathlib import Path
 from tempfile import TemporaryDirectory
-from typing import Any
+from typing import Any, get_args
 
 import jax
 import torch
@@ -26,6 +26,7 @@ from jax_unlearn.config import FAITHFUL
 from jax_unlearn.evaluate.exam import Exam
 from jax_unlearn.evaluate.readers import fit_before
 from jax_unlearn.evaluate.vlm import load_vlm
+from jax_unlearn.gather import Granularity
 from jax_unlearn.image_session import ImageSession
 from jax_unlearn.lora import LoraAdapter
 from jax_unlearn.shipped import ASSETS
@@ -63,8 +64,7 @@ class Bench:
         demo = demo_config(Demo(concept=concept))
         self.config = replace(demo, questions=questions, **setting)
         self.session = ImageSession(self.config, console)
-        tokens = self.session.train_features("tokens")
-        self.sides = {"tokens": tokens, "images": tokens.image_means()}
+        self.sides = {rows: self.session.train_features(rows) for rows in get_args(Granularity)}
         self.test = self.session.test_features()
         nothing = LoraAdapter({}, alpha=1.0, rank=1)
         self.fitted = fit_before(self.session.splits(self.sides["images"], nothing))

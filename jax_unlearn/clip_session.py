@@ -19,7 +19,7 @@ from jax_unlearn.dataset import collect_images, collect_prompts
 from jax_unlearn.errors import UserError
 from jax_unlearn.evaluate.readers import read_splits
 from jax_unlearn.evaluate.zero_shot import Named, by_class, classify, near_names, shares, unit
-from jax_unlearn.extract import Granularity
+from jax_unlearn.gather import Gathering, Granularity
 from jax_unlearn.lora import LoraAdapter
 from jax_unlearn.projection import ProjectionPath
 from jax_unlearn.rows import Features, images
@@ -79,7 +79,7 @@ class TextSession(Session):
     def train_features(self, granularity: Granularity) -> Sides:
         """A prompt is one row whatever the granularity."""
         texts = self.encoder.texts
-        return Sides(texts(self.prompts.forget), texts(self.prompts.preserve))
+        return gathered(self, Sides(texts(self.prompts.forget), texts(self.prompts.preserve)))
 
     def test_features(self) -> Sides:
         """The prompts to be judged in; the folders' images are read here too, before training."""
@@ -156,6 +156,18 @@ class TextSession(Session):
         return {"before": float(right[0].mean()), "after": float(right[1].mean())}
 
 
+def gathered(session: Session, sides: Sides) -> Sides:
+    """With the statistics of both sides' rows, one a sample."""
+
+    def side(features: Features, forget: bool) -> Features:
+        gathering = Gathering(session.linear_paths, forget, "images", features.files, session.split)
+        for i in range(len(features.files)):
+            gathering.add(i, {name: tap.x[i : i + 1] for name, tap in features.taps.items()})
+        return gathering.finish(features)
+
+    return Sides(side(sides.forget, True), side(sides.preserve, False))
+
+
 def class_names(files: Sequence[ImageFile]) -> list[str]:
     return sorted({file.label for file in files})
 
@@ -201,7 +213,8 @@ class ClipImageSession(Session):
 
     def train_features(self, granularity: Granularity) -> Sides:
         """An image is one row whatever the granularity."""
-        return self._sides(self.images.forget, self.images.preserve, "Training")
+        sides = self._sides(self.images.forget, self.images.preserve, "Training")
+        return gathered(self, sides)
 
     def test_features(self) -> Sides:
         data = self.images

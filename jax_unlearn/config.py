@@ -7,7 +7,7 @@ from pathlib import Path
 from typing import Any, Literal
 
 from jax_unlearn.errors import UserError
-from jax_unlearn.extract import Granularity
+from jax_unlearn.gather import Granularity
 from jax_unlearn.objective import Reduction
 from jax_unlearn.targets import TargetKind
 from jax_unlearn.train import TrainConfig

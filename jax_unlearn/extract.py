@@ -1,8 +1,7 @@
 """Images → the rows at the taps, in one pass of the frozen tower."""
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Collection, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
-from typing import Literal
 
 import numpy as np
 from flax import nnx
@@ -21,8 +20,9 @@ from jax_unlearn.models.jit import tower_jit
 from jax_unlearn.models.qwen3_vision import Qwen3VisionTower
 from jax_unlearn.rows import Features, Tap, ends_merger
 
-Granularity = Literal["tokens", "images"]
 PATCHES_PER_BATCH = 8192
+# What is done with each image: its number and its tokens at each tap.
+Each = Callable[[int, Mapping[str, np.ndarray]], None]
 
 
 @tower_jit(0, 3)
@@ -71,14 +71,18 @@ class Extractor:
     def extract(
         self,
         files: Sequence[ImageFile],
-        granularity: Granularity,
         reader: ImageReader,
         description: str,
         console: Console,
+        tokens: Collection[str] = (),
+        each: Each | None = None,
     ) -> Features:
         """One pass over the files, in any order of sizes; rows come back in the files' order.
 
-        granularity: of the taps of a Merger's last Linear; the others are always tokens.
+        Args:
+            tokens: taps of a Merger's last Linear of which all tokens are kept, and not the mean of
+                each image; of other taps they always are.
+            each: called with all tokens of each image, in whatever order they come.
 
         Raises:
             UserError: no file could be read; or one could not and the reader is strict.
@@ -91,9 +95,10 @@ class Extractor:
         )
         for batch in self.batches(reader, files, reader.read(listed)):
             for index, taps in self.run(batch):
-                if granularity == "images":
-                    last = {n: x for n, x in taps.items() if ends_merger(n)}
-                    taps |= {n: x.mean(axis=0, dtype=np.float64)[None] for n, x in last.items()}
+                if each:
+                    each(index, taps)
+                last = {n: x for n, x in taps.items() if ends_merger(n) and n not in tokens}
+                taps |= {n: x.mean(axis=0, dtype=np.float64)[None] for n, x in last.items()}
                 rows[index] = {n: np.asarray(x, np.float32) for n, x in taps.items()}
         if not rows:
             raise UserError(f"{files[0].path.parent}: none of its {len(files)} images can be read")

@@ -13,7 +13,8 @@ from jax_unlearn.data.folder import ImageFile, read_image
 from jax_unlearn.data.preprocess import load_preprocessor
 from jax_unlearn.dataset import collect_images
 from jax_unlearn.evaluate.readers import Fitted, read_splits
-from jax_unlearn.extract import Extractor, Granularity
+from jax_unlearn.extract import Extractor
+from jax_unlearn.gather import Gathering, Granularity
 from jax_unlearn.lora import LoraAdapter
 from jax_unlearn.merger_path import adapted_linears, load_paths
 from jax_unlearn.rows import Features, images
@@ -39,25 +40,32 @@ class ImageSession(Session):
         names = [name for path in paths for name in path.shapes]
         self.extractor = Extractor(self.tower, self.preprocessor, names)
 
-    def extract(
-        self,
-        forget: Sequence[ImageFile],
-        preserve: Sequence[ImageFile],
-        granularity: Granularity,
-        what: str,
-    ) -> Sides:
-        def side(files: Sequence[ImageFile], name: str) -> Features:
-            text = f"{what} images to {name}"
-            return self.extractor.extract(files, granularity, self.reader, text, self.console)
-
-        return Sides(side(forget, "forget"), side(preserve, "preserve"))
-
     def train_features(self, granularity: Granularity) -> Sides:
-        return self.extract(self.images.forget, self.images.preserve, granularity, "Training")
+        return Sides(
+            self._train(self.images.forget, True, granularity),
+            self._train(self.images.preserve, False, granularity),
+        )
+
+    def _train(
+        self, files: Sequence[ImageFile], forget: bool, granularity: Granularity
+    ) -> Features:
+        gathering = Gathering(self.linear_paths, forget, granularity, files, self.split)
+        # Where a GELU lies between, no statistics of the rows will do.
+        kept = (
+            {p.last_tap for p in self.paths if not p.is_linear} if granularity == "tokens" else ()
+        )
+        what = f"Training images to {'forget' if forget else 'preserve'}"
+        extract = self.extractor.extract
+        features = extract(files, self.reader, what, self.console, kept, gathering.add)
+        return gathering.finish(features)
 
     def test_features(self) -> Sides:
+        def side(files: Sequence[ImageFile], name: str) -> Features:
+            what = f"Held-out images to {name}"
+            return self.extractor.extract(files, self.reader, what, self.console)
+
         data = self.images
-        return self.extract(data.forget_held_out, data.preserve_held_out, "images", "Held-out")
+        return Sides(side(data.forget_held_out, "forget"), side(data.preserve_held_out, "preserve"))
 
     def blank(self, sides: Sides) -> dict[str, Float[np.ndarray, " e"]]:
         """The mean embedding of a blank image of the first image's size."""

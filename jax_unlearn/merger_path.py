@@ -10,8 +10,10 @@ from jax_unlearn.errors import UserError
 from jax_unlearn.lora import LoraAdapter
 from jax_unlearn.merger_problem import FIRST, LAST, MergerTokens, merger_problem, merger_tokens
 from jax_unlearn.models.qwen3_vision import Qwen3VisionTower, merger_pairs
-from jax_unlearn.objective import Part, linear_problem
+from jax_unlearn.objective import Part
 from jax_unlearn.rows import Features
+from jax_unlearn.statistics import linear_part
+from jax_unlearn.targets import Target
 
 ALL = "all"
 # A Linear's weight [E, D_in] and bias [E], as `Qwen3VisionTower.linear` gives them.
@@ -38,6 +40,11 @@ class MergerPath:
         """(E, D_in) of each Linear whose tap is needed, by its full name."""
         return {f"{self.name}.{own}": weight.shape for own, (weight, _) in self.linears.items()}
 
+    @property
+    def is_linear(self) -> bool:
+        """A GELU lies between linear_fc1 and the output."""
+        return FIRST not in self.linears
+
     def output(self, x: Float[np.ndarray, "n d_in"]) -> Float[np.ndarray, "n e"]:
         """The original Merger's output, from rows of its last tap."""
         weight, bias = self.linears[LAST]
@@ -59,16 +66,23 @@ class MergerPath:
         self,
         adapted: Collection[str],
         forget: Features,
-        target: Float[np.ndarray, "n_f e"],
+        target: Target,
         preserve: Features,
-    ) -> tuple[str, Part]:
-        """The part of this path and its key, from the full names of the Linears to adapt."""
+    ) -> tuple[str, tuple[Part, ...]]:
+        """The key of this path and its parts, from the full names of the Linears to adapt."""
         own = tuple(linear for linear in self.linears if f"{self.name}.{linear}" in adapted)
+        last, sides = self.linears[LAST], (forget, preserve)
         if FIRST not in own:
-            x_f, x_p = (side.taps[self.last_tap].x for side in (forget, preserve))
-            return self.last_tap, linear_problem(*self.linears[LAST], x_f, target, x_p)
-        f, p = self._tokens(forget), self._tokens(preserve)
-        return self.name, merger_problem(*self.linears[LAST], f, target, p, own)
+            gathered = (side.statistics[self.last_tap] for side in sides)
+            parts = (linear_part(*last, f, target, p) for f, p in zip(*gathered, strict=True))
+            return self.last_tap, tuple(parts)
+        tap = forget.taps[self.last_tap]
+        rows = target.rows(self.output(tap.x), tap.image)
+        part = merger_problem(*last, self._tokens(forget), rows, self._tokens(preserve), own)
+        if forget.choosing is None:
+            return self.name, (part,)
+        f, p = (side.choosing_rows(self.last_tap) for side in sides)
+        return self.name, (part.take(~f, ~p), part.take(f, p))
 
     def _tokens(self, side: Features) -> MergerTokens:
         """Tokens at linear_fc1, grouped as the rows of the last tap are."""

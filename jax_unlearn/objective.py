@@ -17,7 +17,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 from jax import Array
-from jaxtyping import Bool, Float
+from jaxtyping import Float
 
 from jax_unlearn.lora import LoraAdapter, LoraPair, lora_delta
 
@@ -47,9 +47,6 @@ class Part(Protocol):
         self, name: str, adapter: LoraAdapter, weights: LossWeights
     ) -> Float[Array, " terms"]:
         """The weighted terms, in the order of TERMS."""
-
-    def take(self, forget: Bool[np.ndarray, " n_f"], preserve: Bool[np.ndarray, " n_p"]) -> "Part":
-        """The same on some of the rows."""
 
 
 Problem = Mapping[str, Part]
@@ -89,14 +86,6 @@ class LinearProblem:
             lora_delta(jnp.asarray(x), pair, adapter.scale) for x in (self.forget, self.preserve)
         )
         return three_terms(jnp.asarray(self.residual) - forget, preserve, [pair], rows, weights)
-
-    def take(
-        self, forget: Bool[np.ndarray, " n_f"], preserve: Bool[np.ndarray, " n_p"]
-    ) -> "LinearProblem":
-        """The problem on some of the rows."""
-        counts = float(forget.sum()), float(preserve.sum())
-        rows = self.forget[forget], self.residual[forget], self.preserve[preserve]
-        return LinearProblem(*rows, *counts)
 
 
 def linear_problem(

@@ -7,8 +7,10 @@ import numpy as np
 from jaxtyping import Float
 
 from jax_unlearn.lora import LoraAdapter
-from jax_unlearn.objective import Part, linear_problem
+from jax_unlearn.objective import Part
 from jax_unlearn.rows import Features
+from jax_unlearn.statistics import linear_part
+from jax_unlearn.targets import Target
 
 
 @dataclass(frozen=True)
@@ -28,6 +30,10 @@ class ProjectionPath:
     def shapes(self) -> dict[str, tuple[int, ...]]:
         return {self.name: self.weight.shape}
 
+    @property
+    def is_linear(self) -> bool:
+        return True
+
     def output(self, x: Float[np.ndarray, "n d_in"]) -> Float[np.ndarray, "n e"]:
         """The original embeddings, not normalised."""
         return x @ self.weight.T + self.bias
@@ -44,9 +50,12 @@ class ProjectionPath:
         self,
         adapted: Collection[str],
         forget: Features,
-        target: Float[np.ndarray, "n_f e"],
+        target: Target,
         preserve: Features,
-    ) -> tuple[str, Part]:
-        """The part of this path and its key."""
-        x_f, x_p = (side.taps[self.name].x for side in (forget, preserve))
-        return self.name, linear_problem(self.weight, self.bias, x_f, target, x_p)
+    ) -> tuple[str, tuple[Part, ...]]:
+        """The key of this path and its parts."""
+        sides = (side.statistics[self.name] for side in (forget, preserve))
+        parts = (
+            linear_part(self.weight, self.bias, f, target, p) for f, p in zip(*sides, strict=True)
+        )
+        return self.name, tuple(parts)

@@ -1,15 +1,16 @@
 """Rows of features, the images that they belong to, and which images are alike."""
 
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field, replace
 
 import numpy as np
 from jaxtyping import Bool, Float, Int
 from sklearn.neighbors import NearestNeighbors
 
-from jax_unlearn.data.folder import ImageFile, split_held_out
+from jax_unlearn.data.folder import ImageFile
 from jax_unlearn.data.prompts import Prompt
 from jax_unlearn.models.qwen3_vision import LINEARS
+from jax_unlearn.statistics import Statistics
 
 
 @dataclass(frozen=True)
@@ -43,13 +44,18 @@ Sample = ImageFile | Prompt
 
 @dataclass(frozen=True)
 class Features:
-    """The taps of some samples, by the names of the Linears.
+    """What is kept of some samples at each tap, by the names of the Linears.
 
-    Those of a Merger's last Linear may hold one row an image; before a GELU it is always tokens.
+    taps: rows. Those of a Merger's last Linear hold one an image, unless its linear_fc1 is adapted
+    and the rows of the loss are tokens; before a GELU it is always tokens. statistics: of the rows
+    of the loss, for each path whose change is linear; with `select="held_out"` of the images to fit
+    and those to choose by apart. choosing: which images the latter are, None otherwise.
     """
 
     files: tuple[Sample, ...]
     taps: dict[str, Tap]
+    statistics: dict[str, tuple[Statistics, ...]] = field(default_factory=dict)
+    choosing: Bool[np.ndarray, " n"] | None = None
 
     @property
     def labels(self) -> np.ndarray:
@@ -60,12 +66,20 @@ class Features:
         taps = {
             name: tap.image_means() if ends_merger(name) else tap for name, tap in self.taps.items()
         }
-        return Features(self.files, taps)
+        return replace(self, taps=taps)
 
-    def held_out_rows(self, name: str, seed: int) -> Bool[np.ndarray, " rows"]:
-        """Rows of one tap that belong to a seeded fifth of each class's images."""
-        held = set(split_held_out(images(self), seed)[1])
-        return np.array([file in held for file in self.files])[self.taps[name].image]
+    def choosing_rows(self, name: str) -> Bool[np.ndarray, " rows"]:
+        """Which rows of a tap are of images to choose by."""
+        assert self.choosing is not None
+        return self.choosing[self.taps[name].image]
+
+    def mean(self, name: str) -> Float[np.ndarray, " d_in"]:
+        """Over all rows of the loss at one tap."""
+        if name in self.statistics:
+            parts = self.statistics[name]
+            total = sum(part.total for part in parts) / sum(part.count for part in parts)
+            return np.asarray(total, np.float32)
+        return self.taps[name].x.mean(axis=0, dtype=np.float64).astype(np.float32)
 
 
 def images(features: Features) -> list[ImageFile]:

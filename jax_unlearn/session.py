@@ -8,7 +8,7 @@ from abc import ABC, abstractmethod
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path as FilePath
-from typing import Any, Protocol, runtime_checkable
+from typing import Any
 
 import jax
 import numpy as np
@@ -19,47 +19,16 @@ from jax_unlearn.config import RunConfig
 from jax_unlearn.data.folder import ImageFile, ImageReader
 from jax_unlearn.dataset import Dataset
 from jax_unlearn.evaluate.readers import Split
-from jax_unlearn.extract import Granularity
+from jax_unlearn.gather import Granularity
 from jax_unlearn.lora import LoraAdapter
 from jax_unlearn.objective import Part
+from jax_unlearn.path import Path
 from jax_unlearn.rows import Features, Sample, most_similar
-from jax_unlearn.statistics import compress
 from jax_unlearn.targets import NEIGHBOURS, Outputs, neutral_target
 from jax_unlearn.train import check
 
 # Targets draw from a stream of their own: the adapter's init uses the seed's key itself.
 TARGET_STREAM = 1
-
-
-@runtime_checkable
-class Path(Protocol):
-    """A frozen way from a tap to embeddings, some of whose Linears may be adapted."""
-
-    @property
-    def name(self) -> str: ...
-
-    @property
-    def last_tap(self) -> str:
-        """Name of the Linear whose rows are those of the loss."""
-
-    @property
-    def shapes(self) -> dict[str, tuple[int, ...]]:
-        """(E, D_in) of each Linear whose tap is needed, by its full name."""
-
-    def output(self, x: Float[np.ndarray, "n d_in"]) -> Float[np.ndarray, "n e"]:
-        """The original embeddings, from rows of the last tap."""
-
-    def change(self, samples: Features, adapter: LoraAdapter) -> Float[np.ndarray, "n e"]:
-        """How the adapter changes each sample's embedding."""
-
-    def problem(
-        self,
-        adapted: Sequence[str],
-        forget: Features,
-        target: Float[np.ndarray, "n_f e"],
-        preserve: Features,
-    ) -> tuple[str, Part]:
-        """The part of this path in the loss, and its key."""
 
 
 @dataclass(frozen=True)
@@ -160,51 +129,51 @@ class Session(ABC):
         named = [f"{path}: {reason}" for path, reason in self.skipped]
         return {**counts, "skipped": named, "fingerprint": self.dataset.fingerprint()}
 
+    @property
+    def linear_paths(self) -> list[Path]:
+        """Those that the run changes and for which statistics of the rows will do."""
+        return [p for p in self.paths if p.is_linear and p.last_tap in self.adapted]
+
+    @property
+    def split(self) -> int | None:
+        """Seed of the images to choose the adapter by, if some are."""
+        return self.config.seed if self.config.select == "held_out" else None
+
     def problems(self, sides: Sides) -> tuple[dict[str, Part], dict[str, Part] | None]:
         """(problem to fit, problem to choose the adapter by), on as few rows as carry the loss.
 
         The second one is a fifth of the training images, only with `select="held_out"`. Targets
-        are made before the split, so that both parts go to the same place.
+        are made for all of them, so that both parts go to the same place.
         """
-        full = self._full_problem(sides)
-        if self.config.select != "held_out":
-            return compress(full), None
-        # The rows of all paths are the same.
-        tap, seed = self.paths[0].last_tap, self.config.seed
-        forget, preserve = (s.held_out_rows(tap, seed) for s in (sides.forget, sides.preserve))
-        fit = {name: part.take(~forget, ~preserve) for name, part in full.items()}
-        choose = {name: part.take(forget, preserve) for name, part in full.items()}
-        return compress(fit), compress(choose)
-
-    def _full_problem(self, sides: Sides) -> dict[str, Part]:
         similar = self._similar(sides) if self.config.target == "near" else None
         blank = self.blank(sides) if self.config.target == "blank" else {}
         key = jax.random.fold_in(jax.random.key(self.config.seed), TARGET_STREAM)
-        adapted, parts = self.adapted, []
+        adapted, parts = self.adapted, {}
+        means = sides.image_means()
         for path, subkey in zip(self.paths, jax.random.split(key, len(self.paths)), strict=True):
             if any(name in adapted for name in path.shapes):
-                outputs = self._outputs(path, sides, blank, similar)
+                outputs = self._outputs(path, sides, means, blank, similar)
                 target = neutral_target(self.config.target, outputs, subkey, self.config.near_step)
-                parts.append(path.problem(adapted, sides.forget, target, sides.preserve))
-        return dict(parts)
+                name, of_path = path.problem(adapted, sides.forget, target, sides.preserve)
+                parts[name] = of_path
+        fit = {name: of_path[0] for name, of_path in parts.items()}
+        if self.split is None:
+            return fit, None
+        return fit, {name: of_path[1] for name, of_path in parts.items()}
 
     def _outputs(
         self,
         path: Path,
         sides: Sides,
+        means: Sides,
         blank: dict[str, np.ndarray],
         similar: np.ndarray | None,
     ) -> Outputs:
         name = path.last_tap
-        forget, preserve = sides.forget.taps[name], sides.preserve.taps[name]
-        return Outputs(
-            path.output(forget.x),
-            forget.image,
-            path.output(preserve.x),
-            preserve.image,
-            blank.get(path.name),
-            similar,
-        )
+        forget, preserve = (path.output(s.taps[name].x) for s in (means.forget, means.preserve))
+        of_rows = np.stack([sides.forget.mean(name), sides.preserve.mean(name)])
+        forget_mean, preserve_mean = path.output(of_rows)
+        return Outputs(forget, preserve, forget_mean, preserve_mean, blank.get(path.name), similar)
 
     def _similar(self, sides: Sides) -> Int[np.ndarray, "samples k"]:
         """For each sample to forget, the preserved ones most like it over all paths."""

@@ -1,34 +1,198 @@
-"""Fewer rows with the very same loss.
+"""What the loss needs of the rows at a tap, gathered while images stream by.
 
-Rows enter the loss only through norms of their products, and an orthogonal matrix leaves a norm as
-it is: with X = Q S and S triangular, ‖X Δᵀ‖ = ‖S Δᵀ‖, and with [X R] = Q [S_x S_r],
-‖R − X Δᵀ‖ = ‖S_r − S_x Δᵀ‖. So no more than D_in (+ E) rows are needed, however many there were.
-A Gram matrix would do too, but squares the condition number and cancels when the fit is good.
+Rows enter the loss only through norms of their products, so Gram matrices do instead of rows, and
+they add up over batches, devices and hosts (source: DESIGN.md, section 6). Features are float32 and
+their products are summed in float64, where the square that a Gram matrix makes of the condition
+number does no more harm than float32's own rounding. The loss is never taken from a Gram matrix but
+from a factor S of it, SᵀS = G, in place of the rows: ‖X Δᵀ‖ = ‖S Δᵀ‖, and no term cancels.
+
+The target of a row to forget depends on its image, and so these rows need more: of every image, an
+orthogonal change of its rows leaves one with the sum of them, one with what correlates with their
+outputs' norms (which `matched` asks for), and others that every target treats alike. The first two
+are kept as they are, whatever the target will be; of the others the Gram matrix.
 """
 
-from dataclasses import replace
-from typing import cast
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass, replace
 
 import jax.numpy as jnp
 import numpy as np
 from jax import Array
-from jaxtyping import Float
+from jaxtyping import Float, Float64, Int
+from scipy.linalg import lapack
 
 from jax_unlearn.objective import LinearProblem, Part, Problem
+from jax_unlearn.targets import Target
+
+BLOCK = 4096
+# Pivots below this share of the largest are dropped from a factor: float32's rounding, squared.
+PIVOT = float(np.finfo(np.float32).eps) ** 2
+FIELDS = ("x", "image", "ones", "norms")
+
+Output = Callable[[Float[np.ndarray, "n d_in"]], Float[np.ndarray, "n e"]]
 
 
-def triangular_factor(
-    x: Float[Array | np.ndarray, "n width"],
-) -> Float[np.ndarray, "m width"]:
-    """S [min(n, width), width] with SᵀS = XᵀX, by QR in float64, a block of rows at a time."""
-    rows, width = x.shape
-    block = 4 * width
-    factor = np.zeros((0, width))
-    for first in range(0, rows, block):
-        stacked = np.concatenate([factor, np.asarray(x[first : first + block], np.float64)])
-        # NumPy's stubs know only the pair that the other modes return.
-        factor = cast(np.ndarray, np.linalg.qr(stacked, mode="r"))
-    return factor
+@dataclass(frozen=True)
+class Rows:
+    """Rows of images after an orthogonal change of each image's rows; as they were, without one.
+
+    x: [m, D_in]; image: which image each row is of; ones and norms: what the change makes of a
+    column of ones and of the column of the original outputs' norms ‖W x + b‖.
+    """
+
+    x: Float[np.ndarray, "m d_in"]
+    image: Int[np.ndarray, " m"]
+    ones: Float[np.ndarray, " m"]
+    norms: Float[np.ndarray, " m"]
+
+    def joined(self, other: "Rows") -> "Rows":
+        pairs = [(getattr(self, name), getattr(other, name)) for name in FIELDS]
+        return Rows(*(np.concatenate(pair) for pair in pairs))
+
+    def heads(self) -> "Rows":
+        """The rows of each image that its target can tell from others: at most two.
+
+        The rest of its rows are orthogonal to both columns, and only their Gram matrix is needed.
+        """
+        starts = np.flatnonzero(np.diff(self.image, prepend=-1))
+        counts = np.diff(starts, append=len(self.image))
+        roots = np.sqrt(counts)
+        sums = np.add.reduceat(self.x, starts, axis=0, dtype=np.float64)
+        means = np.add.reduceat(self.norms, starts) / counts
+        rest = self.norms - np.repeat(means, counts)
+        size = np.sqrt(np.add.reduceat(rest**2, starts))
+        varied = size > np.finfo(np.float64).eps * roots * means
+        unit = rest / np.repeat(np.where(varied, size, 1), counts)
+        along = np.add.reduceat(self.x * unit[:, None], starts, axis=0)
+        image = self.image[starts]
+        first = Rows(sums / roots[:, None], image, roots, roots * means)
+        zeros = np.zeros(varied.sum())
+        return first.joined(Rows(along[varied], image[varied], zeros, size[varied]))
+
+
+@dataclass(frozen=True)
+class Statistics:
+    """Rows of one tap, as they are while they are few; else their Gram matrix.
+
+    by_image: whether a target may depend on the image, as that of rows to forget. count: how many
+    rows; total: [D_in] their sum. rows: all of them without a Gram matrix; with one, what is kept
+    of each image (`Rows.heads`), None unless `by_image`. gram: [D_in, D_in] XᵀX of all rows.
+    """
+
+    by_image: bool
+    count: int
+    total: Float64[np.ndarray, " d_in"]
+    rows: Rows | None
+    gram: Float64[np.ndarray, "d_in d_in"] | None
+
+    @property
+    def mean(self) -> Float64[np.ndarray, " d_in"]:
+        return self.total / self.count
+
+    def full_gram(self) -> Float64[np.ndarray, "d_in d_in"]:
+        """XᵀX of all rows."""
+        if self.gram is not None:
+            return self.gram
+        assert self.rows is not None
+        return gram(self.rows.x)
+
+    def numbered(self, places: Int[np.ndarray, " images"]) -> "Statistics":
+        """With each image called by its place in a sorted list of the images."""
+        if self.rows is None:
+            return self
+        return replace(
+            self, rows=replace(self.rows, image=np.searchsorted(places, self.rows.image))
+        )
+
+    def stand_in(self) -> Rows:
+        """Rows with the same loss: as they are, or at most D_in and two an image."""
+        if self.gram is None:
+            assert self.rows is not None
+            return self.rows
+        if self.rows is None:
+            return _alike(factor(self.gram))
+        rest = self.gram - self.rows.x.T @ self.rows.x
+        return self.rows.joined(_alike(factor(rest, float(self.gram.diagonal().max()))))
+
+    def arrays(self, prefix: str) -> dict[str, np.ndarray]:
+        """For a file; of the symmetric matrix the lower half."""
+        arrays = {"by_image": np.array(self.by_image), "count": np.array(self.count)}
+        arrays["total"] = self.total
+        if self.rows is not None:
+            arrays |= {name: getattr(self.rows, name) for name in FIELDS}
+        if self.gram is not None:
+            arrays["gram"] = self.gram[np.tril_indices(len(self.gram))]
+        return {f"{prefix}.{name}": np.ascontiguousarray(array) for name, array in arrays.items()}
+
+    @classmethod
+    def of_arrays(cls, arrays: Mapping[str, np.ndarray], prefix: str) -> "Statistics":
+        """What `arrays` gave."""
+        total, packed = arrays[f"{prefix}.total"], arrays.get(f"{prefix}.gram")
+        rows, whole = None, None
+        if f"{prefix}.x" in arrays:
+            rows = Rows(*(arrays[f"{prefix}.{name}"] for name in FIELDS))
+        if packed is not None:
+            whole = np.zeros((len(total), len(total)))
+            whole[np.tril_indices(len(total))] = packed
+            whole += np.tril(whole, -1).T
+        by_image, count = (arrays[f"{prefix}.{name}"].item() for name in ("by_image", "count"))
+        return cls(by_image, count, total, rows, whole)
+
+
+def merge(one: Statistics, other: Statistics) -> Statistics:
+    """Statistics of the union; no image may be in both."""
+    count, total = one.count + other.count, one.total + other.total
+    if one.gram is None and other.gram is None and count <= len(total):
+        assert one.rows is not None
+        assert other.rows is not None
+        return Statistics(one.by_image, count, total, one.rows.joined(other.rows), None)
+    one, other = _summed(one), _summed(other)
+    heads = one.rows.joined(other.rows) if one.rows and other.rows else None
+    return Statistics(one.by_image, count, total, heads, one.full_gram() + other.full_gram())
+
+
+def _summed(statistics: Statistics) -> Statistics:
+    """With a Gram matrix in place of the rows."""
+    if statistics.gram is not None:
+        return statistics
+    rows = statistics.rows
+    assert rows is not None
+    kept = rows.heads() if statistics.by_image else None
+    return replace(statistics, rows=kept, gram=gram(rows.x))
+
+
+def statistics(
+    x: Float[np.ndarray, "n d_in"], image: Int[np.ndarray, " n"], output: Output | None
+) -> Statistics:
+    """Of rows in memory, those of an image side by side; for `output` see `gather.Gatherer`."""
+    norms = np.zeros(len(x))
+    if output is not None:
+        norms = np.linalg.norm(output(x), axis=1).astype(np.float64)
+    rows, total = Rows(x, image, np.ones(len(x)), norms), x.sum(axis=0, dtype=np.float64)
+    few = Statistics(output is not None, len(x), total, rows, None)
+    return few if len(x) <= x.shape[1] else _summed(few)
+
+
+def linear_part(
+    weight: Float[np.ndarray, "e d_in"],
+    bias: Float[np.ndarray, " e"],
+    forget: Statistics,
+    target: Target,
+    preserve: Statistics,
+) -> LinearProblem:
+    """The problem of a Linear, from its own arrays in torch's layout, on as few rows as carry it.
+
+    The target is by image, so any of them will do, and any seed of it.
+    """
+    rows = forget.stand_in()
+    residual = rows.ones[:, None] * target.constant[rows.image].astype(np.float64)
+    if target.scaled is not None:
+        residual += rows.norms[:, None] * target.scaled[rows.image]
+    if not target.own:
+        residual -= rows.x @ weight.T.astype(np.float64) + np.outer(rows.ones, bias)
+    arrays = (rows.x, residual, preserve.stand_in().x)
+    x_f, r, x_p = (jnp.asarray(array.astype(np.float32)) for array in arrays)
+    return _compress(LinearProblem(x_f, r, x_p, float(forget.count), float(preserve.count)))
 
 
 def compress(problem: Problem) -> dict[str, Part]:
@@ -47,10 +211,61 @@ def compress(problem: Problem) -> dict[str, Part]:
 def _compress(linear: LinearProblem) -> LinearProblem:
     e, d_in = linear.shape
     if len(linear.forget) > d_in + e:
-        both = triangular_factor(np.concatenate([linear.forget, linear.residual], axis=1))
+        both = factor(gram(linear.forget, linear.residual))
         forget, residual = np.split(both.astype(np.float32), [d_in], axis=1)
         linear = replace(linear, forget=jnp.asarray(forget), residual=jnp.asarray(residual))
     if len(linear.preserve) > d_in:
-        preserve = triangular_factor(linear.preserve).astype(np.float32)
+        preserve = factor(gram(linear.preserve)).astype(np.float32)
         linear = replace(linear, preserve=jnp.asarray(preserve))
     return linear
+
+
+def describe(problem: Problem) -> dict[str, dict[str, str]]:
+    """Which rows each Linear is trained on, to forget and to preserve."""
+
+    def form(rows: int, original: float | Float[Array, ""]) -> str:
+        asked = int(original)
+        return f"{asked} rows" if rows == asked else f"statistics of {asked} rows, {rows} wide"
+
+    return {
+        name: {
+            "forget": form(len(part.forget), part.forget_rows),
+            "preserve": form(len(part.preserve), part.preserve_rows),
+        }
+        for name, part in problem.items()
+        if isinstance(part, LinearProblem)
+    }
+
+
+def gram(*columns: Float[Array | np.ndarray, "n _"]) -> Float64[np.ndarray, "d d"]:
+    """XᵀX in float64 of the columns side by side, a block of rows at a time."""
+    width = sum(x.shape[1] for x in columns)
+    total = np.zeros((width, width))
+    for first in range(0, len(columns[0]), BLOCK):
+        blocks = [np.asarray(x[first : first + BLOCK], np.float64) for x in columns]
+        block = np.concatenate(blocks, axis=1) if len(blocks) > 1 else blocks[0]
+        total += block.T @ block
+    return total
+
+
+def factor(
+    gram: Float64[np.ndarray, "d d"], largest: float | None = None
+) -> Float64[np.ndarray, "rank d"]:
+    """S with SᵀS = G, by Cholesky with pivots: as many rows as G has rank.
+
+    largest: the size of what G is a difference of, if it is one; by default its largest entry.
+    """
+    if largest is None:
+        largest = float(gram.diagonal().max(initial=0))
+    if largest <= 0:
+        return np.zeros((0, len(gram)))
+    upper, pivots, rank, _ = lapack.dpstrf(gram, tol=PIVOT * largest)
+    columns = np.zeros((rank, len(gram)))
+    columns[:, pivots - 1] = np.triu(upper)[:rank]
+    return columns
+
+
+def _alike(x: Float64[np.ndarray, "m d_in"]) -> Rows:
+    """Rows that no target tells apart."""
+    zeros = np.zeros(len(x))
+    return Rows(x, np.zeros(len(x), int), zeros, zeros)

@@ -1,7 +1,8 @@
 """Neutral targets: where the forget rows are sent.
 
-Every target is a function of one path's own outputs: Y_f and Y_p, the original Linear's outputs on
-the forget and the preserve rows.
+Every target is made from one path's own outputs, the original Linear's, and says the same of all
+rows of an image but for their own output and its norm. So it can be had from statistics of the rows
+(`statistics.linear_part`) as well as for the rows themselves (`Target.rows`).
 """
 
 from dataclasses import dataclass
@@ -13,34 +14,56 @@ from jax import Array
 from jaxtyping import Float, Int
 from sklearn.neighbors import NearestNeighbors
 
-from jax_unlearn.rows import image_means
-
 TargetKind = Literal["random", "matched", "mean", "blank", "shift", "near", "twin"]
 TARGETS: tuple[TargetKind, ...] = get_args(TargetKind)
 NEIGHBOURS = 10
 
-Rows = Float[np.ndarray, "n e"]
+Images = Float[np.ndarray, "images e"]
 
 
 @dataclass(frozen=True)
 class Outputs:
-    """One path's original outputs [n, E]; `*_image` says which image each row belongs to.
+    """One path's original outputs.
 
-    blank: the mean embedding of a blank image, for the target of that name only. similar: [images
-    to forget, 10] which preserve images are most like each (`rows.most_similar`, over all paths),
-    for `near` only.
+    forget: [images, E] mean embedding of each image to forget; preserve: [others, E] of images to
+    keep. forget_mean, preserve_mean: [E] over all rows. blank: [E] of a blank image, for the target
+    of that name only. similar: [images, 10] which preserve images are most like each
+    (`rows.most_similar`, over all paths), for `near` only.
     """
 
-    forget: Float[np.ndarray, "n_f e"]
-    forget_image: Int[np.ndarray, " n_f"]
-    preserve: Float[np.ndarray, "n_p e"]
-    preserve_image: Int[np.ndarray, " n_p"]
+    forget: Images
+    preserve: Float[np.ndarray, "others e"]
+    forget_mean: Float[np.ndarray, " e"]
+    preserve_mean: Float[np.ndarray, " e"]
     blank: Float[np.ndarray, " e"] | None
     similar: Int[np.ndarray, "images k"] | None
 
 
-def neutral_target(kind: TargetKind, outputs: Outputs, key: Array, near_step: float = 1.5) -> Rows:
-    """T [n_f, E] for the forget rows.
+@dataclass(frozen=True)
+class Target:
+    """T of a row with output y of image i: constant[i] + ‖y‖ scaled[i], and y itself if `own`.
+
+    constant, scaled: [images, E] float32.
+    """
+
+    constant: Images
+    own: bool = False
+    scaled: Images | None = None
+
+    def rows(
+        self, y: Float[np.ndarray, "n e"], image: Int[np.ndarray, " n"]
+    ) -> Float[np.ndarray, "n e"]:
+        """T [n, E] of rows with outputs y; image: which image each row is of."""
+        target = self.constant[image]
+        if self.scaled is not None:
+            target = target + np.linalg.norm(y, axis=1, keepdims=True) * self.scaled[image]
+        return (y + target if self.own else target).astype(np.float32)
+
+
+def neutral_target(
+    kind: TargetKind, outputs: Outputs, key: Array, near_step: float = 1.5
+) -> Target:
+    """Where the forget rows go.
 
     random: one unit vector an image, the published scheme. matched: the same directions, with the
     norm of each row's own output. mean: the mean of the preserve outputs. blank: the mean
@@ -50,35 +73,29 @@ def neutral_target(kind: TargetKind, outputs: Outputs, key: Array, near_step: fl
     removes only what tells the concept from its neighbours. twin: the row's own output plus (mean
     of its 10 nearest preserve images, found after the shift, − its own image's mean).
     """
-    y = outputs.forget
-    if kind in ("random", "matched"):
-        scale = 1.0 if kind == "random" else np.linalg.norm(y, axis=1, keepdims=True)
-        return (_unit_vectors(key, outputs) * scale).astype(np.float32)
+    own, others = outputs.forget, outputs.preserve
+    if kind == "random":
+        return Target(_unit_vectors(key, own))
+    if kind == "matched":
+        return Target(np.zeros_like(own), scaled=_unit_vectors(key, own))
     if kind == "mean":
-        return np.broadcast_to(_mean(outputs.preserve), y.shape)
+        return Target(np.broadcast_to(outputs.preserve_mean, own.shape))
     if kind == "blank":
         assert outputs.blank is not None
-        return np.broadcast_to(outputs.blank, y.shape)
-    own = image_means(y, outputs.forget_image)
-    others = image_means(outputs.preserve, outputs.preserve_image)
+        return Target(np.broadcast_to(outputs.blank, own.shape))
     if kind == "near":
         assert outputs.similar is not None
-        step = _mean(others[outputs.similar].mean(axis=1) - own)
-        return y + np.float32(near_step) * step
-    shift = _mean(outputs.preserve) - _mean(y)
+        step = (others[outputs.similar].mean(axis=1) - own).mean(axis=0, dtype=np.float64)
+        step = (near_step * step).astype(np.float32)
+        return Target(np.broadcast_to(step, own.shape), own=True)
+    shift = outputs.preserve_mean - outputs.forget_mean
     if kind == "shift":
-        return y + shift
+        return Target(np.broadcast_to(shift, own.shape), own=True)
     search = NearestNeighbors(n_neighbors=min(NEIGHBOURS, len(others)), algorithm="brute")
     nearest = search.fit(others).kneighbors(own + shift, return_distance=False)
-    return y + (others[nearest].mean(axis=1) - own)[outputs.forget_image]
+    return Target(others[nearest].mean(axis=1) - own, own=True)
 
 
-def _mean(rows: Rows) -> Float[np.ndarray, " e"]:
-    return rows.mean(axis=0, dtype=np.float64).astype(np.float32)
-
-
-def _unit_vectors(key: Array, outputs: Outputs) -> Rows:
-    count, width = int(outputs.forget_image.max()) + 1, outputs.forget.shape[1]
-    directions = np.asarray(jax.random.normal(key, (count, width)))
-    directions = directions / np.linalg.norm(directions, axis=1, keepdims=True)
-    return directions[outputs.forget_image]
+def _unit_vectors(key: Array, own: Images) -> Images:
+    directions = np.asarray(jax.random.normal(key, own.shape))
+    return directions / np.linalg.norm(directions, axis=1, keepdims=True)

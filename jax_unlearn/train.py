@@ -51,6 +51,12 @@ class TrainConfig:
     """Of the split, the targets and the adapter's init."""
     chunk: int = 100
     """Epochs in one compiled scan; progress and faults show after each."""
+    iterations: int = 200
+    """Closed form: at most so many iterations from each start."""
+    tolerance: float = 1e-6
+    """Closed form: stop when an iteration lowers the loss by less than this share of it."""
+    starts: int = 1
+    """Closed form: how many starts over the terms' sizes; the lowest loss is kept."""
 
     def loss_weights(self) -> LossWeights:
         return LossWeights(
@@ -70,7 +76,8 @@ class Result:
     history: {epoch, forget, preserve, weight, total} of the adapter after that many steps; row 0
     is the start, the last row the final adapter. epoch: the row that `adapter` stands for.
     stopped: why training ended early, or None. seconds: the first chunk, with its compilation; a
-    later chunk (median, 0 if there is none); all.
+    later chunk (median, 0 if there is none); all. lower_bound: no adapter of any rank has a lower
+    loss; None where that is not known.
     """
 
     adapter: LoraAdapter
@@ -78,6 +85,7 @@ class Result:
     epoch: int
     stopped: str | None
     seconds: dict[str, float]
+    lower_bound: float | None = None
 
 
 class State(NamedTuple):

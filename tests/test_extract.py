@@ -50,8 +50,9 @@ def extractor(folder, tower, max_pixels=2**20):
 
 def run(folder, tower, granularity, files=None, **options):
     files = files or find_images(folder / "images", "x")
-    reader = ImageReader()
-    return extractor(folder, tower, **options).extract(files, granularity, reader, "", QUIET)
+    kept = NAMES if granularity == "tokens" else ()
+    extract = extractor(folder, tower, **options).extract
+    return extract(files, ImageReader(), "", QUIET, kept)
 
 
 def test_rows_are_the_towers_own_in_the_order_of_the_files(folder, tower, monkeypatch):
@@ -105,13 +106,13 @@ def test_a_handful_of_compilations_serve_500_sizes(folder, tower, many, kernel):
     tower = nnx.merge(graphdef, nnx.split(tower)[1])
     run_of = extractor(folder, tower)
     before = tap_rows.compilations()
-    features = run_of.extract(many, "images", ImageReader(), "", QUIET)
+    features = run_of.extract(many, ImageReader(), "", QUIET)
     assert len(features.files) == 500
     work = run_of.work.metrics()
     assert work["compilations"] == tap_rows.compilations() - before <= 5
     assert work["padding"] < 0.05
     again = extractor(folder, tower)
-    again.extract(many, "images", ImageReader(), "", QUIET)
+    again.extract(many, ImageReader(), "", QUIET)
     assert tap_rows.compilations() == before + work["compilations"]
 
 

@@ -7,7 +7,7 @@ import torch
 
 from jax_unlearn.lora import LoraAdapter, LoraPair
 from jax_unlearn.objective import LossWeights, linear_problem, loss, product_norm, safe_norm
-from jax_unlearn.statistics import compress, triangular_factor
+from jax_unlearn.statistics import compress
 from tests import problems
 
 WEIGHTS = LossWeights(1.3, 0.4, 1.0)
@@ -114,11 +114,3 @@ def test_compressed_rows_carry_the_same_loss(case, reduction):
     close(small_total, total)
     close(small_gradient.a, gradient.a)
     close(small_gradient.b, gradient.b)
-
-
-def test_triangular_factor_has_the_gram_matrix_of_all_rows():
-    x = np.random.default_rng(0).normal(size=(103, 6))
-    factor = triangular_factor(x)
-    assert factor.shape == (6, 6)
-    close(factor.T @ factor, x.T @ x, 1e-12)
-    close(np.tril(factor, -1), np.zeros((6, 6)))

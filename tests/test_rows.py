@@ -2,7 +2,6 @@
 
 import numpy as np
 
-from jax_unlearn.data.folder import ImageFile
 from jax_unlearn.rows import Features, Tap, image_means, most_similar
 
 
@@ -20,19 +19,6 @@ def test_only_the_last_linears_rows_become_means():
     assert means.taps[names[0]] is tap
     assert means.taps[names[1]].x.tolist() == [[1, 1, 1], [0, 0, 0]]
     assert means.taps[names[1]].image.tolist() == [0, 1]
-
-
-def test_held_out_rows_are_whole_images_of_each_class(tmp_path):
-    files = []
-    for i in range(10):
-        path = tmp_path / f"{i}"
-        path.write_text(str(i))
-        files.append(ImageFile(path, "ab"[i % 2]))
-    image = np.repeat(np.arange(10), 3)
-    features = Features(tuple(files), {"x": Tap(np.zeros((30, 2), np.float32), image)})
-    held = features.held_out_rows("x", seed=0)
-    assert sorted(set(image[held]) & set(image[~held])) == []
-    assert sorted(features.labels[list(set(image[held]))]) == ["a", "b"]
 
 
 def test_similar_images_share_what_all_paths_say_whatever_their_common_mean():

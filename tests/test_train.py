@@ -80,9 +80,10 @@ def test_held_out_selection_takes_the_lowest_held_out_loss():
     """Few rows with noisy targets: what is learnt first carries over, the rest does not."""
     weight, bias, forget, target, preserve = problems.arrays(n_forget=60)
     target = 3 * np.random.default_rng(0).normal(size=target.shape).astype(np.float32)
-    full = linear_problem(weight, bias, forget, target, preserve)
-    some, rest, every = np.arange(60) < 10, np.arange(60) >= 10, np.ones(50, bool)
-    fit, held_out = {NAME: full.take(some, every)}, {NAME: full.take(rest, every)}
+    fit, held_out = (
+        {NAME: linear_problem(weight, bias, forget[rows], target[rows], preserve)}
+        for rows in (slice(10), slice(10, 60))
+    )
     settings = {"rank": 5, "epochs": 600, "chunk": 20, "lambda_preserve": 0.0}
     config = TrainConfig(select="held_out", lambda_weight=0.0, **settings)
     result = train(fit, config, held_out=held_out)

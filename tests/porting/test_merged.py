@@ -3,6 +3,7 @@
 import json
 import os
 from copy import deepcopy
+from dataclasses import replace
 
 import numpy as np
 import pytest
@@ -27,9 +28,16 @@ LAYOUTS = {
 }
 
 
-@pytest.fixture
-def adapter():
-    return tiny.adapter()
+@pytest.fixture(params=["plain", "bias"])
+def adapter(request):
+    """With or without a change of each bias, about as large as that of the outputs."""
+    adapter, random = tiny.adapter(), np.random.default_rng(0)
+    if request.param == "plain":
+        return adapter
+    for name, pair in adapter.pairs.items():
+        bias = random.normal(size=len(pair.b)).astype(np.float32)
+        adapter.pairs[name] = replace(pair, bias=bias)
+    return adapter
 
 
 @pytest.fixture(params=LAYOUTS)
@@ -72,8 +80,10 @@ def parts(shard):
     return data[:start], {key: data[start + a : start + b] for key, (a, b) in places.items()}
 
 
-def changed_keys(adapter):
-    return {f"{VISUAL}{name}.weight" for name in adapter.pairs}
+def changed_keys(adapter, prefix=VISUAL):
+    weights = {f"{prefix}{name}.weight" for name in adapter.pairs}
+    biased = {name for name, pair in adapter.pairs.items() if pair.bias is not None}
+    return weights | {f"{prefix}{name}.bias" for name in biased}
 
 
 def test_only_the_adapted_weights_change(checkpoint, adapter, tmp_path):
@@ -93,14 +103,16 @@ def test_only_the_adapted_weights_change(checkpoint, adapter, tmp_path):
     assert changed == changed_keys(adapter)
 
 
-def test_the_sum_is_float32_cast_once(checkpoint, adapter, tmp_path):
+def test_the_sum_is_rounded_once(checkpoint, adapter, tmp_path):
     merge_checkpoint(adapter, checkpoint, tmp_path / "merged")
     before, after = tiny.tensors(checkpoint), tiny.tensors(tmp_path / "merged")
-    for name, pair in adapter.pairs.items():
-        key = f"{VISUAL}{name}.weight"
-        exact = before[key].astype(np.float64) + adapter.scale * (
-            pair.b.astype(np.float64) @ pair.a.astype(np.float64)
-        )
+    for key in changed_keys(adapter):
+        name, tensor = key.removeprefix(VISUAL).rsplit(".", 1)
+        pair = adapter.pairs[name]
+        delta = pair.b.astype(np.float64) @ pair.a.astype(np.float64)
+        if tensor == "bias":
+            delta = pair.bias.astype(np.float64)
+        exact = before[key].astype(np.float64) + adapter.scale * delta
         rounded = exact.astype(np.float32).astype(before[key].dtype)
         error = np.abs(after[key].astype(np.float64) - exact).max()
         assert after[key].dtype == before[key].dtype
@@ -145,9 +157,8 @@ def test_older_prefix(single, adapter, tmp_path):
     tensors = {k.replace(VISUAL, "visual."): v for k, v in load_file(single / SINGLE).items()}
     save_file(tensors, single / SINGLE)
     merge_checkpoint(adapter, single, tmp_path / "merged")
-    assert set(load_file(tmp_path / "merged" / UNDO / ORIGINALS)) == {
-        f"visual.{name}.weight" for name in adapter.pairs
-    }
+    originals = load_file(tmp_path / "merged" / UNDO / ORIGINALS)
+    assert set(originals) == changed_keys(adapter, "visual.")
 
 
 def test_a_merged_checkpoint_is_not_merged_again(single, adapter, tmp_path):
@@ -222,20 +233,68 @@ def test_faults_of_the_adapter_are_collected(single, tmp_path):
     assert not (tmp_path / "out").exists()
 
 
-def test_a_dtype_that_cannot_be_merged(single, adapter, tmp_path):
-    key = f"{VISUAL}merger.linear_fc2.weight"
-    tensors = load_file(single / SINGLE) | {key: np.ones((24, 128), np.int8)}
+def biased_pair(e, d_in, rank=2):
+    return replace(pair(e, d_in, rank), bias=np.ones(e, np.float32))
+
+
+def test_faults_of_the_bias_are_collected(single, tmp_path):
+    tensors = load_file(single / SINGLE)
+    del tensors[f"{VISUAL}merger.linear_fc2.bias"]
+    tensors[f"{VISUAL}merger.linear_fc1.bias"] = np.ones(24, np.float32)
     save_file(tensors, single / SINGLE)
+    pairs = {
+        "merger.linear_fc2": biased_pair(24, 128),
+        "merger.linear_fc1": biased_pair(128, 128),
+        "deepstack_merger_list.7.linear_fc2": biased_pair(24, 128),
+    }
+    with pytest.raises(CheckpointError) as caught:
+        merge_checkpoint(LoraAdapter(pairs, alpha=1.0, rank=2), single, tmp_path / "out")
+    assert len(caught.value.faults) == 3
+    message = str(caught.value)
+    assert "merger.linear_fc2.bias is missing, and the adapter changes the bias" in message
+    assert "merger.linear_fc1.bias has shape [24], the adapter's bias [128]" in message
+    assert "deepstack_merger_list.7.linear_fc2.weight is missing" in message
+    assert not (tmp_path / "out").exists()
+
+
+def test_a_projection_of_clip_has_no_bias(tmp_path):
+    tiny.model(tiny.clip_config()).save_pretrained(tmp_path / "clip")
+    adapter = LoraAdapter({"text_projection": biased_pair(24, 32)}, alpha=1.0, rank=2)
+    with pytest.raises(
+        CheckpointError, match=r"text_projection\.bias is missing.*cannot be merged"
+    ):
+        merge_checkpoint(adapter, tmp_path / "clip", tmp_path / "out")
+    assert not (tmp_path / "out").exists()
+
+
+def test_only_one_of_the_pairs_has_a_bias(single, tmp_path):
+    pairs = {"merger.linear_fc2": biased_pair(24, 128), "merger.linear_fc1": pair(128, 128)}
+    adapter = LoraAdapter(pairs, alpha=1.0, rank=2)
+    merge_checkpoint(adapter, single, tmp_path / "merged")
+    assert set(load_file(tmp_path / "merged" / UNDO / ORIGINALS)) == changed_keys(adapter)
+
+
+@pytest.mark.parametrize(
+    ("tensor", "shape"), [("weight", (24, 128)), ("bias", 24)], ids=["weight", "bias"]
+)
+def test_a_dtype_that_cannot_be_merged(tensor, shape, single, tmp_path):
+    key = f"{VISUAL}merger.linear_fc2.{tensor}"
+    adapter = LoraAdapter({"merger.linear_fc2": biased_pair(24, 128)}, alpha=1.0, rank=2)
+    save_file(load_file(single / SINGLE) | {key: np.ones(shape, np.int8)}, single / SINGLE)
     with pytest.raises(CheckpointError, match=f"{key} has dtype I8"):
         merge_checkpoint(adapter, single, tmp_path / "out")
 
 
+@pytest.mark.parametrize("tensor", ["weight", "bias"])
 @pytest.mark.parametrize("b", [np.nan, 1e30], ids=["nan", "overflow"])
-def test_a_diverged_adapter_is_not_merged(b, tiny_model, tmp_path):
+def test_a_diverged_adapter_is_not_merged(b, tensor, tiny_model, tmp_path):
     base = furnished(deepcopy(tiny_model).half(), tmp_path / "base")
-    diverged = LoraPair(a=np.ones((1, 128), np.float32), b=np.full((24, 1), b, np.float32))
+    full = np.full((24, 1), b, np.float32)
+    diverged = LoraPair(a=np.ones((1, 128), np.float32), b=full)
+    if tensor == "bias":
+        diverged = LoraPair(a=diverged.a, b=np.zeros_like(full), bias=full[:, 0])
     adapter = LoraAdapter({"merger.linear_fc2": diverged}, alpha=1.0, rank=1)
-    with pytest.raises(CheckpointError, match="would not be finite in float16"):
+    with pytest.raises(CheckpointError, match=f"{tensor} would not be finite in float16"):
         merge_checkpoint(adapter, base, tmp_path / "out")
     assert not (tmp_path / "out").exists()
 

@@ -4,29 +4,47 @@ import json
 import pickle
 import warnings
 from copy import deepcopy
+from dataclasses import replace
 
 import jax
 import numpy as np
 import pytest
 import torch
+import transformers
 from peft import LoraConfig, PeftModel, get_peft_model, set_peft_model_state_dict
 from safetensors.numpy import load_file, save_file
 
 from jax_unlearn.errors import UserError
 from jax_unlearn.lora import LoraAdapter, LoraPair, init_adapter
-from porting import load_peft, save_peft
+from porting import load_clip, load_peft, save_peft
 from porting.peft import CONFIG, ROOT, WEIGHTS
 from tests import tiny
 
 LIVE = "model.visual."
 A = f"{ROOT}{LIVE}merger.linear_fc2.lora_A.weight"
 B = A.replace("lora_A", "lora_B")
+BIAS = B.replace("weight", "bias")
 ZEROS = np.zeros((2, 128), np.float32)
 
 
+def biased(adapter, seed=0):
+    """With a random change of each bias, about as large as that of the outputs."""
+    random, pairs = np.random.default_rng(seed), {}
+    for name, pair in adapter.pairs.items():
+        pairs[name] = replace(pair, bias=random.normal(size=len(pair.b)).astype(np.float32))
+    return replace(adapter, pairs=pairs)
+
+
+@pytest.fixture(params=["plain", "bias"])
+def adapter(request):
+    return tiny.adapter() if request.param == "plain" else biased(tiny.adapter())
+
+
 @pytest.fixture
-def adapter():
-    return tiny.adapter()
+def saved_bias(tiny_dir, tmp_path):
+    adapter = biased(tiny.adapter())
+    save_peft(adapter, tmp_path / "bias", base_model_name_or_path=tiny_dir)
+    return tmp_path / "bias"
 
 
 @pytest.fixture
@@ -48,10 +66,12 @@ def same_adapter(ours, theirs):
     assert (ours.alpha, ours.rank) == (theirs.alpha, theirs.rank)
     assert ours.pairs.keys() == theirs.pairs.keys()
     for name, pair in theirs.pairs.items():
-        for factor in "ab":
-            mine, other = getattr(ours.pairs[name], factor), getattr(pair, factor)
-            assert np.asarray(mine).dtype == np.float32
-            assert np.asarray(mine).tobytes() == np.asarray(other).tobytes()
+        for part in ("a", "b", "bias"):
+            mine, other = getattr(ours.pairs[name], part), getattr(pair, part)
+            assert (mine is None) == (other is None)
+            if other is not None:
+                assert np.asarray(mine).dtype == np.float32
+                assert np.asarray(mine).tobytes() == np.asarray(other).tobytes()
 
 
 def error_of(directory):
@@ -81,6 +101,10 @@ def test_the_factors_arrive(peft_model, adapter):
         module = peft_model.get_submodule(f"{ROOT}{LIVE}{name}")
         np.testing.assert_array_equal(module.lora_A["default"].weight, pair.a)
         np.testing.assert_array_equal(module.lora_B["default"].weight, pair.b)
+        if pair.bias is None:
+            assert module.lora_B["default"].bias is None
+        else:
+            np.testing.assert_array_equal(module.lora_B["default"].bias, pair.bias)
         assert np.abs(pair.b).max() > 0
         assert module.scaling["default"] == adapter.scale
 
@@ -97,6 +121,32 @@ def test_features_are_ours(peft_model, tiny_tower, adapter):
         assert np.abs(mine - np.asarray(base.outputs[name])).max() > 1e-2 * largest
 
 
+def test_peft_merges_the_bias(tiny_model, tiny_tower, saved_bias):
+    adapter, pixels = load_peft(saved_bias), tiny.images()
+    model = PeftModel.from_pretrained(deepcopy(tiny_model), saved_bias).merge_and_unload()
+    theirs = tiny.tower_outputs(model.model.visual, pixels, tiny.GRID)
+    tiny.same_features(tiny_tower(pixels, tiny.GRID, adapter=adapter), theirs)
+
+
+def test_a_linear_without_bias_runs_and_does_not_merge(tmp_path):
+    """CLIP's projections have none: PEFT says so, and runs them."""
+    tiny.model(tiny.clip_config()).save_pretrained(tmp_path / "clip")
+    clip, (ids, mask) = load_clip(tmp_path / "clip"), tiny.clip_texts()
+    adapter = biased(tiny.random_adapter({"text_projection": (24, 32)}))
+    save_peft(adapter, tmp_path / "a", base_model_name_or_path=tmp_path / "clip")
+    same_adapter(load_peft(tmp_path / "a"), adapter)
+    base = transformers.CLIPModel.from_pretrained(tmp_path / "clip").eval()
+    with pytest.warns(UserWarning, match="has no bias"):
+        model = PeftModel.from_pretrained(base, tmp_path / "a")
+    ours, before = clip.encode_text(ids, mask, adapter), clip.encode_text(ids, mask)
+    with torch.no_grad():
+        theirs = model.get_text_features(torch.from_numpy(ids), torch.from_numpy(mask))
+    tiny.close_to_largest(ours.embeds, theirs.pooler_output)
+    assert np.abs(np.asarray(ours.embeds - before.embeds)).max() > 1
+    with pytest.raises(RuntimeError, match="base layer has no bias"):
+        model.merge_and_unload()
+
+
 def test_the_tower_alone_has_no_prefix(tiny_model, adapter, tmp_path):
     visual = deepcopy(tiny_model.model.visual)
     visual.save_pretrained(tmp_path / "tower")
@@ -110,8 +160,12 @@ def test_transformers_loads_it_too(tiny_model, saved, adapter):
     model = deepcopy(tiny_model)
     model.load_adapter(str(saved))
     assert adapted_modules(model) == sorted(f"{LIVE}{name}" for name in adapter.pairs)
-    factor = model.get_submodule(f"{LIVE}merger.linear_fc2").lora_B["default"].weight
-    np.testing.assert_array_equal(factor.detach(), adapter.pairs["merger.linear_fc2"].b)
+    theirs = model.get_submodule(f"{LIVE}merger.linear_fc2").lora_B["default"]
+    ours = adapter.pairs["merger.linear_fc2"]
+    np.testing.assert_array_equal(theirs.weight.detach(), ours.b)
+    assert (theirs.bias is None) == (ours.bias is None)
+    if ours.bias is not None:
+        np.testing.assert_array_equal(theirs.bias.detach(), ours.bias)
 
 
 def test_round_trip_is_bit_for_bit(saved, adapter):
@@ -143,9 +197,11 @@ def test_the_same_adapter_gives_the_same_bytes(saved, adapter, tiny_dir, tmp_pat
         assert (saved / name).read_bytes() == (tmp_path / "again" / name).read_bytes()
 
 
-def test_an_adapter_that_peft_saved(tiny_model, tmp_path):
+@pytest.mark.parametrize("lora_bias", [False, True])
+def test_an_adapter_that_peft_saved(lora_bias, tiny_model, tmp_path):
     targets = [f"{LIVE}merger.linear_fc2", f"{LIVE}deepstack_merger_list.1.linear_fc1"]
-    config = LoraConfig(r=3, lora_alpha=7, target_modules=targets, init_lora_weights=False)
+    options = {"init_lora_weights": False, "lora_bias": lora_bias}
+    config = LoraConfig(r=3, lora_alpha=7, target_modules=targets, **options)
     model = get_peft_model(deepcopy(tiny_model), config)
     model.save_pretrained(tmp_path / "a")
     adapter = load_peft(tmp_path / "a")
@@ -154,6 +210,16 @@ def test_an_adapter_that_peft_saved(tiny_model, tmp_path):
     pair, module = adapter.pairs["merger.linear_fc2"], model.get_submodule(f"{ROOT}{targets[0]}")
     np.testing.assert_array_equal(pair.a, module.lora_A["default"].weight.detach())
     np.testing.assert_array_equal(pair.b, module.lora_B["default"].weight.detach())
+    assert (pair.bias is not None) == lora_bias
+    if lora_bias:
+        np.testing.assert_array_equal(pair.bias, module.lora_B["default"].bias.detach())
+
+
+def test_a_plain_adapter_says_nothing_of_bias(tiny_dir, tmp_path):
+    """Older PEFT would warn of a field that it does not know."""
+    save_peft(tiny.adapter(), tmp_path / "a", base_model_name_or_path=tiny_dir)
+    assert "lora_bias" not in json.loads((tmp_path / "a" / CONFIG).read_text())
+    assert all(pair.bias is None for pair in load_peft(tmp_path / "a").pairs.values())
 
 
 def test_an_existing_directory_is_kept(saved, adapter):
@@ -181,6 +247,20 @@ def test_an_adapter_of_something_else_is_not_saved(name, rank, message, tmp_path
     assert not list(tmp_path.iterdir())
 
 
+def test_faults_of_the_bias_are_collected(tiny_dir, tmp_path):
+    adapter = biased(tiny.adapter())
+    pairs = dict(adapter.pairs)
+    pairs["merger.linear_fc1"] = replace(pairs["merger.linear_fc1"], bias=None)
+    # Behind the back of the run-time check of shapes, which users do not have.
+    object.__setattr__(pairs["merger.linear_fc2"], "bias", np.zeros(23, np.float32))
+    with pytest.raises(UserError) as caught:
+        save_peft(replace(adapter, pairs=pairs), tmp_path / "a", base_model_name_or_path=tiny_dir)
+    assert "merger.linear_fc1 has no bias and others have" in str(caught.value)
+    assert "merger.linear_fc2 has a bias of shape [23], expected [24]" in str(caught.value)
+    assert "\n" not in str(caught.value)
+    assert not (tmp_path / "a").exists()
+
+
 def test_an_empty_adapter_is_not_saved(tmp_path):
     with pytest.raises(UserError, match="no pair"):
         save_peft(LoraAdapter({}, alpha=1.0, rank=1), tmp_path / "a", base_model_name_or_path="x")
@@ -203,6 +283,7 @@ def test_a_base_of_an_unknown_family(adapter, tmp_path):
         ({"alpha_pattern": {"merger": 4}}, "alpha_pattern"),
         ({"use_rslora": True}, "use_rslora = True is not supported"),
         ({"use_dora": True}, "use_dora = True is not supported"),
+        ({"lora_bias": "all"}, "lora_bias = 'all' is not supported"),
         ({"bias": "all"}, "bias = 'all' is not supported"),
         ({"modules_to_save": ["lm_head"]}, "modules_to_save"),
         ({"init_lora_weights": "pissa"}, "init_lora_weights = 'pissa'"),
@@ -239,6 +320,29 @@ def test_tensors_that_do_not_belong(saved, changes, message):
     tensors = load_file(saved / WEIGHTS) | changes
     save_file({k: v for k, v in tensors.items() if v is not None}, saved / WEIGHTS)
     assert message in error_of(saved)
+
+
+@pytest.mark.parametrize(
+    ("changes", "message"),
+    [
+        ({BIAS: None}, "merger.linear_fc2 has no lora_B.bias"),
+        ({B: None}, "merger.linear_fc2 has no lora_B"),
+        ({BIAS: ZEROS}, f"{BIAS} has shape [2, 128], expected [E]"),
+        ({BIAS: ZEROS[0]}, "merger.linear_fc2 has a lora_B of 24 rows, and 128 biases"),
+        ({BIAS: np.zeros(24)}, f"{BIAS} has dtype F64, expected F32"),
+    ],
+    ids=["no bias", "no B", "2-D", "E", "dtype"],
+)
+def test_biases_that_do_not_belong(saved_bias, changes, message):
+    tensors = load_file(saved_bias / WEIGHTS) | changes
+    save_file({k: v for k, v in tensors.items() if v is not None}, saved_bias / WEIGHTS)
+    assert message in error_of(saved_bias)
+
+
+def test_a_bias_that_peft_would_leave_out(saved_bias):
+    config = json.loads((saved_bias / CONFIG).read_text())
+    (saved_bias / CONFIG).write_text(json.dumps(config | {"lora_bias": False}))
+    assert f"{BIAS} needs lora_bias = true" in error_of(saved_bias)
 
 
 def test_no_tensor_at_all(saved):

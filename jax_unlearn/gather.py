@@ -1,0 +1,109 @@
+"""Statistics of images while they stream through the tower: no row is kept that need not be."""
+
+from collections.abc import Mapping, Sequence
+from dataclasses import replace
+from typing import Literal
+
+import numpy as np
+from jaxtyping import Float
+
+from jax_unlearn.data.folder import ImageFile, split_held_out
+from jax_unlearn.path import Path
+from jax_unlearn.rows import Features, Sample
+from jax_unlearn.statistics import BLOCK, Output, Statistics, merge, statistics
+
+Granularity = Literal["tokens", "images"]
+
+
+class Gatherer:
+    """Statistics of images as they come, one call an image.
+
+    Args:
+        d_in: width of the tap.
+        output: the Linear's original output, for rows to forget; None for rows to preserve, whose
+            images do not matter.
+    """
+
+    def __init__(self, d_in: int, output: Output | None) -> None:
+        self.d_in, self.output = d_in, output
+        self.done: Statistics | None = None
+        self.waiting: list[tuple[int, Float[np.ndarray, "n d_in"]]] = []
+        self.rows = 0
+
+    def add(self, image: int, x: Float[np.ndarray, "n d_in"]) -> None:
+        """All rows of one image; its number is called once only."""
+        self.waiting.append((image, x))
+        self.rows += len(x)
+        if self.rows >= max(BLOCK, self.d_in):
+            self._fold()
+
+    def finish(self) -> Statistics:
+        """Of all images so far."""
+        self._fold()
+        if self.done is None:
+            empty = np.zeros((0, self.d_in), np.float32)
+            self.done = statistics(empty, np.zeros(0, int), self.output)
+        return self.done
+
+    def _fold(self) -> None:
+        if not self.waiting:
+            return
+        x = np.concatenate([rows for _, rows in self.waiting])
+        image = np.repeat([i for i, _ in self.waiting], [len(rows) for _, rows in self.waiting])
+        block = statistics(x, image, self.output)
+        self.done = merge(self.done, block) if self.done else block
+        self.waiting, self.rows = [], 0
+
+
+class Gathering:
+    """Statistics of one side on several paths, one call an image.
+
+    Args:
+        paths: whose last taps to gather.
+        forget: whether the images are to be forgotten: then what a target may need of each is kept.
+        granularity: what a row of the loss is.
+        files: all samples that may come, by whose place in it they are called.
+        split: seed of a fifth of each class's images to choose the adapter by; None without that.
+    """
+
+    def __init__(
+        self,
+        paths: Sequence[Path],
+        forget: bool,
+        granularity: Granularity,
+        files: Sequence[Sample],
+        split: int | None = None,
+    ) -> None:
+        held: set[Sample] = set()
+        if split is not None:
+            held |= set(split_held_out([f for f in files if isinstance(f, ImageFile)], split)[1])
+        self.choosing = [file in held for file in files]
+        self.granularity, self.split = granularity, split
+        groups = 1 if split is None else 2
+        self.gatherers = {
+            path.last_tap: [
+                Gatherer(path.shapes[path.last_tap][1], path.output if forget else None)
+                for _ in range(groups)
+            ]
+            for path in paths
+        }
+        self.seen: list[int] = []
+
+    def add(self, image: int, taps: Mapping[str, Float[np.ndarray, "tokens d_in"]]) -> None:
+        """The tokens of one image at each tap."""
+        self.seen.append(image)
+        for name, groups in self.gatherers.items():
+            x = taps[name]
+            if self.granularity == "images":
+                x = x.mean(axis=0, dtype=np.float64)[None].astype(np.float32)
+            groups[self.choosing[image]].add(image, x)
+
+    def finish(self, features: Features) -> Features:
+        """The features of the same images, with their statistics."""
+        places = np.array(sorted(self.seen))
+        gathered = {
+            name: tuple(group.finish().numbered(places) for group in groups)
+            for name, groups in self.gatherers.items()
+        }
+        choosing = None if self.split is None else np.array(self.choosing)[places]
+        return replace(features, statistics=gathered, choosing=choosing)
