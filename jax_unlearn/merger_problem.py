@@ -20,7 +20,7 @@ from jaxtyping import Bool, Float, Int
 
 from jax_unlearn.lora import LoraAdapter, LoraPair, lora_delta
 from jax_unlearn.models.qwen3_vision import LINEARS
-from jax_unlearn.objective import LossWeights, three_terms
+from jax_unlearn.objective import LossWeights, safe_norm, three_terms
 
 FIRST, LAST = LINEARS
 
@@ -151,7 +151,8 @@ class MergerProblem:
         missed = self.residual - self.forget.change(pairs, adapter.scale, self.weight)
         moved = self.preserve.change(pairs, adapter.scale, self.weight)
         rows = float(len(missed)), float(len(moved))
-        return three_terms(missed, moved, pairs.values(), rows, weights)
+        norms = safe_norm(missed), safe_norm(moved)
+        return three_terms(*norms, pairs.values(), rows, weights)
 
     def take(
         self, forget: Bool[np.ndarray, " n_f"], preserve: Bool[np.ndarray, " n_p"]

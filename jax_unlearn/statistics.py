@@ -225,7 +225,7 @@ def describe(problem: Problem) -> dict[str, dict[str, str]]:
 
     def form(rows: int, original: float | Float[Array, ""]) -> str:
         asked = int(original)
-        return f"{asked} rows" if rows == asked else f"statistics of {asked} rows, {rows} wide"
+        return f"{asked} rows" if rows == asked else f"{rows} rows in place of {asked}"
 
     return {
         name: {
