@@ -5,7 +5,7 @@ import os
 import sys
 import warnings
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from types import ModuleType
 from typing import Annotated, Any, cast
@@ -15,7 +15,7 @@ from rich.console import Console
 from rich.table import Table
 from tyro.conf import Positional
 
-from jax_unlearn.config import Preset, RunConfig, preset_settings
+from jax_unlearn.config import Preset, RunConfig, preset_settings, read_config
 from jax_unlearn.errors import UserError
 from jax_unlearn.inspect import inspect, lines
 from jax_unlearn.report.page import VLM_ROWS, ZERO_SHOT_ROWS, percent
@@ -109,7 +109,13 @@ def main(arguments: Sequence[str] | None = None) -> None:
 
 
 def parse(arguments: Sequence[str]) -> Any:
-    """The command with its options. A preset is a set of defaults, so explicit options win."""
+    """The command with its options. A preset, and an earlier run, are defaults: options win."""
+    if arguments[:1] == ["run"] and (earlier := option_of(arguments, "--statistics")):
+        out = option_of(arguments, "--out")
+        if out is None and "--help" not in arguments:
+            raise UserError("--out: give the directory of the new run")
+        defaults = replace(read_config(earlier), out=out or Path(), overwrite=False)
+        return tyro.cli(RunConfig, default=defaults, args=arguments[1:])
     command: Any = tyro.cli(
         Command,
         prog="jax-unlearn",
@@ -123,6 +129,16 @@ def parse(arguments: Sequence[str]) -> Any:
             defaults = RunConfig(**required, **settings)
             command = tyro.cli(RunConfig, default=defaults, args=arguments[1:])
     return command
+
+
+def option_of(arguments: Sequence[str], name: str) -> Path | None:
+    """The value of an option that says what the defaults of the others are."""
+    for option, value in zip(arguments, [*arguments[1:], ""], strict=True):
+        if option == name and value:
+            return Path(value)
+        if option.startswith(f"{name}="):
+            return Path(option.removeprefix(f"{name}="))
+    return None
 
 
 def dispatch(command: Any, console: Console) -> None:

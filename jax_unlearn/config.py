@@ -143,6 +143,12 @@ class RunConfig(TrainConfig):
     """Of the tower."""
     questions: Path | None = None
     """JSON list of {question, answers: {class: answer}} for `evaluate --vlm`."""
+    save_statistics: bool = True
+    """Leave statistics.safetensors in --out, for --statistics: of each tap, to forget and to keep,
+    half a matrix of D_in × D_in in float64, less if there were few rows."""
+    statistics: Path | None = None
+    """An earlier run over images, to train again on its statistics: no image is read and no tower
+    run. Its settings are the defaults; what its images were read for cannot be changed."""
     strict: bool = False
     """Stop at the first image that cannot be read, instead of skipping it."""
     overwrite: bool = False
@@ -188,7 +194,7 @@ def read_config(run: Path) -> RunConfig:
     path = run / "config.json"
     try:
         fields: dict[str, Any] = json.loads(path.read_text())
-        paths = {"checkpoint", "forget", "preserve", "out", "questions", "images"}
+        paths = {"checkpoint", "forget", "preserve", "out", "questions", "images", "statistics"}
         paths |= {"forget_held_out", "preserve_held_out"}
         values: dict[str, Any] = {k: Path(v) if k in paths and v else v for k, v in fields.items()}
         # JSON knows no tuples, and earlier runs name a single choice of Mergers.

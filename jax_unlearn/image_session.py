@@ -1,6 +1,7 @@
 """Images through a Qwen3 tower: what `run` works on unless the checkpoint is CLIP's."""
 
 from collections.abc import Sequence
+from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -18,6 +19,7 @@ from jax_unlearn.gather import Gathering, Granularity
 from jax_unlearn.lora import LoraAdapter
 from jax_unlearn.merger_path import adapted_linears, load_paths
 from jax_unlearn.rows import Features, images
+from jax_unlearn.saved import save_statistics
 from jax_unlearn.session import Session, Sides
 
 
@@ -72,6 +74,12 @@ class ImageSession(Session):
         size = read_image(images(sides.forget)[0].path).size
         taps = self.extractor.extract_image(self.preprocessor.blank(size))
         return {path.name: path.output(taps[path.last_tap]).mean(axis=0) for path in self.paths}
+
+    def save(self, directory: Path, train: Sides, test: Sides) -> None:
+        """The statistics, unless a path needs its rows."""
+        if self.config.save_statistics and all(path.is_linear for path in self.paths):
+            blank = self.blank(train) if self.config.target == "blank" else {}
+            save_statistics(directory, self, train, test, blank)
 
     def pictures(self, test: Sides) -> list[list[ImageFile]]:
         return [images(test.forget), images(test.preserve)]

@@ -132,4 +132,9 @@ def _load_path(tower: Qwen3VisionTower, merger: str, adapted: Collection[str]) -
     own = {LAST} | {
         name.removeprefix(f"{merger}.") for name in adapted if name.startswith(f"{merger}.")
     }
-    return MergerPath(merger, {name: tower.linear(f"{merger}.{name}") for name in sorted(own)})
+    linears = {}
+    for name in sorted(own):
+        weight, bias = tower.linear(f"{merger}.{name}")
+        # In the order of a file: a product's rounding depends on it, and a run's statistics keep W.
+        linears[name] = (np.ascontiguousarray(weight), bias)
+    return MergerPath(merger, linears)

@@ -3,6 +3,7 @@
 import json
 import shutil
 import time
+from dataclasses import replace
 from pathlib import Path
 from typing import Any, Literal
 
@@ -22,8 +23,10 @@ from jax_unlearn.lora import LoraAdapter
 from jax_unlearn.objective import TERMS, Problem
 from jax_unlearn.report.page import report
 from jax_unlearn.rows import images
+from jax_unlearn.saved import SavedSession
 from jax_unlearn.search import Search, search
 from jax_unlearn.session import Session, Sides
+from jax_unlearn.statistics import describe
 from jax_unlearn.train import Result, Row
 
 Metrics = dict[str, Any]
@@ -44,7 +47,10 @@ def run(config: RunConfig, console: Console) -> Metrics:
     train_sides = session.train_features(config.granularity)
     test_sides = session.test_features()
     extracted = time.perf_counter()
-    found = optimise(*session.problems(train_sides), config, console)
+    fit, choose = session.problems(train_sides)
+    for name, rows in describe(fit).items():
+        console.out(f"{name}: {rows['forget']} to forget, {rows['preserve']} to keep")
+    found = optimise(fit, choose, config, console)
     result = found.result
     optimised = time.perf_counter()
     with console.status("Reading the embeddings"):
@@ -64,6 +70,7 @@ def run(config: RunConfig, console: Console) -> Metrics:
             "search": describe_search(found),
             "samples": session.counts(),
             "tower": session.work,
+            "rows": describe(fit),
             "stopped": result.stopped,
             "seconds": {
                 "extract": extracted - begun,
@@ -73,6 +80,7 @@ def run(config: RunConfig, console: Console) -> Metrics:
             "optimiser_seconds": result.seconds,
         }
         (out / "config.json").write_text(to_text(to_json(session.config)))
+        session.save(out, train_sides, test_sides)
         lines = (json.dumps(row) for row in result.history)
         (out / "history.jsonl").write_text("\n".join(lines) + "\n")
         save_metrics(out, session, metrics, test_sides)
@@ -86,6 +94,8 @@ def open_session(config: RunConfig, console: Console) -> Session:
         UserError: bad input, before a tower sees the first sample.
     """
     check_inputs(config)
+    if config.statistics:
+        return SavedSession(config, console)
     if porting.is_clip(config.checkpoint):
         kind = TextSession if config.forget_text else ClipImageSession
         return kind(config, console)
@@ -157,12 +167,15 @@ def evaluate(run_dir: Path, vlm: bool, questions: Path | None, console: Console)
     metrics: Metrics = read_json(run_dir / "metrics.json")
     if "samples" not in metrics:
         raise UserError(f"{run_dir}: was made by an earlier version; run again")
+    if config.statistics:
+        # Its own copy: the earlier run may be gone.
+        config = replace(config, statistics=run_dir)
     session = open_session(config, console)
-    if session.dataset.fingerprint() != metrics["samples"]["fingerprint"]:
+    if session.counts()["fingerprint"] != metrics["samples"]["fingerprint"]:
         raise UserError(f"{run_dir}: its samples have changed since, or its seed; run again")
     questions = questions or config.questions
     if vlm:
-        if not isinstance(session, ImageSession):
+        if porting.is_clip(config.checkpoint):
             raise UserError("--vlm asks a language model, and CLIP has none")
         need_torch()
         load_questions(questions, session.dataset.labels())

@@ -109,6 +109,10 @@ class Session(ABC):
     def pictures(self, test: Sides) -> list[list[ImageFile]]:
         """Rows of images for the report: what is forgotten, what is kept."""
 
+    def save(self, directory: FilePath, train: Sides, test: Sides) -> None:
+        """Leave in a run's directory what it takes to train again; nothing, if nothing will do."""
+        return
+
     @property
     def skipped(self) -> list[tuple[FilePath, str]]:
         """Files that could not be read, with why."""

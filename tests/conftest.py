@@ -1,13 +1,16 @@
-"""What several test files need: a tiny Qwen3-VL, as a model and as a checkpoint."""
+"""What several test files need: a tiny Qwen3-VL, as a model and as a checkpoint, and a run."""
 
+import shutil
 from pathlib import Path
 
 import pytest
 from transformers import Qwen3VLForConditionalGeneration
 
+from jax_unlearn.cli import main
 from jax_unlearn.models.qwen3_vision import Qwen3VisionTower
+from jax_unlearn.shipped import ASSETS
 from porting import load_vision_tower
-from tests import tiny
+from tests import runs, tiny
 
 
 @pytest.fixture(scope="session")
@@ -29,3 +32,24 @@ def tiny_dir(
 @pytest.fixture(scope="session")
 def tiny_tower(tiny_dir: Path) -> Qwen3VisionTower:
     return load_vision_tower(tiny_dir)
+
+
+@pytest.fixture(scope="session")
+def folder(tiny_dir: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A checkpoint with an image processor, and two folders with a few of the shipped images."""
+    path = tmp_path_factory.mktemp("cli")
+    shutil.copytree(tiny_dir, path / "checkpoint")
+    tiny.save_processor(path / "checkpoint", 256, 1024)
+    for side, names in runs.CLASSES.items():
+        for name in names:
+            (path / side / name).mkdir(parents=True)
+            for file in sorted((ASSETS / "images" / "train" / name).iterdir())[:10]:
+                shutil.copy(file, path / side / name)
+    return path
+
+
+@pytest.fixture(scope="session")
+def run(folder: Path) -> Path:
+    """Shared: tests that change it take a copy."""
+    main(runs.arguments(folder, folder / "run"))
+    return folder / "run"

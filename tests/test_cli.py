@@ -20,53 +20,13 @@ from jax_unlearn.lora import LoraAdapter
 from jax_unlearn.objective import TERMS, loss
 from jax_unlearn.shipped import ASSETS
 from tests import tiny
-
-CLASSES = {"forget": ["red triangle"], "preserve": ["blue circle", "astronaut"]}
-
-
-@pytest.fixture(scope="module")
-def folder(tiny_dir, tmp_path_factory):
-    """A checkpoint with an image processor, and two folders with a few of the shipped images."""
-    path = tmp_path_factory.mktemp("cli")
-    shutil.copytree(tiny_dir, path / "checkpoint")
-    tiny.save_processor(path / "checkpoint", 256, 1024)
-    for side, names in CLASSES.items():
-        for name in names:
-            (path / side / name).mkdir(parents=True)
-            for file in sorted((ASSETS / "images" / "train" / name).iterdir())[:10]:
-                shutil.copy(file, path / side / name)
-    return path
-
-
-def arguments(folder, out, **options):
-    given = {
-        "checkpoint": folder / "checkpoint",
-        "forget": folder / "forget",
-        "preserve": folder / "preserve",
-        "out": out,
-        "epochs": 30,
-        "rank": 2,
-    } | options
-    flags = (
-        [f"--{key.replace('_', '-')}", *map(str, value if isinstance(value, list) else [value])]
-        for key, value in given.items()
-    )
-    return ["run", *(part for flag in flags for part in flag)]
-
-
-@pytest.fixture(scope="module")
-def run(folder):
-    main(arguments(folder, folder / "run"))
-    return folder / "run"
-
-
-def read(path):
-    return json.loads(path.read_text())
+from tests.runs import arguments, read
 
 
 def test_a_run_leaves_every_file_of_the_contract(run):
     names = {path.name for path in run.iterdir()}
-    assert names == {"config.json", "metrics.json", "history.jsonl", "adapter", "report.html"}
+    required = {"config.json", "metrics.json", "history.jsonl", "adapter", "report.html"}
+    assert names == required | {"statistics.safetensors"}
     metrics = read(run / "metrics.json")
     assert metrics["objective"].keys() >= {"forget", "preserve", "weight", "total", "initial"}
     assert metrics["forget"].keys() == {"accuracy_before", "accuracy_after", "chance"}
