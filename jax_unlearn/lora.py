@@ -13,10 +13,14 @@ from numpy import ndarray
 @jax.tree_util.register_dataclass
 @dataclass(frozen=True)
 class LoraPair:
-    """The two factors of one Linear's change: a [r, D_in] and b [E, r], float32."""
+    """The two factors of one Linear's change: a [r, D_in] and b [E, r], float32.
+
+    bias: [E] a change of the Linear's bias beside them (PEFT's `lora_bias`), None without one.
+    """
 
     a: Float[Array | ndarray, "r d_in"]
     b: Float[Array | ndarray, "e r"]
+    bias: Float[Array | ndarray, " e"] | None = None
 
 
 @jax.tree_util.register_dataclass
@@ -24,7 +28,8 @@ class LoraPair:
 class LoraAdapter:
     """Δ = alpha / rank · b @ a for each Linear, by the name that `qwen3_vl` gives it.
 
-    `alpha` and `rank` belong to the tree's structure: they are static under jit.
+    A pair's bias is scaled as b @ a is, for PEFT does so. `alpha` and `rank` belong to the tree's
+    structure: they are static under jit.
     """
 
     pairs: dict[str, LoraPair]
@@ -59,5 +64,11 @@ def init_adapter(
 
 
 def lora_delta(x: Float[Array, "*n d_in"], pair: LoraPair, scale: float) -> Float[Array, "*n e"]:
-    """x Δᵀ in float32, without forming Δ."""
-    return scale * ((x.astype("float32") @ pair.a.T) @ pair.b.T)
+    """x Δᵀ + scale · bias in float32, without forming Δ.
+
+    Whatever the model's precision: a GPU would round a to TF32, and then x Δᵀ and the bias do not
+    cancel where they should.
+    """
+    with jax.default_matmul_precision("highest"):
+        delta = (x.astype("float32") @ pair.a.T) @ pair.b.T
+    return scale * (delta if pair.bias is None else delta + pair.bias)

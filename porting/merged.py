@@ -9,7 +9,7 @@ import shutil
 from pathlib import Path
 
 import numpy as np
-from jaxtyping import Shaped
+from jaxtyping import Float64, Shaped
 from safetensors.numpy import save
 
 from jax_unlearn.errors import UserError
@@ -33,13 +33,15 @@ def merge_checkpoint(
 ) -> None:
     """Copy a checkpoint with W + alpha / rank · b @ a in place of each adapted W [E, D_in].
 
-    The sum is made in float32 and cast to the file's dtype. `jax_unlearn_undo/` in the copy keeps
-    the original tensors for `unmerge_checkpoint`.
+    Where a pair has a bias, alpha / rank times it is added to the Linear's. Each sum is made in
+    float64 and cast to the file's dtype. `jax_unlearn_undo/` in the copy keeps the original tensors
+    for `unmerge_checkpoint`.
 
     Raises:
         UserError: the checkpoint is merged already or of an unknown family, or `out_dir` exists or
             overlaps with it.
-        CheckpointError: names every Linear that the checkpoint lacks or that has another shape.
+        CheckpointError: names every Linear, or bias of one, that the checkpoint lacks or that has
+            another shape.
     """
     source = Path(checkpoint_dir)
     if (source / UNDO).exists():
@@ -47,12 +49,13 @@ def merge_checkpoint(
         raise UserError(f"{source}: is a merged checkpoint; {mend}")
     _check_apart(source, Path(out_dir))
     with Checkpoint(source) as checkpoint:
-        keys = _weight_keys(adapter, checkpoint)
+        keys = _changed_keys(adapter, checkpoint)
         with fresh_directory(out_dir, overwrite) as fresh:
             copy_tree(source, fresh)
             originals = {key: checkpoint.read(key) for key in keys.values()}
-            for name, key in keys.items():
-                merged = _merged(key, originals[key], adapter.pairs[name], adapter.scale, source)
+            for (name, tensor), key in keys.items():
+                delta = adapter.scale * _change(adapter.pairs[name], tensor)
+                merged = _merged(key, originals[key], delta, source)
                 patch(fresh / checkpoint.shard_of[key].name, key, merged)
             (fresh / UNDO).mkdir()
             metadata = {"alpha": repr(adapter.alpha), "rank": str(adapter.rank)}
@@ -88,17 +91,29 @@ def _check_apart(source: Path, out_dir: Path) -> None:
         raise UserError(f"{out_dir}: overlaps with {source}; choose a folder outside it")
 
 
-def _weight_keys(adapter: LoraAdapter, checkpoint: Checkpoint) -> dict[str, str]:
-    """Key of each adapted weight, by the name of its Linear."""
+def _changed_keys(adapter: LoraAdapter, checkpoint: Checkpoint) -> dict[tuple[str, str], str]:
+    """Key of each tensor that changes, by the name of its Linear and `weight` or `bias`."""
     place = locate(checkpoint, read_adaptable_family(checkpoint.directory))
     keys = place.keys(adapter)
     faults = adapter_faults(adapter, place, checkpoint)
-    for key in keys.values():
+    for (name, tensor), key in keys.items():
         if key in checkpoint:
             faults += _link_faults(checkpoint, key) + checkpoint.dtype_faults(key)
+        if tensor == "bias" and keys[name, "weight"] in checkpoint:
+            faults += _bias_faults(key, adapter.pairs[name], checkpoint)
     if faults:
         raise CheckpointError(checkpoint.directory, faults)
     return keys
+
+
+def _bias_faults(key: str, pair: LoraPair, checkpoint: Checkpoint) -> list[str]:
+    if key not in checkpoint:
+        mend = "a Linear without one cannot be merged, use the PEFT adapter"
+        return [f"{key} is missing, and the adapter changes the bias: {mend}"]
+    shape, adapted = checkpoint.shape(key), pair.b.shape[:1]
+    if shape == adapted:
+        return []
+    return [f"{key} has shape {list(shape)}, the adapter's bias {list(adapted)}"]
 
 
 def _undo_faults(key: str, checkpoint: Checkpoint, record: Checkpoint) -> list[str]:
@@ -117,12 +132,18 @@ def _link_faults(checkpoint: Checkpoint, key: str) -> list[str]:
     return [f"{shard.name} is a link out of the checkpoint; put the file itself there"]
 
 
-def _merged(key: str, weight: Tensor, pair: LoraPair, scale: float, source: Path) -> Tensor:
-    delta = scale * (np.asarray(pair.b, np.float64) @ np.asarray(pair.a, np.float64))
+def _change(pair: LoraPair, tensor: str) -> Float64[np.ndarray, "..."]:
+    """What a pair adds to the weight or the bias, but for the scale."""
+    if tensor == "bias":
+        return np.asarray(pair.bias, np.float64)
+    return np.asarray(pair.b, np.float64) @ np.asarray(pair.a, np.float64)
+
+
+def _merged(key: str, original: Tensor, delta: Float64[np.ndarray, "..."], source: Path) -> Tensor:
     with np.errstate(over="ignore"):
-        merged = (weight.astype(np.float32) + delta.astype(np.float32)).astype(weight.dtype)
+        merged = (original.astype(np.float64) + delta).astype(original.dtype)
     if not np.isfinite(merged.astype(np.float32)).all():
-        raise CheckpointError(source, [f"{key} would not be finite in {weight.dtype}"])
+        raise CheckpointError(source, [f"{key} would not be finite in {original.dtype}"])
     return merged
 
 

@@ -4,7 +4,7 @@ PEFT loads with strict=False, so a wrong prefix is silent there. Here every key 
 """
 
 import json
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -23,16 +23,17 @@ from porting.place import place_of_base
 CONFIG = "adapter_config.json"
 WEIGHTS = "adapter_model.safetensors"
 ROOT = "base_model.model."
-A, B = ".lora_A.weight", ".lora_B.weight"
+# What PEFT calls a pair's parts.
+PARTS = {"a": "lora_A.weight", "b": "lora_B.weight", "bias": "lora_B.bias"}
 
-# Fields of PEFT's LoraConfig that change what the two factors mean, with the values that do not.
+# Fields of PEFT's LoraConfig that change what the tensors mean, with the values that we read.
 # The other initialisations that PEFT knows have changed the base weights as well.
 PLAIN: dict[str, tuple[object, ...]] = {
     "alpha_pattern": ({}, None),
     "bias": ("none",),
     "init_lora_weights": (True, False, None, "gaussian", "eva", "orthogonal"),
     "layer_replication": (None,),
-    "lora_bias": (False, None),
+    "lora_bias": (False, None, True),
     "modules_to_save": (None, []),
     "rank_pattern": ({}, None),
     "use_dora": (False, None),
@@ -52,7 +53,9 @@ def save_peft(
     """Write an adapter that `PeftModel.from_pretrained` loads.
 
     Args:
-        adapter: pairs of a [r, D_in] and b [E, r], by the names of `qwen3_vl` or of CLIP.
+        adapter: pairs of a [r, D_in] and b [E, r], by the names of `qwen3_vl` or of CLIP. All of
+            them have a bias or none has: PEFT's `lora_bias` is one switch. Where the Linear itself
+            has no bias, PEFT runs the adapter with a warning, and cannot merge it.
         out_dir: the PEFT directory to make.
         base_model_name_or_path: the checkpoint that the adapter belongs to. A local one says which
             family it is of and how its Mergers are made.
@@ -64,27 +67,44 @@ def save_peft(
             of an unknown family.
     """
     place, faults = place_of_base(adapter, Path(base_model_name_or_path), model_type)
-    if faults:
+    if faults := faults + _mixed_faults(adapter):
         raise UserError(f"the adapter cannot be saved: {'; '.join(faults)}")
     paths = {place.live_path(name): pair for name, pair in adapter.pairs.items()}
-    tensors = {}
-    for path, pair in paths.items():
-        tensors[f"{ROOT}{path}{A}"] = _float32(pair.a)
-        tensors[f"{ROOT}{path}{B}"] = _float32(pair.b)
+    tensors = {
+        f"{ROOT}{path}.{PARTS[part]}": _float32(getattr(pair, part))
+        for path, pair in paths.items()
+        for part in _parts(pair)
+    }
     config = _config(adapter, sorted(paths), str(base_model_name_or_path))
     with fresh_directory(out_dir, overwrite) as fresh:
         (fresh / CONFIG).write_text(json.dumps(config, indent=2, sort_keys=True) + "\n")
         (fresh / WEIGHTS).write_bytes(save(tensors, metadata={"format": "pt"}))
 
 
-def _float32(factor: Any) -> Float32[np.ndarray, "rows columns"]:
-    return np.ascontiguousarray(factor, dtype=np.float32)
+def _parts(pair: LoraPair) -> list[str]:
+    return [part for part in PARTS if getattr(pair, part) is not None]
+
+
+def _mixed_faults(adapter: LoraAdapter) -> list[str]:
+    without = [name for name, pair in adapter.pairs.items() if pair.bias is None]
+    if len(without) in (0, len(adapter.pairs)):
+        return []
+    mend = "lora_bias is for all Linears or none, give zeros"
+    return [f"{name} has no bias and others have: {mend}" for name in without]
+
+
+def _float32(tensor: Any) -> Float32[np.ndarray, "..."]:
+    return np.ascontiguousarray(tensor, dtype=np.float32)
 
 
 def _config(adapter: LoraAdapter, paths: list[str], base: str) -> dict[str, Any]:
     """The fields that every PEFT of the last years knows: newer ones would make older ones warn."""
     alpha = adapter.alpha
+    biased = any(pair.bias is not None for pair in adapter.pairs.values())
+    # Since PEFT 0.14, so only where it is needed.
+    extra = {"lora_bias": True} if biased else {}
     return {
+        **extra,
         "alpha_pattern": {},
         "auto_mapping": None,
         "base_model_name_or_path": base,
@@ -115,36 +135,39 @@ def load_peft(adapter_dir: str | Path) -> LoraAdapter:
     """Read a PEFT directory of any family back: the adapter that `save_peft` wrote, bit for bit.
 
     Raises:
-        UserError: no such directory, not a plain LoRA, or tensors that are missing, unknown,
-            misshapen, not float32, or not of the Mergers or of CLIP; names every fault.
+        UserError: no such directory, neither a plain LoRA nor one with `lora_bias`, or tensors that
+            are missing, unknown, misshapen, not float32, or not of the Mergers or of CLIP; names
+            every fault.
     """
     directory = Path(adapter_dir)
-    rank, alpha = _read_config(directory)
+    config = _read_config(directory)
+    rank, alpha = config["r"], float(config["lora_alpha"])
+    parts = ("a", "b", "bias") if config.get("lora_bias") else ("a", "b")
     path = directory / WEIGHTS
     if not path.is_file():
         mend = "save the adapter as safetensors (a pickled adapter_model.bin is not opened)"
         raise UserError(f"{path}: no such file; {mend}")
     try:
         with safe_open(path, framework="numpy") as file:
-            pairs = _read_pairs(path, file, rank)
+            pairs = _read_pairs(path, file, rank, parts)
     except (SafetensorError, OSError) as error:
         raise UserError(f"{path}: cannot be read ({error}); copy the file again") from error
     return LoraAdapter(pairs, alpha=alpha, rank=rank)
 
 
-def _read_config(directory: Path) -> tuple[int, float]:
+def _read_config(directory: Path) -> dict[str, Any]:
     path = directory / CONFIG
     if not directory.is_dir():
         raise UserError(f"{directory}: no such directory; give the folder that holds {CONFIG}")
     if not path.is_file():
         raise UserError(f"{path}: no such file; {directory} is not a PEFT adapter")
     try:
-        config = json.loads(path.read_text())
+        config: dict[str, Any] = json.loads(path.read_text())
     except ValueError as error:
         raise UserError(f"{path}: is not JSON ({error})") from error
     if faults := list(_config_faults(config)):
         raise UserError(f"{path}: {'; '.join(faults)}")
-    return config["r"], float(config["lora_alpha"])
+    return config
 
 
 def _config_faults(config: Any) -> Iterator[str]:
@@ -162,43 +185,63 @@ def _config_faults(config: Any) -> Iterator[str]:
             yield f"{name} = {value!r} is not supported"
 
 
-def _read_pairs(path: Path, file: Any, rank: int) -> dict[str, LoraPair]:
+def _read_pairs(path: Path, file: Any, rank: int, parts: Sequence[str]) -> dict[str, LoraPair]:
+    """parts: what each pair must have of `PARTS`."""
     keys = sorted(file.keys())
-    if faults := [fault for key in keys for fault in _key_faults(key, file, rank)]:
+    if faults := [fault for key in keys for fault in _key_faults(key, file, rank, parts)]:
         raise UserError(f"{path}: {'; '.join(faults)}")
     found: dict[str, dict[str, Any]] = {}
-    faults = []
     for key in keys:
-        name, factor = _place(key)
-        if factor in found.setdefault(name, {}):
-            faults.append(f"{key} is a second lora_{factor.upper()} of {name}")
-        found[name][factor] = jnp.asarray(file.get_tensor(key))
-    faults += [f"{n} has no lora_{f.upper()}" for n in found for f in "ab" if f not in found[n]]
+        name, part = _place(key)
+        if part in found.setdefault(name, {}):
+            faults.append(f"{key} is a second {_short(part)} of {name}")
+        found[name][part] = jnp.asarray(file.get_tensor(key))
+    faults += [f"{n} has no {_short(p)}" for n in found for p in parts if p not in found[n]]
+    faults += [fault for name, pair in found.items() for fault in _bias_faults(name, pair)]
     if faults or not found:
         raise UserError(f"{path}: {'; '.join(faults) or 'holds no tensor'}")
-    return {name: LoraPair(**factors) for name, factors in found.items()}
+    return {name: LoraPair(**pair) for name, pair in found.items()}
 
 
-def _key_faults(key: str, file: Any, rank: int) -> list[str]:
-    name, factor = _place(key)
-    if not factor:
-        return [f"{key} is unknown; expected {ROOT}….lora_A.weight and ….lora_B.weight"]
+def _short(part: str) -> str:
+    return PARTS[part].removesuffix(".weight")
+
+
+def _key_faults(key: str, file: Any, rank: int, parts: Sequence[str]) -> list[str]:
+    name, part = _place(key)
+    if not part:
+        expected = ", ".join(f"{ROOT}….{PARTS[part]}" for part in parts)
+        return [f"{key} is unknown; expected {expected}"]
+    if part not in parts:
+        return [f"{key} needs lora_bias = true in {CONFIG}, without which PEFT leaves it out"]
     if not name:
         return [f"{key} is not of a vision Merger's linear_fc1 or linear_fc2, nor of CLIP"]
     tensor, faults = file.get_slice(key), []
     if tensor.get_dtype() != "F32":
         faults.append(f"{key} has dtype {tensor.get_dtype()}, expected F32")
     shape = list(tensor.get_shape())
-    if len(shape) != 2 or shape["ab".index(factor)] != rank:
-        expected = f"[{rank}, D_in]" if factor == "a" else f"[E, {rank}]"
+    if not _fits(shape, part, rank):
+        expected = {"a": f"[{rank}, D_in]", "b": f"[E, {rank}]", "bias": "[E]"}[part]
         faults.append(f"{key} has shape {shape}, expected {expected}")
     return faults
 
 
+def _fits(shape: list[int], part: str, rank: int) -> bool:
+    if part == "bias":
+        return len(shape) == 1
+    return len(shape) == 2 and shape["ab".index(part)] == rank
+
+
+def _bias_faults(name: str, pair: dict[str, Any]) -> list[str]:
+    if not {"b", "bias"} <= pair.keys() or len(pair["bias"]) == len(pair["b"]):
+        return []
+    return [f"{name} has a lora_B of {len(pair['b'])} rows, and {len(pair['bias'])} biases"]
+
+
 def _place(key: str) -> tuple[str, str]:
-    """(name of the Linear, `a` or `b`); the name is "" where none can be, both in other keys."""
-    for ending, factor in ((A, "a"), (B, "b")):
-        if key.startswith(ROOT) and key.endswith(ending):
-            path = key.removeprefix(ROOT).removesuffix(ending)
-            return linear_of_live_path(path) or "", factor
+    """(name of the Linear, which of `PARTS`); the name is "" where none can be, both otherwise."""
+    for part, ending in PARTS.items():
+        if key.startswith(ROOT) and key.endswith(f".{ending}"):
+            path = key.removeprefix(ROOT).removesuffix(f".{ending}")
+            return linear_of_live_path(path) or "", part
     return "", ""

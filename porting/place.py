@@ -25,27 +25,31 @@ class Place(Generic[AnyFamily]):
     key_prefix: str
     single_linear: bool = False
 
-    def key(self, linear: str) -> str:
-        """Key of the weight of a Linear that we call `linear`.
+    def key(self, linear: str, tensor: str = "weight") -> str:
+        """Key of the weight, or of the bias, of a Linear that we call `linear`.
 
         Raises:
             ValueError: it is none of a Merger's or of CLIP's, or this one has none of that name.
         """
         own = self.family.own_linear(linear, self.single_linear)
-        return f"{self.key_prefix}{own}.weight"
+        return f"{self.key_prefix}{own}.{tensor}"
 
     def live_path(self, linear: str) -> str:
         """The Linear's path in the HF model; raises as `key` does."""
         return self.family.live + self.family.own_linear(linear, self.single_linear)
 
-    def keys(self, adapter: LoraAdapter) -> dict[str, str]:
-        """Key of each adapted weight, by our name for it; without those that have none."""
+    def keys(self, adapter: LoraAdapter) -> dict[tuple[str, str], str]:
+        """Key of each tensor that the adapter changes; without those that have none.
+
+        By our name for the Linear, and `weight` or `bias`.
+        """
         keys = {}
-        for name in adapter.pairs:
-            try:
-                keys[name] = self.key(name)
-            except ValueError:
-                continue
+        for name, pair in adapter.pairs.items():
+            for tensor in ("weight",) if pair.bias is None else ("weight", "bias"):
+                try:
+                    keys[name, tensor] = self.key(name, tensor)
+                except ValueError:
+                    continue
         return keys
 
 
@@ -108,6 +112,8 @@ def adapter_faults(
             continue
         if (ranks := {pair.a.shape[0], pair.b.shape[1]}) != {adapter.rank}:
             faults.append(f"{name} has rank {sorted(ranks)}, the adapter {adapter.rank}")
+        if pair.bias is not None and pair.bias.shape != (e := pair.b.shape[:1]):
+            faults.append(f"{name} has a bias of shape {list(pair.bias.shape)}, expected {list(e)}")
         if checkpoint is not None:
             faults += _weight_faults(key, name, pair, checkpoint)
     return faults
