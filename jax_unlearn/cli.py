@@ -5,7 +5,7 @@ import os
 import sys
 import warnings
 from collections.abc import Sequence
-from dataclasses import dataclass, replace
+from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 from types import ModuleType
 from typing import Annotated, Any, cast
@@ -15,12 +15,20 @@ from rich.console import Console
 from rich.table import Table
 from tyro.conf import Positional
 
-from jax_unlearn.config import Preset, RunConfig, preset_settings, read_config
+from jax_unlearn.config import (
+    Preset,
+    RunConfig,
+    SweepConfig,
+    preset_settings,
+    read_config,
+    settings_of,
+)
 from jax_unlearn.errors import UserError
 from jax_unlearn.inspect import inspect, lines
 from jax_unlearn.report.page import VLM_ROWS, ZERO_SHOT_ROWS, percent
-from jax_unlearn.run import Format, Metrics, evaluate, export, run
+from jax_unlearn.run import Format, Metrics, evaluate, export, run, sweep
 from jax_unlearn.shipped import ASSETS, CLIP_ASSETS
+from jax_unlearn.tradeoff import TradeOff
 
 REQUIRED = ("checkpoint", "out")
 
@@ -86,6 +94,12 @@ Command = (
         RunConfig,
         tyro.conf.subcommand("run", description="Extract, train, evaluate, save and report."),
     ]
+    | Annotated[
+        SweepConfig,
+        tyro.conf.subcommand(
+            "sweep", description="Many settings at once, and which of them forgets at least cost."
+        ),
+    ]
     | Annotated[Evaluate, tyro.conf.subcommand("evaluate")]
     | Annotated[Export, tyro.conf.subcommand("export")]
 )
@@ -110,12 +124,13 @@ def main(arguments: Sequence[str] | None = None) -> None:
 
 def parse(arguments: Sequence[str]) -> Any:
     """The command with its options. A preset, and an earlier run, are defaults: options win."""
-    if arguments[:1] == ["run"] and (earlier := option_of(arguments, "--statistics")):
+    kind = {"run": RunConfig, "sweep": SweepConfig}.get(arguments[0] if arguments else "")
+    if kind and (earlier := option_of(arguments, "--statistics")):
         out = option_of(arguments, "--out")
         if out is None and "--help" not in arguments:
             raise UserError("--out: give the directory of the new run")
         defaults = replace(read_config(earlier), out=out or Path(), overwrite=False)
-        return tyro.cli(RunConfig, default=defaults, args=arguments[1:])
+        return tyro.cli(kind, default=kind(**settings_of(defaults)), args=arguments[1:])
     command: Any = tyro.cli(
         Command,
         prog="jax-unlearn",
@@ -126,8 +141,8 @@ def parse(arguments: Sequence[str]) -> Any:
         settings = preset_settings(command.preset, text=bool(command.forget_text))
         if settings:
             required = {name: getattr(command, name) for name in REQUIRED}
-            defaults = RunConfig(**required, **settings)
-            command = tyro.cli(RunConfig, default=defaults, args=arguments[1:])
+            kind = type(command)
+            command = tyro.cli(kind, default=kind(**required, **settings), args=arguments[1:])
     return command
 
 
@@ -148,6 +163,8 @@ def dispatch(command: Any, console: Console) -> None:
     match command:
         case Demo():
             finish(run(demo_config(command), console), command.out)
+        case SweepConfig():
+            finish_sweep(sweep(command, console), command)
         case RunConfig():
             finish(run(command, console), command.out)
         case Inspect():
@@ -230,6 +247,19 @@ def finish(metrics: Metrics, out: Path) -> None:
     print(f"{out / 'report.html'}")
     if metrics["stopped"]:
         raise UserError(f"{out}: {metrics['stopped']}; the last good adapter was saved")
+
+
+def finish_sweep(found: TradeOff, config: SweepConfig) -> None:
+    """Print the chosen setting, the front, and how to run it."""
+    table = Table("", "forget, still named", "preserve, right", "drift", "setting")
+    for point in sorted(found.front, key=lambda p: (p.score.forget, p.score.drift)):
+        shown = (percent(s) for s in (point.score.forget, point.score.preserve, point.score.drift))
+        setting = ", ".join(f"{k} {v}" for k, v in asdict(point.setting).items())
+        table.add_row("chosen" if point is found.chosen else "", *shown, setting)
+    Console().print(table)
+    if not found.reached:
+        print("warning: no setting forgets enough; the chosen one forgets most", file=sys.stderr)
+    print(config.out / "sweep.csv")
 
 
 def summary(metrics: Metrics) -> Table:

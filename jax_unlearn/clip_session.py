@@ -1,7 +1,7 @@
 """CLIP: names to forget through the text side, or images through the image side."""
 
 import warnings
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -17,7 +17,8 @@ from jax_unlearn.data.folder import ImageFile, find_images
 from jax_unlearn.data.prompts import prompts
 from jax_unlearn.dataset import collect_images, collect_prompts
 from jax_unlearn.errors import UserError
-from jax_unlearn.evaluate.readers import read_splits
+from jax_unlearn.evaluate.readers import drift, read_splits
+from jax_unlearn.evaluate.score import Score
 from jax_unlearn.evaluate.zero_shot import Named, by_class, classify, near_names, shares, unit
 from jax_unlearn.gather import Gathering, Granularity
 from jax_unlearn.lora import LoraAdapter
@@ -130,6 +131,21 @@ class TextSession(Session):
             "on": "images" if self.config.images else "names",
         }
         return scores
+
+    def scorer(self, train: Sides, test: Sides) -> Callable[[LoraAdapter], Score]:
+        """Zero-shot accuracy in place of a probe's."""
+
+        def score(adapter: LoraAdapter) -> Score:
+            read, (split,) = (
+                self.evaluate(train, test, adapter),
+                self.splits(test, adapter).values(),
+            )
+            keep = ~split.is_forget
+            moved = drift(split.before[keep], split.after[keep])["relative"]
+            forget, preserve = read["forget"], read["preserve"]["accuracy_after"]
+            return Score(forget["accuracy_after"], forget["chance"], preserve, moved)
+
+        return score
 
     def _features(self, folder: Path) -> Features:
         """Every readable image of a folder, embedded once."""

@@ -3,11 +3,12 @@
 from collections.abc import Collection, Iterable, Mapping, Sequence
 from dataclasses import dataclass
 
+import jax.numpy as jnp
 import numpy as np
 from jaxtyping import Float
 
 from jax_unlearn.errors import UserError
-from jax_unlearn.lora import LoraAdapter
+from jax_unlearn.lora import LoraAdapter, lora_delta
 from jax_unlearn.merger_problem import FIRST, LAST, MergerTokens, merger_problem, merger_tokens
 from jax_unlearn.models.qwen3_vision import Qwen3VisionTower, merger_pairs
 from jax_unlearn.objective import Part
@@ -59,8 +60,7 @@ class MergerPath:
         x = images.taps[self.last_tap].x
         if LAST not in pairs:
             return np.zeros((len(x), len(weight)), np.float32)
-        a, b = np.asarray(pairs[LAST].a), np.asarray(pairs[LAST].b)
-        return adapter.scale * (x @ a.T) @ b.T
+        return np.asarray(lora_delta(jnp.asarray(x), pairs[LAST], adapter.scale))
 
     def problem(
         self,

@@ -3,10 +3,11 @@
 from collections.abc import Collection
 from dataclasses import dataclass
 
+import jax.numpy as jnp
 import numpy as np
 from jaxtyping import Float
 
-from jax_unlearn.lora import LoraAdapter
+from jax_unlearn.lora import LoraAdapter, lora_delta
 from jax_unlearn.objective import Part
 from jax_unlearn.rows import Features
 from jax_unlearn.statistics import linear_part
@@ -43,8 +44,7 @@ class ProjectionPath:
         x = samples.taps[self.name].x
         if self.name not in adapter.pairs:
             return np.zeros((len(x), len(self.weight)), np.float32)
-        pair = adapter.pairs[self.name]
-        return adapter.scale * (x @ np.asarray(pair.a).T) @ np.asarray(pair.b).T
+        return np.asarray(lora_delta(jnp.asarray(x), adapter.pairs[self.name], adapter.scale))
 
     def problem(
         self,

@@ -3,7 +3,7 @@
 import json
 import shutil
 import time
-from dataclasses import replace
+from dataclasses import asdict, replace
 from pathlib import Path
 from typing import Any, Literal
 
@@ -12,7 +12,14 @@ from rich.progress import BarColumn, Progress, TextColumn, TimeRemainingColumn
 
 import porting
 from jax_unlearn.clip_session import ClipImageSession, TextSession
-from jax_unlearn.config import RunConfig, check_inputs, read_config, to_json
+from jax_unlearn.config import (
+    RunConfig,
+    SweepConfig,
+    check_inputs,
+    read_config,
+    settings_of,
+    to_json,
+)
 from jax_unlearn.errors import UserError
 from jax_unlearn.evaluate.answers import load_questions
 from jax_unlearn.evaluate.exam import Exam
@@ -22,11 +29,13 @@ from jax_unlearn.image_session import ImageSession
 from jax_unlearn.lora import LoraAdapter
 from jax_unlearn.objective import TERMS, Problem
 from jax_unlearn.report.page import report
+from jax_unlearn.report.tradeoff import write_tradeoff
 from jax_unlearn.rows import images
 from jax_unlearn.saved import SavedSession
 from jax_unlearn.search import Search, search
 from jax_unlearn.session import Session, Sides
 from jax_unlearn.statistics import describe
+from jax_unlearn.tradeoff import TradeOff, explore
 from jax_unlearn.train import Result, Row
 
 Metrics = dict[str, Any]
@@ -47,6 +56,12 @@ def run(config: RunConfig, console: Console) -> Metrics:
     train_sides = session.train_features(config.granularity)
     test_sides = session.test_features()
     extracted = time.perf_counter()
+    found_by_sweep = None
+    if config.auto:
+        options = SweepConfig(**settings_of(config))
+        found_by_sweep = explore(session, train_sides, test_sides, options, console)
+        config = chosen_config(config, found_by_sweep)
+        session = session.having(**asdict(found_by_sweep.chosen.setting), auto=False)
     fit, choose = session.problems(train_sides)
     for name, rows in describe(fit).items():
         console.out(f"{name}: {rows['forget']} to forget, {rows['preserve']} to keep")
@@ -79,12 +94,43 @@ def run(config: RunConfig, console: Console) -> Metrics:
             },
             "optimiser_seconds": result.seconds,
         }
-        (out / "config.json").write_text(to_text(to_json(session.config)))
+        write_config(out, session.config)
+        if found_by_sweep:
+            write_tradeoff(out, found_by_sweep)
         session.save(out, train_sides, test_sides)
         lines = (json.dumps(row) for row in result.history)
         (out / "history.jsonl").write_text("\n".join(lines) + "\n")
         save_metrics(out, session, metrics, test_sides)
     return metrics
+
+
+def sweep(config: SweepConfig, console: Console) -> TradeOff:
+    """Try many settings, and leave the table, the plot and the chosen one's config.
+
+    The directory also holds the statistics, where there are some, so that `run --statistics` goes
+    on from the chosen setting.
+
+    Raises:
+        UserError: bad input; `config.out` is then as it was.
+    """
+    check_free(config.out, config.overwrite)
+    session = open_session(config, console)
+    train, test = session.train_features(config.granularity), session.test_features()
+    found = explore(session, train, test, config, console)
+    with fresh_directory(config.out, config.overwrite) as out:
+        write_tradeoff(out, found)
+        write_config(out, chosen_config(RunConfig(**settings_of(config)), found))
+        session.save(out, train, test)
+    return found
+
+
+def chosen_config(config: RunConfig, found: TradeOff) -> RunConfig:
+    """The run with the chosen setting; a sweep is done with then."""
+    return replace(config, auto=False, **asdict(found.chosen.setting))
+
+
+def write_config(directory: Path, config: RunConfig) -> None:
+    (directory / "config.json").write_text(to_text(to_json(config)))
 
 
 def open_session(config: RunConfig, console: Console) -> Session:

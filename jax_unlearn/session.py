@@ -4,9 +4,10 @@ A session is a checkpoint and the samples to forget and to keep: `ImageSession` 
 Qwen3 tower, `ClipSession` for names or images through CLIP.
 """
 
+import copy
 from abc import ABC, abstractmethod
-from collections.abc import Sequence
-from dataclasses import dataclass
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass, replace
 from pathlib import Path as FilePath
 from typing import Any
 
@@ -19,6 +20,7 @@ from jax_unlearn.config import RunConfig
 from jax_unlearn.data.folder import ImageFile, ImageReader
 from jax_unlearn.dataset import Dataset
 from jax_unlearn.evaluate.readers import Split
+from jax_unlearn.evaluate.score import Score, fit_probes, score
 from jax_unlearn.gather import Granularity
 from jax_unlearn.lora import LoraAdapter
 from jax_unlearn.objective import Part
@@ -105,6 +107,12 @@ class Session(ABC):
     def evaluate(self, train: Sides, test: Sides, adapter: LoraAdapter) -> dict[str, Any]:
         """What is measured on held-out samples, for metrics.json; `train` are `image_means`."""
 
+    def scorer(self, train: Sides, test: Sides) -> Callable[[LoraAdapter], Score]:
+        """Scores adapters on held-out samples; `train` are `image_means`."""
+        nothing = LoraAdapter({}, alpha=1.0, rank=1)
+        probes = fit_probes(self.splits(train, nothing))
+        return lambda adapter: score(probes, self.splits(test, adapter))
+
     @abstractmethod
     def pictures(self, test: Sides) -> list[list[ImageFile]]:
         """Rows of images for the report: what is forgotten, what is kept."""
@@ -122,6 +130,12 @@ class Session(ABC):
     def work(self) -> dict[str, int | float]:
         """What the passes of the tower came to, for metrics.json."""
         return {}
+
+    def having(self, **changes: Any) -> "Session":
+        """The same with other settings of the targets or the loss."""
+        other = copy.copy(self)
+        other.config = replace(self.config, **changes)
+        return other
 
     def counts(self) -> dict[str, Any]:
         """How many samples each group has, the skipped ones left out."""
