@@ -251,11 +251,14 @@ def finish(metrics: Metrics, out: Path) -> None:
 
 def finish_sweep(found: TradeOff, config: SweepConfig) -> None:
     """Print the chosen setting, the front, and how to run it."""
-    table = Table("", "forget, still named", "preserve, right", "drift", "setting")
+    settings = [asdict(point.setting) for point in found.points]
+    varied = [name for name in settings[0] if len({s[name] for s in settings}) > 1]
+    scores = ("forget, still named", "preserve, right", "drift of it")
+    table = Table("", *scores, *(name.replace("_", " ") for name in varied))
     for point in sorted(found.front, key=lambda p: (p.score.forget, p.score.drift)):
         shown = (percent(s) for s in (point.score.forget, point.score.preserve, point.score.drift))
-        setting = ", ".join(f"{k} {v}" for k, v in asdict(point.setting).items())
-        table.add_row("chosen" if point is found.chosen else "", *shown, setting)
+        values = (str(getattr(point.setting, name)) for name in varied)
+        table.add_row("chosen" if point is found.chosen else "", *shown, *values)
     Console().print(table)
     if not found.reached:
         print("warning: no setting forgets enough; the chosen one forgets most", file=sys.stderr)

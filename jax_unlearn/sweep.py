@@ -10,66 +10,26 @@ from typing import Any
 import jax
 import jax.numpy as jnp
 import numpy as np
+import optax
 from jax import Array
 from jaxtyping import Float
 
 from jax_unlearn.errors import UserError
+from jax_unlearn.grid import Setting
 from jax_unlearn.lora import LoraAdapter, LoraPair
-from jax_unlearn.objective import TERMS, LossWeights, Problem, shapes
+from jax_unlearn.objective import (
+    TERMS,
+    LinearProblem,
+    LossWeights,
+    Problem,
+    Reduction,
+    shapes,
+)
 from jax_unlearn.targets import TargetKind
 from jax_unlearn.train import State, TrainConfig, check, run_chunk, start
 
 # What R − change of all settings at once may take, in bytes.
 MEMORY = 2**29
-
-
-@dataclass(frozen=True)
-class Setting:
-    """One point of a sweep."""
-
-    target: TargetKind
-    seed: int
-    lambda_forget: float
-    lambda_preserve: float
-    lambda_weight: float
-    learning_rate: float
-    rank: int
-
-    def config(self, common: TrainConfig) -> TrainConfig:
-        """The common settings with those of this point; the target is not one of them."""
-        fields = asdict(self)
-        del fields["target"]
-        return replace(common, **fields)
-
-
-@dataclass(frozen=True)
-class Grid:
-    """Values of each setting; a sweep is their product, or a sample of it."""
-
-    target: tuple[TargetKind, ...]
-    seed: tuple[int, ...]
-    lambda_forget: tuple[float, ...]
-    lambda_preserve: tuple[float, ...]
-    lambda_weight: tuple[float, ...]
-    learning_rate: tuple[float, ...]
-    rank: tuple[int, ...]
-
-    def settings(self, sample: int | None = None) -> list[Setting]:
-        """Every point in the order of the fields, or so many drawn without replacement.
-
-        Raises:
-            UserError: a setting without a value, or a sample of none.
-        """
-        values = asdict(self)
-        if empty := [name for name, given in values.items() if not given]:
-            raise UserError(f"--{empty[0].replace('_', '-')}s: give at least one value")
-        points = [Setting(*point) for point in itertools.product(*values.values())]
-        if sample is None or sample >= len(points):
-            return points
-        if sample < 1:
-            raise UserError(f"--sample {sample}: must be at least 1")
-        chosen = np.random.default_rng(0).choice(len(points), sample, replace=False)
-        return [points[i] for i in sorted(chosen)]
 
 
 @dataclass(frozen=True)
@@ -88,7 +48,10 @@ class Trained:
         return {**asdict(self.setting), **terms, "total": total, "stopped": self.stopped}
 
 
-Residuals = Mapping[str, Array]
+# The leaves of a batch of trees; by Linear, what its targets differ in; λ's and learning rate.
+Leaves = list[Array]
+Aims = dict[str, dict[str, Array]]
+Numbers = tuple[list[Array], Array]
 ProblemOf = Callable[[TargetKind, int], Problem]
 
 
@@ -103,7 +66,8 @@ def train_all(
     Ranks are padded to the largest with rows of A and columns of B that are zero and stay so.
 
     Args:
-        problem_of: the problem of a target and a seed; they may differ in their residuals only.
+        problem_of: the problem of a target and a seed; they may differ in the rows to
+            forget and their residuals only.
         settings: one or more.
         common: epochs, alpha, reduction and select of all of them.
         progress: called with the number of settings that are done.
@@ -155,7 +119,7 @@ def target_of(setting: Setting) -> tuple[TargetKind, int]:
 def train_batch(
     problem_of: ProblemOf, groups: Sequence[Sequence[Setting]], common: TrainConfig, scale: float
 ) -> Iterator[Trained]:
-    """One batch: an axis of residuals, and one of settings for each."""
+    """One batch: an axis of targets, and one of settings for each."""
     problems: list[dict[str, Any]] = [dict(problem_of(*target_of(group[0]))) for group in groups]
     linears = shapes(problems[0])
     width, rank = max(map(len, groups)), max(s.rank for group in groups for s in group)
@@ -163,82 +127,136 @@ def train_batch(
         check(setting.config(common), linears)
     # A group that is shorter is filled with its last setting, so that all fit one array.
     full = [[*group, *[group[-1]] * (width - len(group))] for group in groups]
-    adapters = stacked([[padded(s, common, problems[0], rank, scale) for s in g] for g in full])
-    residuals = stacked([{n: part.residual for n, part in p.items()} for p in problems])
+    adapters = [[padded(s, common, problems[0], rank, scale) for s in group] for group in full]
+    tree = jax.tree.structure(adapters[0][0])
 
     def column(name: str) -> Float[Array, "groups width"]:
         return jnp.array([[getattr(s, name) for s in group] for group in full], jnp.float32)
 
-    lambdas = {term: column(f"lambda_{term}") for term in TERMS}
-    weights = LossWeights(**lambdas, reduction=common.reduction)
-    state, terms = optimise(
-        adapters, residuals, problems[0], weights, column("learning_rate"), common
-    )
+    numbers = [column(f"lambda_{term}") for term in TERMS], column("learning_rate")
+    leaves, terms = optimise(stacked(adapters), aims(problems), problems[0], numbers, tree, common)
     if not np.isfinite(terms[:, :, 0]).all():
         raise UserError("the loss is not finite at the start: the features or the target are not")
-    last = common.select == "last"
-    chosen = jax.tree.map(np.asarray, state.adapter if last else state.best)
-    epochs = np.asarray(state.epoch if last else state.best_epoch)
     for i, group in enumerate(groups):
         for j, setting in enumerate(group):
-            pairs = jax.tree.map(lambda x, i=i, j=j: x[i, j], chosen.pairs)
-            stopped = bool(state.failed[i, j])
-            adapter = cut(pairs, setting.rank, scale)
-            yield Trained(setting, adapter, terms[i, j, epochs[i, j]], stopped)
+            state = unflatten(tree, [np.asarray(leaf[i, j]) for leaf in leaves])
+            last = common.select == "last"
+            chosen, epoch = (state.adapter, state.epoch) if last else (state.best, state.best_epoch)
+            own = terms[i, j, int(epoch)]
+            yield Trained(setting, cut(chosen, setting.rank), own, bool(state.failed))
 
 
 def optimise(
-    adapters: LoraAdapter,
-    residuals: Residuals,
+    adapters: Leaves,
+    aims: Aims,
     problem: dict[str, Any],
-    weights: LossWeights,
-    learning_rate: Float[Array, "groups width"],
+    numbers: Numbers,
+    tree: Any,
     common: TrainConfig,
-) -> tuple[State, Float[np.ndarray, "groups width epochs terms"]]:
-    """Every setting's final state and its terms after each step, from the start on."""
-    state, terms = start_all(adapters, residuals, problem, weights)
+) -> tuple[list[np.ndarray], Float[np.ndarray, "groups width epochs terms"]]:
+    """The leaves of every setting's final state, and its terms from the start on."""
+    state, terms = start_all(
+        adapters, aims, problem, numbers, tree=tree, reduction=common.reduction
+    )
     history = [np.asarray(terms)[:, :, None]]
     for first in range(0, common.epochs, common.chunk):
         length = min(common.chunk, common.epochs - first)
-        state, terms = run_all(state, residuals, problem, weights, learning_rate, length=length)
+        state, terms = run_all(
+            state,
+            aims,
+            problem,
+            numbers,
+            tree=tree,
+            reduction=common.reduction,
+            length=length,
+        )
         history.append(np.asarray(terms))
-    return state, np.concatenate(history, axis=2)
+    return [np.asarray(leaf) for leaf in state], np.concatenate(history, axis=2)
 
 
-@jax.jit
+# A batch of trees is the list of their leaves: the trees themselves know the shape of one.
+@partial(jax.jit, static_argnames=("tree", "reduction"))
 def start_all(
-    adapters: LoraAdapter, residuals: Residuals, problem: dict[str, Any], weights: LossWeights
-) -> tuple[State, Float[Array, "groups width terms"]]:
+    adapters: Leaves,
+    aims: Aims,
+    problem: dict[str, Any],
+    numbers: Numbers,
+    *,
+    tree: Any,
+    reduction: Reduction,
+) -> tuple[Leaves, Float[Array, "groups width terms"]]:
     """`train.start` for every setting of every group."""
 
-    def one(adapter: LoraAdapter, weights: LossWeights, residuals: Residuals) -> Any:
-        return start(adapter, having(problem, residuals), weights)
+    def one(leaves: Leaves, lambdas: list[Array], rate: Array, aims: Aims) -> Any:
+        weights = LossWeights(lambdas[0], lambdas[1], lambdas[2], reduction)
+        adapter = jax.tree.unflatten(tree, leaves)
+        state, terms = start(adapter, aiming(problem, aims), weights)
+        return jax.tree.leaves(state), terms
 
-    return jax.vmap(jax.vmap(one, (0, 0, None)))(adapters, weights, residuals)
+    return jax.vmap(jax.vmap(one, (0, 0, 0, None)))(adapters, *numbers, aims)
 
 
-@partial(jax.jit, static_argnames="length", donate_argnames="state")
+@partial(jax.jit, static_argnames=("tree", "reduction", "length"), donate_argnames="state")
 def run_all(
-    state: State,
-    residuals: Residuals,
+    state: Leaves,
+    aims: Aims,
     problem: dict[str, Any],
-    weights: LossWeights,
-    learning_rate: Float[Array, "groups width"],
+    numbers: Numbers,
     *,
+    tree: Any,
+    reduction: Reduction,
     length: int,
-) -> tuple[State, Float[Array, "groups width length terms"]]:
+) -> tuple[Leaves, Float[Array, "groups width length terms"]]:
     """`train.run_chunk` for every setting of every group."""
 
-    def one(state: State, weights: LossWeights, rate: Array, residuals: Residuals) -> Any:
-        return run_chunk(state, having(problem, residuals), weights, rate, length=length)
+    def one(leaves: Leaves, lambdas: list[Array], rate: Array, aims: Aims) -> Any:
+        weights = LossWeights(lambdas[0], lambdas[1], lambdas[2], reduction)
+        state, terms = run_chunk(
+            unflatten(tree, leaves), aiming(problem, aims), weights, rate, length=length
+        )
+        return jax.tree.leaves(state), terms
 
-    over = jax.vmap(jax.vmap(one, (0, 0, 0, None)))
-    return over(state, weights, learning_rate, residuals)
+    return jax.vmap(jax.vmap(one, (0, 0, 0, None)))(state, *numbers, aims)
 
 
-def having(problem: Mapping[str, Any], residuals: Residuals) -> dict[str, Any]:
-    """The problem with other residuals: what targets differ in, and nothing else."""
-    return {name: replace(part, residual=residuals[name]) for name, part in problem.items()}
+def unflatten(adapter: Any, leaves: Sequence[Array | np.ndarray]) -> State:
+    """The state of one setting from its leaves; adapter: the tree of one."""
+    example = jax.tree.unflatten(adapter, leaves[: adapter.num_leaves])
+    number = jnp.zeros(())
+    optimiser = optax.adam(0.0).init(example)
+    tree = jax.tree.structure(
+        State(example, example, optimiser, number, example, number, number, number)
+    )
+    return jax.tree.unflatten(tree, leaves)
+
+
+def aims(problems: Sequence[Mapping[str, Any]]) -> Aims:
+    """What problems of several targets differ in, along a new leading axis.
+
+    Rows may have been replaced together with their residuals; fewer are filled with zeros, which
+    no norm feels.
+    """
+    found: Aims = {}
+    for name in problems[0]:
+        parts = [problem[name] for problem in problems]
+        linear = isinstance(parts[0], LinearProblem)
+        fields = ("forget", "residual") if linear else ("residual",)
+        most = max(len(part.residual) for part in parts)
+        found[name] = {
+            field: jnp.stack(
+                [
+                    jnp.pad(rows, ((0, most - len(rows)), (0, 0)))
+                    for rows in (getattr(part, field) for part in parts)
+                ]
+            )
+            for field in fields
+        }
+    return found
+
+
+def aiming(problem: Mapping[str, Any], aims: Aims) -> dict[str, Any]:
+    """The problem with the rows to forget and the residuals of another target."""
+    return {name: replace(part, **aims[name]) for name, part in problem.items()}
 
 
 def padded(
@@ -254,14 +272,16 @@ def padded(
     return LoraAdapter(pairs, alpha=scale * rank, rank=rank)
 
 
-def cut(pairs: Mapping[str, LoraPair], rank: int, scale: float) -> LoraAdapter:
+def cut(adapter: LoraAdapter, rank: int) -> LoraAdapter:
     """Without the zeros."""
-    own = {name: LoraPair(pair.a[:rank], pair.b[:, :rank]) for name, pair in pairs.items()}
-    return LoraAdapter(own, alpha=scale * rank, rank=rank)
+    own = {name: LoraPair(pair.a[:rank], pair.b[:, :rank]) for name, pair in adapter.pairs.items()}
+    return LoraAdapter(own, alpha=adapter.scale * rank, rank=rank)
 
 
-def stacked(trees: Sequence[Any]) -> Any:
-    """Trees of arrays, or lists of them, along new leading axes."""
-    if isinstance(trees[0], list):
-        trees = [stacked(inner) for inner in trees]
-    return jax.tree.map(lambda *leaves: jnp.stack(leaves), *trees)
+def stacked(adapters: Sequence[Sequence[LoraAdapter]]) -> Leaves:
+    """The leaves of adapters [groups, width], each along two leading axes."""
+    rows = [[jax.tree.leaves(adapter) for adapter in group] for group in adapters]
+    return [
+        jnp.stack([jnp.stack([leaves[k] for leaves in group]) for group in rows])
+        for k in range(len(rows[0][0]))
+    ]
