@@ -13,12 +13,14 @@ from jax_unlearn.targets import TargetKind
 from jax_unlearn.train import TrainConfig
 
 LinearName = Literal["linear_fc1", "linear_fc2"]
+Optimizer = Literal["closed_form", "adam", "leace"]
 Then = Literal["drift", "preserve"]
 Preset = Literal["default", "faithful", "clip-rn50", "clip-vit-b16", "clip-multi"]
 
 # The published scheme, every constant of it, whatever our own defaults become.
 FAITHFUL: dict[str, Any] = {
     "preset": "faithful",
+    "optimizer": "adam",
     "targets": ("merger",),
     "linears": ("linear_fc2",),
     "target": "random",
@@ -126,6 +128,10 @@ class RunConfig(TrainConfig):
     linears: tuple[LinearName, ...] = ("linear_fc2",)
     """Which Linears of those Mergers. With linear_fc1 every step runs the rest of the Merger on all
     tokens, which costs many times the memory and the time."""
+    optimizer: Optimizer | None = None
+    """closed_form computes the adapter, adam trains it; leace is another thing: it erases what a
+    linear probe can read, by a change of rank 1 and of the bias, whatever λ, target and rank are.
+    By default closed_form, and adam where linear_fc1 is adapted."""
     target: TargetKind = "near"
     """Where forget rows are sent."""
     near_step: float = 1.5
@@ -210,6 +216,9 @@ def check_inputs(config: RunConfig) -> None:
         raise UserError(f"--{option}: {mend}; leave it out")
     if config.forget_text and config.select == "held_out":
         raise UserError("--select held_out: a name has nothing to hold out; take best or last")
+    if config.optimizer == "leace" and (config.until_forgotten is not None or config.auto):
+        option = "auto" if config.auto else "until-forgotten"
+        raise UserError(f"--{option}: LEACE has nothing to choose; leave it out")
     if config.until_forgotten is not None and not 0 < config.until_forgotten <= 1:
         raise UserError(f"--until-forgotten {config.until_forgotten}: must be above 0, at most 1")
 

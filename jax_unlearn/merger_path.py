@@ -42,6 +42,10 @@ class MergerPath:
         return {f"{self.name}.{own}": weight.shape for own, (weight, _) in self.linears.items()}
 
     @property
+    def last_linear(self) -> Frozen:
+        return self.linears[LAST]
+
+    @property
     def is_linear(self) -> bool:
         """A GELU lies between linear_fc1 and the output."""
         return FIRST not in self.linears

@@ -28,6 +28,10 @@ class Path(Protocol):
         """(E, D_in) of each Linear whose tap is needed, by its full name."""
 
     @property
+    def last_linear(self) -> tuple[Float[np.ndarray, "e d_in"], Float[np.ndarray, " e"]]:
+        """Weight and bias of the Linear that gives the embeddings, in torch's layout."""
+
+    @property
     def is_linear(self) -> bool:
         """Whether what may be adapted changes the embeddings linearly in the rows."""
 

@@ -32,6 +32,10 @@ class ProjectionPath:
         return {self.name: self.weight.shape}
 
     @property
+    def last_linear(self) -> tuple[Float[np.ndarray, "e d_in"], Float[np.ndarray, " e"]]:
+        return self.weight, self.bias
+
+    @property
     def is_linear(self) -> bool:
         return True
 

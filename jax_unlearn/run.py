@@ -20,6 +20,7 @@ from jax_unlearn.config import (
     settings_of,
     to_json,
 )
+from jax_unlearn.erase import erase
 from jax_unlearn.errors import UserError
 from jax_unlearn.evaluate.answers import load_questions
 from jax_unlearn.evaluate.exam import Exam
@@ -32,11 +33,12 @@ from jax_unlearn.report.page import report
 from jax_unlearn.report.tradeoff import write_tradeoff
 from jax_unlearn.rows import images
 from jax_unlearn.saved import SavedSession
-from jax_unlearn.search import Search, search
+from jax_unlearn.search import Optimise, Search, search
 from jax_unlearn.session import Session, Sides
+from jax_unlearn.solve import solve
 from jax_unlearn.statistics import describe
 from jax_unlearn.tradeoff import TradeOff, explore
-from jax_unlearn.train import Result, Row
+from jax_unlearn.train import Result, Row, train
 
 Metrics = dict[str, Any]
 Format = Literal["peft", "merged"]
@@ -62,10 +64,16 @@ def run(config: RunConfig, console: Console) -> Metrics:
         found_by_sweep = explore(session, train_sides, test_sides, options, console)
         config = chosen_config(config, found_by_sweep)
         session = session.having(**asdict(found_by_sweep.chosen.setting), auto=False)
+    optimizer = session.optimizer
     fit, choose = session.problems(train_sides)
     for name, rows in describe(fit).items():
         console.out(f"{name}: {rows['forget']} to forget, {rows['preserve']} to keep")
-    found = optimise(fit, choose, config, console)
+
+    def erasing(_: Problem, config: RunConfig, **__: Any) -> Result:
+        return erase(session.erasable(train_sides), config.loss_weights())
+
+    optimisers: dict[str, Optimise] = {"adam": train, "closed_form": solve, "leace": erasing}
+    found = optimise(fit, choose, config, console, optimisers[optimizer])
     result = found.result
     optimised = time.perf_counter()
     with console.status("Reading the embeddings"):
@@ -85,6 +93,7 @@ def run(config: RunConfig, console: Console) -> Metrics:
             "search": describe_search(found),
             "samples": session.counts(),
             "tower": session.work,
+            "optimizer": optimizer,
             "rows": describe(fit),
             "stopped": result.stopped,
             "seconds": {
@@ -151,13 +160,18 @@ def open_session(config: RunConfig, console: Console) -> Session:
 
 
 def optimise(
-    problem: Problem, held_out: Problem | None, config: RunConfig, console: Console
+    problem: Problem,
+    held_out: Problem | None,
+    config: RunConfig,
+    console: Console,
+    optimiser: Optimise,
 ) -> Search:
-    """`train` under a progress bar, again and again with --until-forgotten."""
+    """`train` or `solve` under a progress bar, again and again with --until-forgotten."""
     columns = (TextColumn("{task.description}"), BarColumn(), TimeRemainingColumn())
     quiet = not console.is_terminal
     with Progress(*columns, console=console, transient=True, disable=quiet) as bar:
-        task = bar.add_task("Training", total=config.epochs)
+        steps = config.epochs if optimiser is train else None
+        task = bar.add_task("Training", total=steps)
 
         def begin(trial: int) -> None:
             bar.reset(task, description="Training" if trial == 1 else f"Training {trial}")
@@ -173,6 +187,7 @@ def optimise(
             held_out=held_out,
             begin=begin,
             progress=progress,
+            optimise=optimiser,
         )
 
 
@@ -190,7 +205,12 @@ def objective(result: Result) -> Metrics:
     """The chosen adapter's terms, where training began, and which epoch was chosen."""
     row = result.history[result.epoch]
     terms = {name: row[name] for name in (*TERMS, "total")}
-    return {**terms, "initial": result.history[0]["total"], "epoch": result.epoch}
+    found = {**terms, "initial": result.history[0]["total"], "epoch": result.epoch}
+    if result.lower_bound is not None:
+        # No adapter of any rank comes below it.
+        gap = row["total"] - result.lower_bound
+        found |= {"lower_bound": result.lower_bound, "gap": gap}
+    return found
 
 
 def describe_adapter(adapter: LoraAdapter, directory: Path) -> Metrics:

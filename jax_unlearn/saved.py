@@ -46,8 +46,7 @@ def save_statistics(
     for group, features in sides.items():
         arrays |= feature_arrays(group, features)
     for path in session.paths:
-        assert isinstance(path, MergerPath)
-        weight, bias = path.linears[LAST]
+        weight, bias = path.last_linear
         arrays |= {f"path.{path.name}.weight": weight, f"path.{path.name}.bias": bias}
     facts = {
         "paths": [path.name for path in session.paths],

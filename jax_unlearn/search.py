@@ -6,6 +6,7 @@ from dataclasses import dataclass, replace
 from jax_unlearn.objective import Problem
 from jax_unlearn.train import Progress, Result, TrainConfig, train
 
+Optimise = Callable[..., Result]
 STEP = 0.05
 MOST = 100
 
@@ -33,6 +34,7 @@ def search(
     held_out: Problem | None = None,
     begin: Callable[[int], None] = lambda _: None,
     progress: Progress | None = None,
+    optimise: Optimise = train,
 ) -> Search:
     """Train, and again from the start with λ_f larger by 0.05 each time, at most 100 times.
 
@@ -41,10 +43,11 @@ def search(
         rise_counts: take a change by that fraction in either direction, as the published code does.
         begin: called before each training with its number.
         progress: see `train`.
+        optimise: `train` or `solve`.
     """
     for trial in range(1, MOST + 1):
         begin(trial)
-        result = train(problem, config, held_out=held_out, progress=progress)
+        result = optimise(problem, config, held_out=held_out, progress=progress)
         first, last = result.history[0]["forget"], result.history[result.epoch]["forget"]
         fall = 1 - last / first if first else 0.0
         reached = fraction is None or (abs(fall) if rise_counts else fall) >= fraction

@@ -6,7 +6,7 @@ Qwen3 tower, `ClipSession` for names or images through CLIP.
 
 import copy
 from abc import ABC, abstractmethod
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path as FilePath
 from typing import Any
@@ -16,9 +16,11 @@ import numpy as np
 from jaxtyping import Bool, Float, Int
 from rich.console import Console
 
-from jax_unlearn.config import RunConfig
+from jax_unlearn.config import Optimizer, RunConfig
 from jax_unlearn.data.folder import ImageFile, ImageReader
 from jax_unlearn.dataset import Dataset
+from jax_unlearn.erase import Erasable
+from jax_unlearn.errors import UserError
 from jax_unlearn.evaluate.readers import Split
 from jax_unlearn.evaluate.score import Score, fit_probes, score
 from jax_unlearn.gather import Granularity
@@ -26,7 +28,7 @@ from jax_unlearn.lora import LoraAdapter
 from jax_unlearn.objective import Part
 from jax_unlearn.path import Path
 from jax_unlearn.rows import Features, Sample, most_similar
-from jax_unlearn.targets import NEIGHBOURS, Outputs, neutral_target
+from jax_unlearn.targets import NEIGHBOURS, Outputs, Target, neutral_target
 from jax_unlearn.train import check
 
 # Targets draw from a stream of their own: the adapter's init uses the seed's key itself.
@@ -153,6 +155,12 @@ class Session(ABC):
         return [p for p in self.paths if p.is_linear and p.last_tap in self.adapted]
 
     @property
+    def optimizer(self) -> Optimizer:
+        """That of the config, or the closed form wherever there is one."""
+        linear = {path.last_tap for path in self.linear_paths}
+        return self.config.optimizer or ("closed_form" if linear >= set(self.adapted) else "adam")
+
+    @property
     def split(self) -> int | None:
         """Seed of the images to choose the adapter by, if some are."""
         return self.config.seed if self.config.select == "held_out" else None
@@ -163,21 +171,43 @@ class Session(ABC):
         The second one is a fifth of the training images, only with `select="held_out"`. Targets
         are made for all of them, so that both parts go to the same place.
         """
-        similar = self._similar(sides) if self.config.target == "near" else None
-        blank = self.blank(sides) if self.config.target == "blank" else {}
-        key = jax.random.fold_in(jax.random.key(self.config.seed), TARGET_STREAM)
-        adapted, parts = self.adapted, {}
-        means = sides.image_means()
-        for path, subkey in zip(self.paths, jax.random.split(key, len(self.paths)), strict=True):
-            if any(name in adapted for name in path.shapes):
-                outputs = self._outputs(path, sides, means, blank, similar)
-                target = neutral_target(self.config.target, outputs, subkey, self.config.near_step)
-                name, of_path = path.problem(adapted, sides.forget, target, sides.preserve)
-                parts[name] = of_path
+        parts = dict(
+            path.problem(self.adapted, sides.forget, target, sides.preserve)
+            for path, target in self._targets(sides)
+        )
         fit = {name: of_path[0] for name, of_path in parts.items()}
         if self.split is None:
             return fit, None
         return fit, {name: of_path[1] for name, of_path in parts.items()}
+
+    def erasable(self, sides: Sides) -> dict[str, Erasable]:
+        """What LEACE needs of each path that is adapted, by the names of their Linears.
+
+        Raises:
+            UserError: a Linear that is not the last of its path is to be adapted.
+        """
+        if set(self.adapted) - {path.last_tap for path in self.linear_paths}:
+            raise UserError("--optimizer leace: erases from what linear_fc2 gives; leave --linears")
+        return {
+            path.last_tap: Erasable(
+                *path.last_linear,
+                sides.forget.statistics[path.last_tap],
+                sides.preserve.statistics[path.last_tap],
+                target,
+            )
+            for path, target in self._targets(sides)
+        }
+
+    def _targets(self, sides: Sides) -> Iterator[tuple[Path, Target]]:
+        """Every path that is adapted, and where it is to send the rows to forget."""
+        similar = self._similar(sides) if self.config.target == "near" else None
+        blank = self.blank(sides) if self.config.target == "blank" else {}
+        key = jax.random.fold_in(jax.random.key(self.config.seed), TARGET_STREAM)
+        means, step = sides.image_means(), self.config.near_step
+        for path, subkey in zip(self.paths, jax.random.split(key, len(self.paths)), strict=True):
+            if any(name in self.adapted for name in path.shapes):
+                outputs = self._outputs(path, sides, means, blank, similar)
+                yield path, neutral_target(self.config.target, outputs, subkey, step)
 
     def _outputs(
         self,

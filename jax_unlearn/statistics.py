@@ -185,14 +185,24 @@ def linear_part(
     The target is by image, so any of them will do, and any seed of it.
     """
     rows = forget.stand_in()
+    arrays = (rows.x, residual_of(rows, target, weight, bias), preserve.stand_in().x)
+    x_f, r, x_p = (jnp.asarray(array.astype(np.float32)) for array in arrays)
+    return _compress(LinearProblem(x_f, r, x_p, float(forget.count), float(preserve.count)))
+
+
+def residual_of(
+    rows: Rows,
+    target: Target,
+    weight: Float[np.ndarray, "e d_in"],
+    bias: Float[np.ndarray, " e"],
+) -> Float64[np.ndarray, "m e"]:
+    """T − X Wᵀ − b of rows after their change."""
     residual = rows.ones[:, None] * target.constant[rows.image].astype(np.float64)
     if target.scaled is not None:
         residual += rows.norms[:, None] * target.scaled[rows.image]
     if not target.own:
         residual -= rows.x @ weight.T.astype(np.float64) + np.outer(rows.ones, bias)
-    arrays = (rows.x, residual, preserve.stand_in().x)
-    x_f, r, x_p = (jnp.asarray(array.astype(np.float32)) for array in arrays)
-    return _compress(LinearProblem(x_f, r, x_p, float(forget.count), float(preserve.count)))
+    return residual
 
 
 def compress(problem: Problem) -> dict[str, Part]:

@@ -12,7 +12,7 @@ from jax_unlearn.evaluate.score import Score
 from jax_unlearn.grid import Grid, Setting
 from jax_unlearn.objective import Problem
 from jax_unlearn.session import Session, Sides
-from jax_unlearn.sweep import Trained, train_all
+from jax_unlearn.sweep import Trained, solve_all, train_all
 from jax_unlearn.targets import TargetKind
 
 
@@ -70,7 +70,8 @@ def explore(
     quiet = not console.is_terminal
     with Progress(*columns, console=console, transient=True, disable=quiet) as bar:
         task = bar.add_task(f"Training {len(settings)} settings", total=len(settings))
-        trained = train_all(
+        optimise = train_all if session.optimizer == "adam" else solve_all
+        trained = optimise(
             problem_of, settings, config, lambda done: bar.update(task, completed=done)
         )
         bar.reset(task, description=f"Measuring {len(settings)} settings")

@@ -181,7 +181,7 @@ def train(
     state, first_terms = start(init or config.init(problem), problem, weights)
     if state.failed:
         raise UserError("the loss is not finite at the start: the features or the target are not")
-    history = _history(np.asarray(first_terms)[None], 0)
+    history = history_of(np.asarray(first_terms)[None], 0)
     watch = HeldOut(held_out, weights) if held_out and config.select == "held_out" else None
     if watch:
         watch.look(state)
@@ -190,7 +190,7 @@ def train(
         lap = time.perf_counter()
         length = min(config.chunk, config.epochs - done)
         state, terms = run_chunk(state, problem, weights, config.learning_rate, length=length)
-        history += _history(np.asarray(terms), done + 1)
+        history += history_of(np.asarray(terms), done + 1)
         laps.append(time.perf_counter() - lap)
         if watch:
             watch.look(state)
@@ -257,7 +257,8 @@ def _select(state: State, watch: HeldOut | None, select: Select) -> tuple[LoraAd
     return state.best, int(state.best_epoch)
 
 
-def _history(terms: Float[np.ndarray, "n terms"], first: int) -> list[Row]:
+def history_of(terms: Float[np.ndarray, "n terms"], first: int) -> list[Row]:
+    """Rows of a history from the terms of epochs, the first of which is `first`."""
     return [
         {
             "epoch": first + i,
