@@ -15,9 +15,9 @@ from typing import Any
 from rich.console import Console
 
 from benchmarks.forgetting import machine
+from jax_unlearn.adapt import adapt
 from jax_unlearn.clip_session import TextSession
 from jax_unlearn.config import Preset, RunConfig, preset_settings
-from jax_unlearn.run import optimise
 from jax_unlearn.shipped import CLIP_ASSETS
 
 RESULTS = Path(__file__).parent / "results" / "clip_forgetting.json"
@@ -79,7 +79,7 @@ def measure(
     )
     session = TextSession(replace(config, seed=seed), console)
     train, test = session.train_features("images"), session.test_features()
-    found = optimise(*session.problems(train), session.config, console)
+    found = adapt(session, train, Console(quiet=True)).found
     zero_shot = session.evaluate(train, test, found.result.adapter)["zero_shot"]
     (other,) = zero_shot["other_data"].values()
     return {

@@ -8,9 +8,9 @@ from pathlib import Path
 from typing import Any, Literal
 
 from rich.console import Console
-from rich.progress import BarColumn, Progress, TextColumn, TimeRemainingColumn
 
 import porting
+from jax_unlearn.adapt import adapt
 from jax_unlearn.clip_session import ClipImageSession, TextSession
 from jax_unlearn.config import (
     RunConfig,
@@ -20,7 +20,6 @@ from jax_unlearn.config import (
     settings_of,
     to_json,
 )
-from jax_unlearn.erase import erase
 from jax_unlearn.errors import UserError
 from jax_unlearn.evaluate.answers import load_questions
 from jax_unlearn.evaluate.exam import Exam
@@ -28,17 +27,15 @@ from jax_unlearn.evaluate.vlm import need_torch
 from jax_unlearn.files import check_free, fresh_directory, replace_files
 from jax_unlearn.image_session import ImageSession
 from jax_unlearn.lora import LoraAdapter
-from jax_unlearn.objective import TERMS, Problem
+from jax_unlearn.objective import TERMS
 from jax_unlearn.report.page import report
 from jax_unlearn.report.tradeoff import write_tradeoff
 from jax_unlearn.rows import images
 from jax_unlearn.saved import SavedSession
-from jax_unlearn.search import Optimise, Search, search
+from jax_unlearn.search import Search
 from jax_unlearn.session import Session, Sides
-from jax_unlearn.solve import solve
-from jax_unlearn.statistics import describe
 from jax_unlearn.tradeoff import TradeOff, explore
-from jax_unlearn.train import Result, Row, train
+from jax_unlearn.train import Result
 
 Metrics = dict[str, Any]
 Format = Literal["peft", "merged"]
@@ -58,23 +55,13 @@ def run(config: RunConfig, console: Console) -> Metrics:
     train_sides = session.train_features(config.granularity)
     test_sides = session.test_features()
     extracted = time.perf_counter()
-    found_by_sweep = None
+    tradeoff = None
     if config.auto:
         options = SweepConfig(**settings_of(config))
-        found_by_sweep = explore(session, train_sides, test_sides, options, console)
-        config = chosen_config(config, found_by_sweep)
-        session = session.having(**asdict(found_by_sweep.chosen.setting), auto=False)
-    optimizer = session.optimizer
-    fit, choose = session.problems(train_sides)
-    for name, rows in describe(fit).items():
-        console.out(f"{name}: {rows['forget']} to forget, {rows['preserve']} to keep")
-
-    def erasing(_: Problem, config: RunConfig, **__: Any) -> Result:
-        return erase(session.erasable(train_sides), config.loss_weights())
-
-    optimisers: dict[str, Optimise] = {"adam": train, "closed_form": solve, "leace": erasing}
-    found = optimise(fit, choose, config, console, optimisers[optimizer])
-    result = found.result
+        tradeoff = explore(session, train_sides, test_sides, options, console)
+        session = session.having(**asdict(tradeoff.chosen.setting), auto=False)
+    adapted = adapt(session, train_sides, console)
+    result = adapted.found.result
     optimised = time.perf_counter()
     with console.status("Reading the embeddings"):
         read = session.evaluate(train_sides.image_means(), test_sides, result.adapter)
@@ -90,11 +77,11 @@ def run(config: RunConfig, console: Console) -> Metrics:
             "objective": objective(result),
             **read,
             "adapter": describe_adapter(result.adapter, adapter_dir),
-            "search": describe_search(found),
+            "search": describe_search(adapted.found),
             "samples": session.counts(),
             "tower": session.work,
-            "optimizer": optimizer,
-            "rows": describe(fit),
+            "optimizer": session.optimizer,
+            "rows": adapted.rows,
             "stopped": result.stopped,
             "seconds": {
                 "extract": extracted - begun,
@@ -104,8 +91,8 @@ def run(config: RunConfig, console: Console) -> Metrics:
             "optimiser_seconds": result.seconds,
         }
         write_config(out, session.config)
-        if found_by_sweep:
-            write_tradeoff(out, found_by_sweep)
+        if tradeoff:
+            write_tradeoff(out, tradeoff)
         session.save(out, train_sides, test_sides)
         lines = (json.dumps(row) for row in result.history)
         (out / "history.jsonl").write_text("\n".join(lines) + "\n")
@@ -128,14 +115,10 @@ def sweep(config: SweepConfig, console: Console) -> TradeOff:
     found = explore(session, train, test, config, console)
     with fresh_directory(config.out, config.overwrite) as out:
         write_tradeoff(out, found)
-        write_config(out, chosen_config(RunConfig(**settings_of(config)), found))
+        chosen = replace(RunConfig(**settings_of(config)), **asdict(found.chosen.setting))
+        write_config(out, chosen)
         session.save(out, train, test)
     return found
-
-
-def chosen_config(config: RunConfig, found: TradeOff) -> RunConfig:
-    """The run with the chosen setting; a sweep is done with then."""
-    return replace(config, auto=False, **asdict(found.chosen.setting))
 
 
 def write_config(directory: Path, config: RunConfig) -> None:
@@ -157,38 +140,6 @@ def open_session(config: RunConfig, console: Console) -> Session:
     if config.forget_text:
         raise UserError(f"{config.checkpoint}: --forget-text needs a CLIP checkpoint")
     return ImageSession(config, console)
-
-
-def optimise(
-    problem: Problem,
-    held_out: Problem | None,
-    config: RunConfig,
-    console: Console,
-    optimiser: Optimise,
-) -> Search:
-    """`train` or `solve` under a progress bar, again and again with --until-forgotten."""
-    columns = (TextColumn("{task.description}"), BarColumn(), TimeRemainingColumn())
-    quiet = not console.is_terminal
-    with Progress(*columns, console=console, transient=True, disable=quiet) as bar:
-        steps = config.epochs if optimiser is train else None
-        task = bar.add_task("Training", total=steps)
-
-        def begin(trial: int) -> None:
-            bar.reset(task, description="Training" if trial == 1 else f"Training {trial}")
-
-        def progress(epoch: int, row: Row) -> None:
-            bar.update(task, completed=epoch, description=f"Training, loss {row['total']:.4g}")
-
-        return search(
-            problem,
-            config,
-            config.until_forgotten,
-            rise_counts=config.preset == "faithful",
-            held_out=held_out,
-            begin=begin,
-            progress=progress,
-            optimise=optimiser,
-        )
 
 
 def describe_search(found: Search) -> Metrics:

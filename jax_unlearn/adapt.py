@@ -1,0 +1,71 @@
+"""The adapter of a session's settings: trained, solved for, or LEACE's."""
+
+from dataclasses import dataclass
+from typing import Any
+
+from rich.console import Console
+from rich.progress import BarColumn, Progress, TextColumn, TimeRemainingColumn
+
+from jax_unlearn.config import RunConfig
+from jax_unlearn.erase import erase
+from jax_unlearn.objective import Problem
+from jax_unlearn.search import Optimise, Search, search
+from jax_unlearn.session import Session, Sides
+from jax_unlearn.solve import solve
+from jax_unlearn.statistics import describe
+from jax_unlearn.train import Result, Row, train
+
+
+@dataclass(frozen=True)
+class Adapted:
+    """What a session's settings came to, and which rows each Linear was fitted to."""
+
+    found: Search
+    rows: dict[str, dict[str, str]]
+
+
+def adapt(session: Session, sides: Sides, console: Console) -> Adapted:
+    """Fit the adapter to the samples to train on, and say on what."""
+    fit, choose = session.problems(sides)
+    rows = describe(fit)
+    for name, count in rows.items():
+        console.out(f"{name}: {count['forget']} to forget, {count['preserve']} to keep")
+
+    def erasing(_: Problem, config: RunConfig, **__: Any) -> Result:
+        return erase(session.erasable(sides), config.loss_weights())
+
+    optimisers: dict[str, Optimise] = {"adam": train, "closed_form": solve, "leace": erasing}
+    optimiser = optimisers[session.optimizer]
+    return Adapted(optimise(fit, choose, session.config, console, optimiser), rows)
+
+
+def optimise(
+    problem: Problem,
+    held_out: Problem | None,
+    config: RunConfig,
+    console: Console,
+    optimiser: Optimise,
+) -> Search:
+    """`train` or `solve` under a progress bar, again and again with --until-forgotten."""
+    columns = (TextColumn("{task.description}"), BarColumn(), TimeRemainingColumn())
+    quiet = not console.is_terminal
+    with Progress(*columns, console=console, transient=True, disable=quiet) as bar:
+        steps = config.epochs if optimiser is train else None
+        task = bar.add_task("Training", total=steps)
+
+        def begin(trial: int) -> None:
+            bar.reset(task, description="Training" if trial == 1 else f"Training {trial}")
+
+        def progress(epoch: int, row: Row) -> None:
+            bar.update(task, completed=epoch, description=f"Training, loss {row['total']:.4g}")
+
+        return search(
+            problem,
+            config,
+            config.until_forgotten,
+            rise_counts=config.preset == "faithful",
+            held_out=held_out,
+            begin=begin,
+            progress=progress,
+            optimise=optimiser,
+        )
