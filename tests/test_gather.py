@@ -1,0 +1,78 @@
+"""Statistics while images stream: which rows, which images, and which are to choose by."""
+
+import numpy as np
+import pytest
+from rich.console import Console
+
+from jax_unlearn import gather
+from jax_unlearn.cli import parse
+from jax_unlearn.image_session import ImageSession
+from jax_unlearn.rows import Tap
+from tests.runs import arguments
+
+TAP = "deepstack_merger_list.1.linear_fc2"
+
+
+def session(folder, **options):
+    return ImageSession(parse(arguments(folder, folder / "x", **options)), Console(quiet=True))
+
+
+@pytest.fixture(scope="module")
+def tokens(folder):
+    """Every token's row at one tap, of the images to forget and to keep."""
+    one = session(folder)
+    extract = one.extractor.extract
+    files = one.images.forget, one.images.preserve
+    return [extract(side, one.reader, "", one.console, [TAP]).taps[TAP] for side in files]
+
+
+def expected(tap: Tap, granularity: str):
+    x = tap.x if granularity == "tokens" else tap.image_means().x
+    return x.astype(np.float64)
+
+
+@pytest.mark.parametrize("granularity", ["tokens", "images"])
+@pytest.mark.parametrize("block", [1, 4096])
+def test_a_run_gathers_what_all_its_rows_have(folder, tokens, granularity, block, monkeypatch):
+    monkeypatch.setattr(gather, "BLOCK", block)
+    sides = session(folder).train_features(granularity)
+    for features, tap in zip((sides.forget, sides.preserve), tokens, strict=True):
+        (found,) = features.statistics[TAP]
+        x = expected(tap, granularity)
+        assert found.count == len(x)
+        np.testing.assert_allclose(found.total, x.sum(axis=0), rtol=1e-5, atol=1e-4)
+        np.testing.assert_allclose(found.full_gram(), x.T @ x, rtol=1e-4, atol=1e-3)
+        np.testing.assert_allclose(features.mean(TAP), x.mean(axis=0), rtol=1e-4, atol=1e-5)
+        # Of the rows nothing stays but a mean an image.
+        assert len(features.taps[TAP].x) == len(features.files)
+
+
+def test_rows_are_kept_by_the_place_of_their_image(folder, tokens):
+    """A broken file leaves no gap: the third image is the second then."""
+    one = session(folder)
+    broken = one.images.forget[1]
+    data = broken.path.read_bytes()
+    broken.path.write_bytes(b"broken")
+    try:
+        features = one.train_features("tokens").forget
+    finally:
+        broken.path.write_bytes(data)
+    (found,) = features.statistics[TAP]
+    assert len(features.files) == len(one.images.forget) - 1
+    assert sorted(set(found.rows.image)) == list(range(len(features.files)))
+    heads = found.rows if found.gram is not None else found.rows.heads()
+    third = heads.x[(heads.image == 1) & (heads.ones > 0)][0]
+    of_third = tokens[0].x[tokens[0].image == 2]
+    np.testing.assert_allclose(third, of_third.sum(axis=0) / len(of_third) ** 0.5, rtol=1e-4)
+
+
+def test_images_to_choose_by_are_a_fifth_of_each_class_and_apart(folder):
+    whole = session(folder).train_features("tokens").preserve
+    split = session(folder, select="held_out").train_features("tokens").preserve
+    (every,), (fit, choose) = whole.statistics[TAP], split.statistics[TAP]
+    assert (fit.count + choose.count, fit.count > choose.count > 0) == (every.count, True)
+    np.testing.assert_allclose(fit.total + choose.total, every.total, rtol=1e-6)
+    labels = split.labels[split.choosing]
+    assert {name: int((labels == name).sum()) for name in set(labels)} == {
+        name: round(int((split.labels == name).sum()) / 5) for name in set(split.labels)
+    }
