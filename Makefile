@@ -5,7 +5,7 @@ BIN := $(VENV)/bin
 OUT ?= unlearn-demo
 CONCEPT ?= astronaut
 
-.PHONY: demo test check table demo-model demo-clip-model clean
+.PHONY: demo test check bench table demo-model demo-clip-model clean
 
 $(BIN)/python:
 	$(PYTHON) -m venv $(VENV)
@@ -31,6 +31,13 @@ check: $(VENV)/.test
 	$(BIN)/ruff check
 	$(BIN)/ruff format --check
 	$(BIN)/mypy
+
+bench: $(VENV)/.test
+	$(BIN)/python -m benchmarks.jit_vs_eager
+	$(BIN)/python -m benchmarks.time_to_objective
+	$(BIN)/python -m benchmarks.scaling
+	$(BIN)/python -m benchmarks.sweep
+	$(BIN)/python -m benchmarks.tables
 
 table: $(VENV)/.test
 	$(BIN)/python -m benchmarks.forgetting

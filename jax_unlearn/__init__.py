@@ -9,6 +9,7 @@ from jax_unlearn.merger_problem import (
     merger_tokens,
 )
 from jax_unlearn.objective import LinearProblem, linear_problem
+from jax_unlearn.solve import solve
 from jax_unlearn.train import Result, TrainConfig, train
 
 __all__ = [
@@ -23,5 +24,6 @@ __all__ = [
     "linear_problem",
     "merger_problem",
     "merger_tokens",
+    "solve",
     "train",
 ]

@@ -148,6 +148,8 @@ class RunConfig(TrainConfig):
     """Larger images are scaled down to this area."""
     dtype: Literal["float32", "bfloat16"] = "float32"
     """Of the tower."""
+    mesh: str | None = None
+    """data=N: how many devices run the tower, each on images of its own; by default all here."""
     questions: Path | None = None
     """JSON list of {question, answers: {class: answer}} for `evaluate --vlm`."""
     save_statistics: bool = True

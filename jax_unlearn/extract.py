@@ -3,10 +3,12 @@
 from collections.abc import Callable, Collection, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 
+import jax
 import numpy as np
 from flax import nnx
 from jax import Array
-from jaxtyping import Float
+from jax.sharding import Mesh, PartitionSpec
+from jaxtyping import Float, Int
 from PIL import Image
 from rich.console import Console
 from rich.progress import track
@@ -16,6 +18,7 @@ from jax_unlearn.data.folder import UNREADABLE, ImageFile, ImageReader
 from jax_unlearn.data.packing import PackedPatches, batch_shape, frame_sizes, pack
 from jax_unlearn.data.preprocess import Preprocessor
 from jax_unlearn.errors import UserError
+from jax_unlearn.mesh import DATA, everywhere, make_mesh, over_data
 from jax_unlearn.models.jit import tower_jit
 from jax_unlearn.models.qwen3_vision import Qwen3VisionTower
 from jax_unlearn.rows import Features, Tap, ends_merger
@@ -25,16 +28,31 @@ PATCHES_PER_BATCH = 8192
 Each = Callable[[int, Mapping[str, np.ndarray]], None]
 
 
-@tower_jit(0, 3)
+@tower_jit(0, 3, 4)
 def tap_rows(
     graphdef: nnx.GraphDef[Qwen3VisionTower],
     state: nnx.State,
     packed: PackedPatches,
     names: tuple[str, ...],
+    mesh: Mesh,
 ) -> dict[str, Float[Array, "n d_in"]]:
-    """The wanted taps of one packed batch; XLA drops what only the other features need."""
-    taps = nnx.merge(graphdef, state).features(packed, None).taps
-    return {name: taps[name].reshape(-1, taps[name].shape[-1]).astype("float32") for name in names}
+    """The wanted taps of a batch for each device; XLA drops what only the other features need.
+
+    packed: the devices' batches one after another. No device needs anything of another's, so
+    nothing is communicated.
+    """
+
+    def of_device(state: nnx.State, packed: PackedPatches) -> dict[str, Array]:
+        taps = nnx.merge(graphdef, state).features(packed, None).taps
+        flat = {name: taps[name].reshape(-1, taps[name].shape[-1]) for name in names}
+        return {name: rows.astype("float32") for name, rows in flat.items()}
+
+    data, whole = PartitionSpec(DATA), PartitionSpec()
+    # Pallas kernels do not say how their outputs vary over the mesh.
+    mapped = jax.shard_map(
+        of_device, mesh=mesh, in_specs=(whole, data), out_specs=data, check_vma=False
+    )
+    return mapped(state, packed)
 
 
 @dataclass
@@ -45,10 +63,11 @@ class Work:
     slots: int = 0
     shapes: set[tuple[int, int]] = field(default_factory=set)
 
-    def add(self, batch: Batch) -> None:
-        self.patches += batch.patches
-        self.slots += batch.rows * batch.length
-        self.shapes.add((batch.rows, batch.length))
+    def add(self, batches: Sequence[Batch], devices: int) -> None:
+        rows, length = batches[0].rows, batches[0].length
+        self.patches += sum(batch.patches for batch in batches)
+        self.slots += devices * rows * length
+        self.shapes.add((rows, length))
 
     def metrics(self) -> dict[str, int | float]:
         """padding: share of the slots that held no patch."""
@@ -60,12 +79,19 @@ class Extractor:
     """Runs the tower over images and keeps the rows at the taps of the named Linears."""
 
     def __init__(
-        self, tower: Qwen3VisionTower, preprocessor: Preprocessor, names: Sequence[str]
+        self,
+        tower: Qwen3VisionTower,
+        preprocessor: Preprocessor,
+        names: Sequence[str],
+        mesh: Mesh | None = None,
     ) -> None:
         self.config = tower.config
         self.preprocessor = preprocessor
         self.names = tuple(names)
-        self.graphdef, self.state = nnx.split(tower)
+        self.mesh = mesh or make_mesh("data=1")
+        self.devices = self.mesh.devices.size
+        self.graphdef, state = nnx.split(tower)
+        self.state = jax.device_put(state, everywhere(self.mesh))
         self.work = Work()
 
     def extract(
@@ -93,8 +119,8 @@ class Extractor:
         listed = track(
             files, description=description, console=console, transient=True, disable=quiet
         )
-        for batch in self.batches(reader, files, reader.read(listed)):
-            for index, taps in self.run(batch):
+        for batches in self.together(self.batches(reader, files, reader.read(listed))):
+            for index, taps in self.run(batches):
                 if each:
                     each(index, taps)
                 last = {n: x for n, x in taps.items() if ends_merger(n) and n not in tokens}
@@ -112,7 +138,7 @@ class Extractor:
         pixels, grid = self.preprocessor(image)
         block = self.config.spatial_merge_size**2
         shape = batch_shape(frame_sizes(grid), block, self.config.one_row)
-        return next(self.run(Batch([Item(0, pixels, grid)], *shape)))[1]
+        return next(self.run([Batch([Item(0, pixels, grid)], *shape)]))[1]
 
     def batches(
         self,
@@ -132,22 +158,41 @@ class Extractor:
             yield from pool.add(Item(index, pixels, grid))
         yield from pool.rest()
 
-    def run(self, batch: Batch) -> Iterator[tuple[int, dict[str, np.ndarray]]]:
-        """The tower on one batch: (index of the image, its tokens at each tap)."""
+    def together(self, batches: Iterator[Batch]) -> Iterator[list[Batch]]:
+        """Batches of one shape, one for each device; in the end fewer."""
+        waiting: dict[tuple[int, int], list[Batch]] = {}
+        for batch in batches:
+            alike = waiting.setdefault((batch.rows, batch.length), [])
+            alike.append(batch)
+            if len(alike) == self.devices:
+                yield waiting.pop((batch.rows, batch.length))
+        yield from waiting.values()
+
+    def run(self, batches: Sequence[Batch]) -> Iterator[tuple[int, dict[str, np.ndarray]]]:
+        """The tower on a batch for each device: (index of the image, its tokens at each tap)."""
         merge = self.config.spatial_merge_size
-        self.work.add(batch)
-        packed, slots = pack(
+        self.work.add(batches, self.devices)
+        packed = [self.pack(batch) for batch in batches]
+        # A device without a batch computes the first one again.
+        rows = [arrays for arrays, _ in packed] + [packed[0][0]] * (self.devices - len(packed))
+        whole = jax.tree.map(lambda *arrays: np.concatenate(arrays), *rows)
+        placed = jax.device_put(whole, over_data(self.mesh))
+        taps = tap_rows(self.graphdef, self.state, placed, self.names, self.mesh)
+        found = {name: np.split(np.asarray(x), self.devices) for name, x in taps.items()}
+        for number, (batch, (_, slots)) in enumerate(zip(batches, packed, strict=True)):
+            tokens = slots[:: merge**2] // merge**2
+            ends = np.cumsum([len(item.pixels) // merge**2 for item in batch.items])[:-1]
+            pieces = {name: np.split(x[number][tokens], ends) for name, x in found.items()}
+            for i, item in enumerate(batch.items):
+                yield item.index, {name: piece[i] for name, piece in pieces.items()}
+
+    def pack(self, batch: Batch) -> tuple[PackedPatches, Int[np.ndarray, " patches"]]:
+        """A batch's arrays, and the place of each patch in them."""
+        return pack(
             np.concatenate([item.pixels for item in batch.items]),
             np.concatenate([item.grid for item in batch.items]),
-            merge=merge,
+            merge=self.config.spatial_merge_size,
             side=self.config.table_side,
             rows=batch.rows,
             length=batch.length,
         )
-        taps = tap_rows(self.graphdef, self.state, packed, self.names)
-        tokens = slots[:: merge**2] // merge**2
-        counts = [len(item.pixels) // merge**2 for item in batch.items]
-        ends = np.cumsum(counts)[:-1]
-        pieces = {name: np.split(np.asarray(x)[tokens], ends) for name, x in taps.items()}
-        for i, item in enumerate(batch.items):
-            yield item.index, {name: piece[i] for name, piece in pieces.items()}

@@ -18,6 +18,7 @@ from jax_unlearn.extract import Extractor
 from jax_unlearn.gather import Gathering, Granularity
 from jax_unlearn.lora import LoraAdapter
 from jax_unlearn.merger_path import adapted_linears, load_paths
+from jax_unlearn.mesh import make_mesh
 from jax_unlearn.rows import Features, images
 from jax_unlearn.saved import save_statistics
 from jax_unlearn.session import Session, Sides
@@ -40,7 +41,7 @@ class ImageSession(Session):
         paths = load_paths(self.tower, adapted)
         super().__init__(config, console, self.images, paths, adapted)
         names = [name for path in paths for name in path.shapes]
-        self.extractor = Extractor(self.tower, self.preprocessor, names)
+        self.extractor = Extractor(self.tower, self.preprocessor, names, make_mesh(config.mesh))
 
     def train_features(self, granularity: Granularity) -> Sides:
         return Sides(
