@@ -148,6 +148,10 @@ class RunConfig(TrainConfig):
     """Larger images are scaled down to this area."""
     dtype: Literal["float32", "bfloat16"] = "float32"
     """Of the tower."""
+    keep_means: int = 2000
+    """How many images to keep have their mean embedding held in memory, drawn with the seed: near
+    and twin choose among them and readers are fitted on them; no more are held out for evaluation.
+    All are trained on."""
     mesh: str | None = None
     """data=N: how many devices run the tower, each on images of its own; by default all here."""
     questions: Path | None = None
@@ -218,6 +222,8 @@ def check_inputs(config: RunConfig) -> None:
         raise UserError(f"--{option}: {mend}; leave it out")
     if config.forget_text and config.select == "held_out":
         raise UserError("--select held_out: a name has nothing to hold out; take best or last")
+    if config.keep_means < 1:
+        raise UserError(f"--keep-means {config.keep_means}: must be at least 1")
     if config.optimizer == "leace" and (config.until_forgotten is not None or config.auto):
         option = "auto" if config.auto else "until-forgotten"
         raise UserError(f"--{option}: LEACE has nothing to choose; leave it out")

@@ -102,6 +102,7 @@ class Extractor:
         console: Console,
         tokens: Collection[str] = (),
         each: Each | None = None,
+        keep: Collection[ImageFile] | None = None,
     ) -> Features:
         """One pass over the files, in any order of sizes; rows come back in the files' order.
 
@@ -109,6 +110,7 @@ class Extractor:
             tokens: taps of a Merger's last Linear of which all tokens are kept, and not the mean of
                 each image; of other taps they always are.
             each: called with all tokens of each image, in whatever order they come.
+            keep: of which files rows are kept; of all, if not given.
 
         Raises:
             UserError: no file could be read; or one could not and the reader is strict.
@@ -123,6 +125,8 @@ class Extractor:
             for index, taps in self.run(batches):
                 if each:
                     each(index, taps)
+                if keep is not None and files[index] not in keep:
+                    continue
                 last = {n: x for n, x in taps.items() if ends_merger(n) and n not in tokens}
                 taps |= {n: x.mean(axis=0, dtype=np.float64)[None] for n, x in last.items()}
                 rows[index] = {n: np.asarray(x, np.float32) for n, x in taps.items()}

@@ -77,6 +77,7 @@ class Gathering:
         held: set[Sample] = set()
         if split is not None:
             held |= set(split_held_out([f for f in files if isinstance(f, ImageFile)], split)[1])
+        self.held = held
         self.choosing = [file in held for file in files]
         self.granularity, self.split = granularity, split
         groups = 1 if split is None else 2
@@ -105,5 +106,8 @@ class Gathering:
             name: tuple(group.finish().numbered(places) for group in groups)
             for name, groups in self.gatherers.items()
         }
-        choosing = None if self.split is None else np.array(self.choosing)[places]
+        # Rows of some of the images are enough where statistics have all.
+        choosing = None
+        if self.split is not None:
+            choosing = np.array([file in self.held for file in features.files])
         return replace(features, statistics=gathered, choosing=choosing)

@@ -59,13 +59,24 @@ class ImageSession(Session):
         )
         what = f"Training images to {'forget' if forget else 'preserve'}"
         extract = self.extractor.extract
-        features = extract(files, self.reader, what, self.console, kept, gathering.add)
+        # A target is by image to forget, and a GELU needs every row.
+        some = not forget and all(path.is_linear for path in self.paths)
+        keep = set(self._some(files)) if some else None
+        features = extract(files, self.reader, what, self.console, kept, gathering.add, keep)
         return gathering.finish(features)
+
+    def _some(self, files: Sequence[ImageFile]) -> list[ImageFile]:
+        """As many as have their means kept, drawn with the seed."""
+        most = self.config.keep_means
+        if len(files) <= most:
+            return list(files)
+        chosen = np.random.default_rng(self.config.seed).choice(len(files), most, replace=False)
+        return [files[i] for i in sorted(chosen)]
 
     def test_features(self) -> Sides:
         def side(files: Sequence[ImageFile], name: str) -> Features:
             what = f"Held-out images to {name}"
-            return self.extractor.extract(files, self.reader, what, self.console)
+            return self.extractor.extract(self._some(files), self.reader, what, self.console)
 
         data = self.images
         return Sides(side(data.forget_held_out, "forget"), side(data.preserve_held_out, "preserve"))

@@ -76,3 +76,15 @@ def test_images_to_choose_by_are_a_fifth_of_each_class_and_apart(folder):
     assert {name: int((labels == name).sum()) for name in set(labels)} == {
         name: round(int((split.labels == name).sum()) / 5) for name in set(split.labels)
     }
+
+
+def test_means_of_some_images_are_kept_and_the_statistics_are_of_all(folder):
+    few, every = (session(folder, keep_means=n) for n in (3, 2000))
+    some, whole = few.train_features("tokens"), every.train_features("tokens")
+    assert len(some.preserve.files) == len(some.preserve.taps[TAP].x) == 3
+    assert set(some.preserve.files) < set(whole.preserve.files)
+    assert len(few.test_features().preserve.files) == 3
+    assert some.forget.files == whole.forget.files
+    (one,), (other,) = (side.preserve.statistics[TAP] for side in (some, whole))
+    np.testing.assert_array_equal(one.full_gram(), other.full_gram())
+    assert few.counts() == every.counts()
