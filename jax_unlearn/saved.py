@@ -30,7 +30,7 @@ FILE = "statistics.safetensors"
 GROUPS = ("forget", "preserve", "forget_held_out", "preserve_held_out")
 # What was decided when the images were seen.
 SEEN = ("checkpoint", "forget", "preserve", "forget_held_out", "preserve_held_out", "concept")
-EXTRACTED = (*SEEN, "linears", "granularity", "max_pixels", "dtype")
+EXTRACTED = (*SEEN, "linears", "granularity", "max_pixels", "dtype", "keep_means")
 
 Blank = dict[str, Float[np.ndarray, " e"]]
 
