@@ -2,10 +2,11 @@
 PYTHON ?= python3
 VENV := .venv
 BIN := $(VENV)/bin
+AOT := .venv-aot
 OUT ?= unlearn-demo
 CONCEPT ?= astronaut
 
-.PHONY: demo test check bench table demo-model demo-clip-model clean
+.PHONY: demo test check aot bench table demo-model demo-clip-model clean
 
 $(BIN)/python:
 	$(PYTHON) -m venv $(VENV)
@@ -32,6 +33,16 @@ check: $(VENV)/.test
 	$(BIN)/ruff format --check
 	$(BIN)/mypy
 
+# In an environment of its own: with these packages JAX looks for hardware at every start.
+aot: $(VENV)/.aot
+	JAX_PLATFORMS=cpu $(AOT)/bin/python -m pytest -m aot
+
+$(VENV)/.aot: $(VENV)/.test
+	$(PYTHON) -m venv $(AOT)
+	$(AOT)/bin/pip install --quiet torch==2.13.0
+	$(AOT)/bin/pip install --quiet -c constraints.txt -e '.[test,aot]'
+	touch $@
+
 bench: $(VENV)/.test
 	$(BIN)/python -m benchmarks.jit_vs_eager
 	$(BIN)/python -m benchmarks.time_to_objective
@@ -57,4 +68,4 @@ demo-clip-model: $(VENV)/.test
 	$(BIN)/python -m benchmarks.demo_clip
 
 clean:
-	rm -rf $(VENV) $(OUT)
+	rm -rf $(VENV) $(AOT) $(OUT)

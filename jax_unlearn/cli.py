@@ -8,7 +8,7 @@ from collections.abc import Sequence
 from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 from types import ModuleType
-from typing import Annotated, Any, cast
+from typing import Annotated, Any, Literal, cast
 
 import tyro
 from rich.console import Console
@@ -56,6 +56,12 @@ class Inspect:
 
     checkpoint: Positional[Path]
     """Directory of a checkpoint."""
+    plan: str | None = None
+    """Accelerators that need not be here, as v5e:2x2, v5p:2x2x4 or h100:8: also say the largest
+    batch that fits, its memory and the work of a pass, by compiling for them (needs the extra
+    aot)."""
+    dtype: Literal["float32", "bfloat16"] = "bfloat16"
+    """Of the tower, for --plan."""
     json: bool = False
     """Print JSON."""
 
@@ -168,7 +174,7 @@ def dispatch(command: Any, console: Console) -> None:
         case RunConfig():
             finish(run(command, console), command.out)
         case Inspect():
-            facts = inspect(command.checkpoint)
+            facts = inspect(command.checkpoint, command.plan, command.dtype)
             print(json.dumps(facts, indent=2) if command.json else "\n".join(lines(facts)))
         case Evaluate():
             finish(evaluate(command.run, command.vlm, command.questions, console), command.run)

@@ -1,12 +1,15 @@
 """What a checkpoint's tower is, where a LoRA can sit, and what a run will need; headers only."""
 
 import math
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
+from jax_unlearn.errors import UserError
 from jax_unlearn.extract import PATCHES_PER_BATCH
 from jax_unlearn.models.clip_towers import ClipTextConfig, ClipVisionConfig
 from jax_unlearn.models.qwen3_vision import VisionConfig
+from jax_unlearn.plan import find_chips, plan
 from porting import is_clip
 from porting.checkpoint import Checkpoint
 from porting.clip import clip_config
@@ -17,13 +20,26 @@ from porting.qwen3_vision import VisionCheckpoint, describe
 EXAMPLE_PATCHES = 4096
 
 
-def inspect(directory: Path) -> dict[str, Any]:
+def inspect(directory: Path, chips: str | None = None, dtype: str = "bfloat16") -> dict[str, Any]:
     """The facts, as a tree of names and numbers.
 
+    Args:
+        chips: accelerators to plan a pass of the tower for, as `plan.find_chips` takes them.
+        dtype: the tower's there.
+
     Raises:
-        UserError: not a checkpoint of a known family.
+        UserError: not a checkpoint of a known family, or nothing can be planned.
     """
-    return inspect_clip(directory) if is_clip(directory) else inspect_tower(directory)
+    if is_clip(directory):
+        if chips:
+            raise UserError("--plan: is for Qwen3 towers; a CLIP runs in batches of 64")
+        return inspect_clip(directory)
+    facts = inspect_tower(directory)
+    if chips:
+        found = find_chips(chips)
+        config = replace(describe(directory).config, dtype=dtype, attention=found.kernel)
+        facts[f"on {chips} in {dtype}"] = plan(config, found)
+    return facts
 
 
 def inspect_clip(directory: Path) -> dict[str, Any]:

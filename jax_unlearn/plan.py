@@ -1,0 +1,170 @@
+"""What a pass of a tower needs on accelerators that need not be here: compiled for them, not run.
+
+The compilers do not need the hardware, only their packages: the extra `aot`.
+"""
+
+import os
+from dataclasses import dataclass
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+from flax import nnx
+from jax import Array
+from jax.experimental import topologies
+from jax.sharding import Mesh, NamedSharding
+
+from jax_unlearn.data.packing import PackedPatches
+from jax_unlearn.errors import UserError
+from jax_unlearn.extract import tap_rows
+from jax_unlearn.mesh import DATA, everywhere, over_data
+from jax_unlearn.models.attention import Kernel
+from jax_unlearn.models.qwen3_vision import Qwen3VisionTower, VisionConfig
+from jax_unlearn.shipped import ASSETS
+
+GIB = 2**30
+# Memory of a device in GiB that a program may use. v5e: what the compiler says; the others: the
+# pages of Google's TPU versions, NVIDIA's data sheet of the H100 SXM.
+MEMORY = {"v4": 32.0, "v5e": 15.75, "v5p": 95.0, "v6e": 31.25, "tpu7x": 192.0, "h100": 79.0}
+# Without these libtpu looks for a TPU, and for the machine that it is in.
+TPU_ENVIRONMENT = {
+    "TPU_SKIP_MDS_QUERY": "1",
+    "TPU_ACCELERATOR_TYPE": "v5litepod-4",
+    "TPU_WORKER_HOSTNAMES": "localhost",
+    "TPU_WORKER_ID": "0",
+    "TPU_LOG_DIR": "disabled",
+    "ALLOW_MULTIPLE_LIBTPU_LOAD": "1",
+}
+# The program of a batch is compiled for rows of this length: an image of one megapixel.
+ROW = 4096
+# More would be a batch of gigabytes of pixels.
+MOST_ROWS = 256
+
+
+@dataclass(frozen=True)
+class Chips:
+    """Accelerators to compile for. memory: bytes of one."""
+
+    name: str
+    mesh: Mesh
+    memory: int
+    kernel: Kernel
+
+
+def find_chips(text: str) -> Chips:
+    """The accelerators of a name such as v5e:2x2, v5p:2x2x4 or h100:8.
+
+    Raises:
+        UserError: an unknown kind, or its compiler is not installed.
+    """
+    kind, _, shape = text.partition(":")
+    if kind not in MEMORY or not shape:
+        known = ", ".join(MEMORY)
+        raise UserError(f"--plan {text}: must be KIND:SHAPE, as v5e:2x2 or h100:8; kinds: {known}")
+    try:
+        described = cuda(shape) if kind == "h100" else tpu(text)
+    except Exception as error:  # whatever the plugins raise: none has a class of its own for it
+        reason = str(error).splitlines()[0]
+        mend = "pip install 'jax-unlearn[aot]', and see JAX's names of topologies"
+        raise UserError(f"--plan {text}: cannot be compiled for here ({reason}); {mend}") from error
+    devices = np.array(described.devices)
+    kernel: Kernel = "triton" if kind == "h100" else "splash"
+    return Chips(text, Mesh(devices, (DATA,)), int(MEMORY[kind] * GIB), kernel)
+
+
+def tpu(name: str) -> Any:
+    for variable, value in TPU_ENVIRONMENT.items():
+        os.environ.setdefault(variable, value)
+    return topologies.get_topology_desc(platform="tpu", topology_name=name)
+
+
+def cuda(count: str) -> Any:
+    shape = f"1x1x{int(count)}"
+    facts = (ASSETS / "h100.txtpb").read_text()
+    return topologies.get_topology_desc(
+        platform="cuda", topology_name=shape, topology=shape, target_config=facts
+    )
+
+
+def compile_pass(config: VisionConfig, chips: Chips, rows: int, length: int) -> Any:
+    """The program of `extract.tap_rows`, rows × length patches for each device.
+
+    Raises:
+        jax.errors.JaxRuntimeError: it does not fit (TPU only; CUDA's compiler does not look).
+    """
+    tower = nnx.eval_shape(lambda: Qwen3VisionTower(config, rngs=nnx.Rngs(0)))
+    graphdef, state = nnx.split(tower)
+    whole, data = everywhere(chips.mesh), over_data(chips.mesh)
+    state = jax.tree.map(lambda x: shaped(x.shape, x.dtype, whole), state)
+    lead = (rows * chips.mesh.devices.size, length)
+    arrays = (
+        shaped((*lead, config.patch_dim), jnp.float32, data),
+        shaped((*lead, 2), jnp.int32, data),
+        shaped((*lead, 4), jnp.int32, data),
+        shaped((*lead, 4), jnp.float32, data),
+        shaped(lead, jnp.int32, data),
+    )
+    names = tuple(f"{merger}.linear_fc2" for merger in config.mergers)
+
+    def program(state: nnx.State, *arrays: Array) -> dict[str, Array]:
+        packed = PackedPatches(*arrays)
+        return tap_rows.function(graphdef, state, packed, names, chips.mesh)
+
+    return jax.jit(program).lower(state, *arrays).compile()
+
+
+def shaped(shape: tuple[int, ...], dtype: Any, sharding: NamedSharding) -> jax.ShapeDtypeStruct:
+    return jax.ShapeDtypeStruct(shape, dtype, sharding=sharding)
+
+
+def plan(config: VisionConfig, chips: Chips) -> dict[str, Any]:
+    """The largest batch that fits, what its memory is made of, and the work of a pass.
+
+    Two programs are compiled to see what a row takes, a third to see that the answer fits.
+    """
+    one, two = (memory_of(compile_pass(config, chips, rows, ROW)) for rows in (1, 2))
+    row = max(1, sum(two.values()) - sum(one.values()))
+    rows = min(MOST_ROWS, (chips.memory - sum(one.values())) // row + 1)
+    if rows < 1:
+        raise UserError(f"--plan {chips.name}: not even one row of {ROW} patches fits")
+    rows = 1 << (int(rows).bit_length() - 1)
+    try:
+        found = memory_of(compile_pass(config, chips, rows, ROW))
+    except jax.errors.JaxRuntimeError as error:
+        if "RESOURCE_EXHAUSTED" not in str(error):
+            raise
+        # The compiler lays out more rows with less care.
+        rows //= 2
+        found = memory_of(compile_pass(config, chips, rows, ROW))
+    images = 1000
+    return {
+        "devices": chips.mesh.devices.size,
+        "memory of a device in GiB": round(chips.memory / GIB, 2),
+        "largest batch of a device in patches": rows * ROW,
+        "its memory in MiB": {name: round(size / 2**20, 1) for name, size in found.items()},
+        f"TFLOP of {images} images of {ROW} patches": round(images * flops(config, ROW) / 1e12, 1),
+    }
+
+
+def memory_of(program: Any) -> dict[str, int]:
+    """Bytes on a device by part."""
+    sizes = program.memory_analysis()
+    return {
+        "tower and batch": sizes.argument_size_in_bytes,
+        "rows at the taps": sizes.output_size_in_bytes,
+        "temporaries": sizes.temp_size_in_bytes,
+    }
+
+
+def flops(config: VisionConfig, patches: int) -> int:
+    """Of one image that is one frame: two for each product of two numbers that are summed.
+
+    Per patch and block 4 D² of attention's Linears, 2 D F of the MLP and 2 n D of attention; the
+    Mergers' first Linear has (4 D)² for 4 patches, for merge blocks of 2 × 2.
+    """
+    d, f = config.hidden_size, config.intermediate_size
+    block = 4 * d**2 + 2 * d * f + 2 * patches * d
+    embed = config.patch_dim * d
+    mergers = len(config.mergers) * config.merged_size**2 // config.spatial_merge_size**2
+    return 2 * patches * (config.depth * block + embed + mergers)
