@@ -1,7 +1,7 @@
 """Writes the README's tables from the benchmarks' JSON: no figure is typed by hand."""
 
 import json
-from collections.abc import Iterable
+from collections.abc import Callable, Iterable
 from pathlib import Path
 from typing import Any
 
@@ -36,6 +36,8 @@ def main() -> None:
     seen = json.loads((RESULTS / "clip_exam.json").read_text())
     text = replace(text, "clip exam", exam(seen, "held-out images, names"))
     text = replace(text, "exam", exam(json.loads((RESULTS / "exam.json").read_text())))
+    for name, (file, block) in TRAINING.items():
+        text = replace(text, name, block(json.loads((RESULTS / f"{file}.json").read_text())))
     README.write_text(text)
 
 
@@ -172,11 +174,127 @@ def tower(results: Row) -> str:
         rows.append([name, *shown, f"**{row['ratio']:.2f}**", *parts, compiling, errors])
     header = ["tower, images in one batch", "torch, images/s", "JAX, images/s", "ratio"]
     header += [f"{k}, s: products, attention" for k in ("torch", "JAX")]
-    facts = results["machine"]
-    versions = ", ".join(f"{name} {version}" for name, version in facts["versions"].items())
-    made = f"{facts['cores']} cores ({facts['cpu']}), {versions}, {facts['date']}"
     header += ["compiling, s", "error, torch / JAX"]
-    return f"{table(header, rows)}\n\n{made}, `python -m benchmarks.tower`."
+    return f"{table(header, rows)}\n\n{made(results['machine'], 'tower')}"
+
+
+def made(facts: Row, name: str) -> str:
+    versions = ", ".join(f"{name} {version}" for name, version in facts["versions"].items())
+    cores = f"{facts['cores']} cores ({facts['cpu']}), {facts['torch_threads']} threads"
+    return f"{cores}, {versions}, {facts['date']}, `python -m benchmarks.{name}`."
+
+
+def shown(number: float) -> str:
+    """Three digits, or all before the point; no exponent."""
+    return f"{number:,.0f}" if abs(number) >= 100 else f"{number:.3g}"
+
+
+def times(number: float) -> str:
+    return f"{shown(number)} ×"
+
+
+def jit(results: Row) -> str:
+    """Milliseconds a step of every variant, then what comes before the steps."""
+    cases = results["cases"]
+    names = list(max((case["variants"] for case in cases), key=len))
+    where = "rows, D_in → E"
+    steps = [[case_name(case), *(step_cell(case, name) for name in names)] for case in cases]
+    before = [
+        [case_name(case), shown(case["gather"]), kept(case), *before_cells(case, names)]
+        for case in cases
+    ]
+    first = table([f"{where}: ms a step", *names], steps)
+    second = table([f"{where}: seconds before", "statistics", "rows of them", *names], before)
+    spread = max(case.get("spread", 0.0) for case in cases)
+    count = f"objectives after {cases[0]['steps']} steps differ by {spread:.0e} at most"
+    reasons = {name: why for case in cases for name, why in case["failed"].items()}
+    lines = [f"{name} could not run: {why.splitlines()[0]}" for name, why in reasons.items()]
+    lines.append(f"Variants' {count}. {made(results['machine'], 'jit_vs_eager')}")
+    return "\n\n".join([first, second, *lines])
+
+
+def case_name(case: Row) -> str:
+    return f"{case['forget'] + case['preserve']:,}, {case['d_in']} → {case['e']}"
+
+
+def kept(case: Row) -> str:
+    return " + ".join(f"{case['kept'][side]:,}" for side in ("forget", "preserve"))
+
+
+def step_cell(case: Row, name: str) -> str:
+    if name not in case["variants"]:
+        return "–"
+    found = case["variants"][name]
+    step = shown(1000 * found["seconds"])
+    return f"{step} (**{times(found['ratio'])}**)" if "ratio" in found else step
+
+
+def before_cells(case: Row, names: list[str]) -> list[str]:
+    known = case["variants"]
+    return [shown(known[name]["compile"]) if name in known else "–" for name in names]
+
+
+def objective(results: Row) -> str:
+    """Seconds to what the published loop ends at."""
+    torch, closed, adam = (results[key] for key in ("torch", "closed_form", "adam"))
+    name = f"PyTorch eager, {results['epochs']} epochs"
+    if torch["extrapolated"]:
+        name += f" (from {torch['timed_epochs']} of them, {torch['seconds_per_epoch']:.2f} s each)"
+    rows = [[name, shown(torch["seconds"]), "1", f"{results['goal']:.3f}"]]
+    for label, found in (("Adam on statistics", adam), ("closed form", closed)):
+        label += "" if found["reached"] else ": **not reached**"
+        cells = [shown(found["seconds"]), f"**{times(found['ratio'])}**"]
+        rows.append([label, *cells, f"{found['objective']:.3f}"])
+    parts = [
+        f"Rows to forget and preserve: {results['forget']:,} and {results['preserve']:,} of "
+        f"{results['d_in']} → {results['e']}; objective at the start {results['initial']:.3f}",
+        f"lower bound for any rank {closed['lower_bound']:.3f}",
+        f"Adam takes {adam['preparation']:.1f} s for statistics and is there after epoch "
+        f"{adam['epoch']}",
+    ]
+    errors = results["goal_reading_error"], closed["reading_error"], adam["reading_error"]
+    parts.append(f"in float64 from the rows they are these to {max(map(abs, errors)):.0e}")
+    if closed["first"] is not None:
+        parts.append(f"an iteration of the closed form is there after {closed['first']:.1f} s")
+    header = ["from features in memory", "seconds", "ratio", "objective"]
+    note = f"{'; '.join(parts)}. {made(results['machine'], 'time_to_objective')}"
+    return f"{table(header, rows)}\n\n{note}"
+
+
+def scaling(results: Row) -> str:
+    """A step's time and both phases' memory, a number of rows a row."""
+    rows = []
+    for row in results["rows"]:
+        gather, train = row["gather"], row["train"]
+        counts = [f"{row['rows']:,}", f"{row['images']:,}", kept(gather)]
+        step = [f"{1000 * row['seconds']:.2f}", f"{row['ratio']:.3f}"]
+        memory = [f"{phase['peak_mib']:.0f}" for phase in (train, gather)]
+        rows.append([*counts, *step, *memory, shown(gather["seconds"])])
+    header = ["rows", "images to forget", "trained on", "ms a step", "to the first"]
+    header += ["peak of training, MiB", "peak of gathering, MiB", "gathering, s"]
+    some = results["rows"][0]["train"]["before_mib"]
+    size = f"{results['d_in']} → {results['e']}; a process has {some:.0f} MiB after its imports."
+    note = f"{size} {made(results['machine'], 'scaling')}"
+    return f"{table(header, rows)}\n\n{note}"
+
+
+def sweep(results: Row) -> str:
+    """An epoch of all settings against one's."""
+    number, one, all_ = results["settings"], results["one"], results["all"]
+    step = 1000 * one["seconds"]
+    rows = [
+        ["one setting, `train`", shown(step), "1", shown(one["compile"])],
+        [
+            f"{number} settings at once, `train_all`",
+            shown(1000 * all_["seconds"]),
+            f"**{times(results['ratio'])}**",
+            shown(all_["compile"]),
+        ],
+        [f"{number} settings one by one", shown(number * step), times(number), "–"],
+    ]
+    header = ["", "ms an epoch", "to one setting", "compiling, s"]
+    note = f"{results['concept']}, rank {results['rank']}, {made(results['machine'], 'sweep')}"
+    return f"{table(header, rows)}\n\n{note}"
 
 
 def linears(results: Row) -> str:
@@ -245,6 +363,15 @@ def demo_line(facts: Row) -> str:
         f"{facts['optimise']:.1f} s the {facts['epochs']} epochs "
         f"({facts['date']}, `python -m benchmarks.demo_cost`)."
     )
+
+
+# The benchmarks of training: the block of each mark, and the results it is made of.
+TRAINING: dict[str, tuple[str, Callable[[Row], str]]] = {
+    "jit": ("jit_vs_eager", jit),
+    "objective": ("time_to_objective", objective),
+    "scaling": ("scaling", scaling),
+    "sweep": ("sweep", sweep),
+}
 
 
 if __name__ == "__main__":

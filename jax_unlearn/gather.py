@@ -10,7 +10,7 @@ from jaxtyping import Float
 from jax_unlearn.data.folder import ImageFile, split_held_out
 from jax_unlearn.path import Path
 from jax_unlearn.rows import Features, Sample
-from jax_unlearn.statistics import BLOCK, Output, Statistics, merge, statistics
+from jax_unlearn.statistics import BLOCK, Output, Rows, Statistics, merge, statistics, summed
 
 Granularity = Literal["tokens", "images"]
 
@@ -26,9 +26,11 @@ class Gatherer:
 
     def __init__(self, d_in: int, output: Output | None) -> None:
         self.d_in, self.output = d_in, output
-        self.done: Statistics | None = None
         self.waiting: list[tuple[int, Float[np.ndarray, "n d_in"]]] = []
         self.rows = 0
+        self.sums: Statistics | None = None
+        # What is kept of each image; joined in the end, for each joining copies all of it.
+        self.kept: list[Rows] = []
 
     def add(self, image: int, x: Float[np.ndarray, "n d_in"]) -> None:
         """All rows of one image; its number is called once only."""
@@ -39,20 +41,28 @@ class Gatherer:
 
     def finish(self) -> Statistics:
         """Of all images so far."""
-        self._fold()
-        if self.done is None:
-            empty = np.zeros((0, self.d_in), np.float32)
-            self.done = statistics(empty, np.zeros(0, int), self.output)
-        return self.done
+        if self.sums is None:
+            return self._take()
+        if self.waiting:
+            self._fold()
+        rows = self.kept[0].joined(*self.kept[1:]) if self.kept else None
+        return replace(self.sums, rows=rows)
+
+    def _take(self) -> Statistics:
+        """Statistics of the images that wait."""
+        empty = np.zeros((0, self.d_in), np.float32)
+        x = np.concatenate([empty, *(rows for _, rows in self.waiting)])
+        image = np.repeat([i for i, _ in self.waiting], [len(rows) for _, rows in self.waiting])
+        self.waiting, self.rows = [], 0
+        return statistics(x, image.astype(int), self.output)
 
     def _fold(self) -> None:
-        if not self.waiting:
-            return
-        x = np.concatenate([rows for _, rows in self.waiting])
-        image = np.repeat([i for i, _ in self.waiting], [len(rows) for _, rows in self.waiting])
-        block = statistics(x, image, self.output)
-        self.done = merge(self.done, block) if self.done else block
-        self.waiting, self.rows = [], 0
+        """Add the images that wait to the sums."""
+        block = summed(self._take())
+        if block.rows:
+            self.kept.append(block.rows)
+        block = replace(block, rows=None)
+        self.sums = merge(self.sums, block) if self.sums else block
 
 
 class Gathering:

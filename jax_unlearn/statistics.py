@@ -45,9 +45,9 @@ class Rows:
     ones: Float[np.ndarray, " m"]
     norms: Float[np.ndarray, " m"]
 
-    def joined(self, other: "Rows") -> "Rows":
-        pairs = [(getattr(self, name), getattr(other, name)) for name in FIELDS]
-        return Rows(*(np.concatenate(pair) for pair in pairs))
+    def joined(self, *others: "Rows") -> "Rows":
+        columns = ([getattr(rows, name) for rows in (self, *others)] for name in FIELDS)
+        return Rows(*(np.concatenate(parts) for parts in columns))
 
     def heads(self) -> "Rows":
         """The rows of each image that its target can tell from others: at most two.
@@ -146,13 +146,13 @@ def merge(one: Statistics, other: Statistics) -> Statistics:
         assert one.rows is not None
         assert other.rows is not None
         return Statistics(one.by_image, count, total, one.rows.joined(other.rows), None)
-    one, other = _summed(one), _summed(other)
+    one, other = summed(one), summed(other)
     heads = one.rows.joined(other.rows) if one.rows and other.rows else None
     return Statistics(one.by_image, count, total, heads, one.full_gram() + other.full_gram())
 
 
-def _summed(statistics: Statistics) -> Statistics:
-    """With a Gram matrix in place of the rows."""
+def summed(statistics: Statistics) -> Statistics:
+    """With a Gram matrix in place of the rows, however few they are."""
     if statistics.gram is not None:
         return statistics
     rows = statistics.rows
@@ -170,7 +170,7 @@ def statistics(
         norms = np.linalg.norm(output(x), axis=1).astype(np.float64)
     rows, total = Rows(x, image, np.ones(len(x)), norms), x.sum(axis=0, dtype=np.float64)
     few = Statistics(output is not None, len(x), total, rows, None)
-    return few if len(x) <= x.shape[1] else _summed(few)
+    return few if len(x) <= x.shape[1] else summed(few)
 
 
 def linear_part(

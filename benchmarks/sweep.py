@@ -1,0 +1,136 @@
+"""An epoch of 256 settings trained at once against an epoch of one setting, on the shipped model.
+
+The images of a concept go through the shipped tower once; both sides train on their statistics, the
+defaults of `jax-unlearn demo` but for what the settings say: all λ's, rates and seeds, rank 5. Both
+run in this process, in turns: `sweep.train_all` of all settings and `train` of one, each for a few
+epochs and for many. The difference of the two is the steady state: it has no compilation, no start
+and no reading of results. A first call comes before.
+"""
+
+import json
+from collections.abc import Callable, Sequence
+from dataclasses import replace
+from functools import cache, partial
+from statistics import median
+from typing import Any
+
+from matplotlib.figure import Figure
+from rich.console import Console
+
+from benchmarks.timing import clocked, command, figure, ratio, save
+from benchmarks.tower import machine
+from jax_unlearn.cli import Demo, demo_config
+from jax_unlearn.grid import Grid, Setting
+from jax_unlearn.image_session import ImageSession
+from jax_unlearn.objective import Problem
+from jax_unlearn.sweep import ProblemOf, train_all
+from jax_unlearn.targets import TargetKind
+from jax_unlearn.train import TrainConfig, train
+
+RANK = 5
+
+
+def main(arguments: Sequence[str] | None = None) -> None:
+    parser = command("sweep", __doc__, rounds=5)
+    add = parser.add_argument
+    add("--concept", default="astronaut")
+    add("--settings", type=int, default=256, help="so many of the grid's 256")
+    add("--chunk", type=int, default=50, help="epochs of one compiled scan, and of the short call")
+    add("--epochs", type=int, default=200, help="more epochs of the long call; of chunks")
+    options = parser.parse_args(arguments)
+    if options.epochs % options.chunk:
+        parser.error("--epochs must be a multiple of --chunk")
+    config, problem_of = shipped(options.concept)
+    common = replace(config, chunk=options.chunk)
+    settings = grid().settings(options.settings)
+    results = {"machine": machine(), "concept": options.concept, "chunk": options.chunk}
+    results |= compare(problem_of, settings, common, options.epochs, options.rounds)
+    print(json.dumps(results, indent=1))
+    save(options.out, results, plot(results))
+
+
+def grid() -> Grid:
+    """256 settings; one rank, so that one setting stands for any of them."""
+    return Grid(
+        target=("near",),
+        seed=tuple(range(8)),
+        lambda_forget=(0.65, 1.3, 2.6, 5.2),
+        lambda_preserve=(0.4, 1.0, 2.5, 6.0),
+        lambda_weight=(1.0,),
+        learning_rate=(0.005, 0.01),
+        rank=(RANK,),
+    )
+
+
+def shipped(concept: str) -> tuple[TrainConfig, ProblemOf]:
+    """(The demo's config, its problem by target and seed)."""
+    session = ImageSession(demo_config(Demo(concept=concept)), Console(stderr=True))
+    features = session.train_features(session.config.granularity)
+
+    @cache
+    def problem_of(target: TargetKind, seed: int) -> Problem:
+        return session.having(target=target, seed=seed).problems(features)[0]
+
+    return session.config, problem_of
+
+
+def compare(
+    problem_of: ProblemOf,
+    settings: Sequence[Setting],
+    common: TrainConfig,
+    epochs: int,
+    rounds: int,
+) -> dict[str, Any]:
+    """Both sides' first call and seconds an epoch; `common.chunk` is what the short call does."""
+    one, problem = settings[0], problem_of(settings[0].target, 0)
+
+    def together(epochs: int) -> Any:
+        return train_all(problem_of, settings, replace(common, epochs=epochs))
+
+    def alone(epochs: int) -> Any:
+        return train(problem, one.config(replace(common, epochs=epochs)))
+
+    sides = {"all": together, "one": alone}
+    first = {name: clocked(partial(side, common.chunk))[0] for name, side in sides.items()}
+    turns: dict[str, list[tuple[float, float]]] = {name: [] for name in sides}
+    for _ in range(rounds):
+        for name, side in sides.items():
+            turns[name].append(turn(side, common.chunk, epochs))
+    facts = {name: side_facts(first[name], turns[name]) for name in sides}
+    ratios = ratio(*(facts[name]["all_seconds"] for name in sides))
+    rows = {name: [len(part.forget), len(part.preserve)] for name, part in problem.items()}
+    sequential = len(settings) * facts["one"]["seconds"]
+    shape = {"settings": len(settings), "rank": one.rank, "rows": rows}
+    return {**shape, **facts, **ratios, "sequential": sequential}
+
+
+def turn(side: Callable[[int], Any], short: int, more: int) -> tuple[float, float]:
+    """(Seconds an epoch in steady state, seconds of the short call)."""
+    few, _ = clocked(lambda: side(short))
+    many, _ = clocked(lambda: side(short + more))
+    return (many - few) / more, few
+
+
+def side_facts(first: float, turns: list[tuple[float, float]]) -> dict[str, Any]:
+    """compile: what the first call took more than the same later."""
+    seconds, short = zip(*turns, strict=True)
+    facts = {"seconds": median(seconds), "all_seconds": seconds, "first_call": first}
+    return {**facts, "short_call": median(short), "compile": first - median(short)}
+
+
+def plot(results: dict[str, Any]) -> Figure:
+    made, axes = figure(width=6)
+    number = results["settings"]
+    bars = {
+        "one": results["one"]["seconds"],
+        f"{number} at once": results["all"]["seconds"],
+        f"{number} one by one": results["sequential"],
+    }
+    shown = axes.bar([*bars], [1000 * seconds for seconds in bars.values()])
+    axes.bar_label(shown, fmt="%.3g")
+    axes.set(yscale="log", ylabel="milliseconds an epoch")
+    return made
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,51 @@
+"""What the benchmarks of training share: the command line, the clock, ratios, JSON and plots."""
+
+import argparse
+import json
+import time
+from collections.abc import Callable, Sequence
+from pathlib import Path
+from statistics import median
+from typing import Any
+
+from matplotlib.figure import Figure
+
+RESULTS = Path(__file__).parent / "results"
+
+
+def command(name: str, doc: str | None, rounds: int) -> argparse.ArgumentParser:
+    """A parser with what every benchmark takes; `doc` is its module's."""
+    parser = argparse.ArgumentParser(
+        prog=f"python -m benchmarks.{name}",
+        description=doc,
+        formatter_class=argparse.ArgumentDefaultsHelpFormatter,
+    )
+    parser.add_argument("--rounds", type=int, default=rounds, help="how often all take their turn")
+    out = RESULTS / f"{name}.json"
+    parser.add_argument("--out", type=Path, default=out, help="JSON; the plot lies beside it")
+    return parser
+
+
+def clocked(run: Callable[[], Any]) -> tuple[float, Any]:
+    """(Seconds, what `run` gives)."""
+    begun = time.perf_counter()
+    value = run()
+    return time.perf_counter() - begun, value
+
+
+def ratio(theirs: Sequence[float], ours: Sequence[float]) -> dict[str, Any]:
+    """How many times ours goes into theirs: the median over the rounds, and each of them."""
+    ratios = [a / b for a, b in zip(theirs, ours, strict=True)]
+    return {"ratio": median(ratios), "ratios": ratios}
+
+
+def save(out: Path, results: dict[str, Any], plot: Figure) -> None:
+    out.parent.mkdir(parents=True, exist_ok=True)
+    out.write_text(json.dumps(results, indent=1) + "\n")
+    plot.savefig(out.with_suffix(".png"), dpi=150)
+
+
+def figure(columns: int = 1, width: float = 8, height: float = 4.5) -> tuple[Figure, Any]:
+    """A figure and its axes, side by side."""
+    made = Figure(figsize=(width, height), layout="constrained")
+    return made, made.subplots(1, columns)
