@@ -17,6 +17,7 @@ from jaxtyping import Bool, Float, Int
 from jax_unlearn.errors import UserError
 from jax_unlearn.lora import LoraAdapter, init_adapter
 from jax_unlearn.objective import TERMS, LossWeights, Problem, Reduction, loss, shapes
+from jax_unlearn.statistics import compress
 
 Select = Literal["best", "last", "held_out"]
 
@@ -166,6 +167,9 @@ def train(
         init: where to start; by default A is Kaiming uniform and B is zero.
         progress: called after each chunk with the epochs done and the last row of the history.
 
+    Where a Linear has more rows than their statistics would have, these take their place
+    (`statistics.compress`; `statistics.describe` says which it is).
+
     A step to a loss that is not finite is refused and ends the loop: `Result.stopped` says where,
     and the adapter is chosen among those before it.
 
@@ -178,11 +182,14 @@ def train(
         raise UserError("select 'held_out' needs held-out rows to choose by")
     weights = config.loss_weights()
     begun = time.perf_counter()
+    problem = compress(problem)
     state, first_terms = start(init or config.init(problem), problem, weights)
     if state.failed:
         raise UserError("the loss is not finite at the start: the features or the target are not")
     history = history_of(np.asarray(first_terms)[None], 0)
-    watch = HeldOut(held_out, weights) if held_out and config.select == "held_out" else None
+    watch = None
+    if held_out and config.select == "held_out":
+        watch = HeldOut(compress(held_out), weights)
     if watch:
         watch.look(state)
     laps = []

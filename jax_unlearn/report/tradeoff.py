@@ -6,6 +6,7 @@ import json
 from pathlib import Path
 from typing import Any
 
+from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 
 from jax_unlearn.tradeoff import TradeOff
@@ -24,9 +25,14 @@ def write_tradeoff(directory: Path, found: TradeOff) -> None:
 
 
 def plot(rows: list[dict[str, Any]]) -> Figure:
-    """Forgetting against keeping, every setting a point, those of the front joined."""
+    """One picture of the whole sweep."""
     figure = Figure(figsize=(6.4, 4.2), layout="constrained")
-    axes = figure.subplots()
+    draw(figure.subplots(), rows)
+    return figure
+
+
+def draw(axes: Axes, rows: list[dict[str, Any]]) -> None:
+    """Forgetting against keeping, every setting a point, those of the front joined."""
 
     def places(chosen: list[dict[str, Any]]) -> tuple[list[float], list[float]]:
         xs, ys = ([100 * row[f"held_out_{k}"] for row in chosen] for k in ("forget", "drift"))
@@ -42,4 +48,3 @@ def plot(rows: list[dict[str, Any]]) -> Figure:
     axes.set(xlabel="forget, still named, %", ylabel="drift of what is kept, %")
     axes.grid(alpha=0.25)
     axes.legend(frameon=False)
-    return figure
