@@ -52,6 +52,7 @@ bench: $(VENV)/.test
 
 table: $(VENV)/.test
 	$(BIN)/python -m benchmarks.forgetting
+	$(BIN)/python -m benchmarks.optimisers
 	$(BIN)/python -m benchmarks.tradeoff
 	$(BIN)/python -m benchmarks.linears
 	$(BIN)/python -m benchmarks.clip_forgetting

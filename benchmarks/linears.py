@@ -24,7 +24,9 @@ def main() -> None:
     for linears in CHOICES:
         bench = make_bench(options.concept, console, linears=linears)
         before = bench.before
-        rows.append({"linears": linears, **bench.run({"epochs": EPOCHS}, seed=0)})
+        rows.append(
+            {"linears": linears, **bench.run({"epochs": EPOCHS, "optimizer": "adam"}, seed=0)}
+        )
         console.print(f"{linears}, {rows[-1]['seconds']:.1f} s: {brief(rows[-1]['after'])}")
     results = {"machine": machine(), "concept": options.concept, "epochs": EPOCHS}
     results |= {"before": before, "rows": rows}
