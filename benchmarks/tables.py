@@ -331,16 +331,15 @@ def optimisers(results: Row) -> str:
     """Every concept by each optimiser."""
     rows = []
     for concept in results["concepts"]:
-        rows.append([concept["concept"], "before", *linear_cells(concept["before"]), "", ""])
+        rows.append([concept["concept"], "before", *linear_cells(concept["before"]), ""])
         for row in concept["rows"]:
             drift = max(path["drift"]["relative"] for path in row["paths"].values())
             name = OPTIMISERS[row["setting"]["optimizer"]]
-            cells = [*linear_cells(row["after"]), f"{100 * drift:.1f}", f"{row['seconds']:.1f}"]
-            rows.append(["", name, *cells])
+            rows.append(["", name, *linear_cells(row["after"]), f"{100 * drift:.1f}"])
     header = ["concept", "optimiser", "named", "selectivity", "others", "near neighbours", "yes/no"]
     facts = results["machine"]
     made = f"{facts['cores']} cores, {facts['date']}, `python -m benchmarks.optimisers`."
-    return f"{table([*header, 'largest drift of what is kept, %', 'seconds'], rows)}\n\n{made}"
+    return f"{table([*header, 'largest drift of what is kept, %'], rows)}\n\n{made}"
 
 
 def linear_cells(scores: Row) -> list[str]:

@@ -12,7 +12,6 @@ import jax
 import numpy as np
 from jax import Array
 from jaxtyping import Float, Int
-from sklearn.neighbors import NearestNeighbors
 
 TargetKind = Literal["random", "matched", "mean", "blank", "shift", "near", "twin"]
 TARGETS: tuple[TargetKind, ...] = get_args(TargetKind)
@@ -91,6 +90,9 @@ def neutral_target(
     shift = outputs.preserve_mean - outputs.forget_mean
     if kind == "shift":
         return Target(np.broadcast_to(shift, own.shape), own=True)
+    # Not at the top: it costs a second, and `train` is imported by who never asks for a target.
+    from sklearn.neighbors import NearestNeighbors
+
     search = NearestNeighbors(n_neighbors=min(NEIGHBOURS, len(others)), algorithm="brute")
     nearest = search.fit(others).kneighbors(own + shift, return_distance=False)
     return Target(others[nearest].mean(axis=1) - own, own=True)
