@@ -76,10 +76,10 @@ class Result:
 
     history: {epoch, forget, preserve, weight, total} of the adapter after that many steps; row 0
     is the start, the last row the final adapter. epoch: the row that `adapter` stands for.
-    stopped: why training ended early, or None. seconds: of its parts by name, and `total`: of `train`
-    the first chunk, with its compilation, and a later one (median, 0 if there is none); of `solve` the
-    moments of the rows, the iterations and the lower bound. lower_bound: no adapter of any rank has a lower
-    loss; None where that is not known.
+    stopped: why training ended early, or None. seconds: `total` and its parts by name: of `train`
+    the first chunk, with its compilation, and a later one (median, 0 if there is none); of `solve`
+    the moments of the rows, the iterations and the lower bound. lower_bound: no adapter of any rank
+    has a lower loss; None where that is not known.
     """
 
     adapter: LoraAdapter
