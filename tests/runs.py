@@ -11,6 +11,7 @@ def arguments(folder, out, **options):
         "forget": folder / "forget",
         "preserve": folder / "preserve",
         "out": out,
+        "optimizer": "adam",
         "epochs": 30,
         "rank": 2,
     } | options
