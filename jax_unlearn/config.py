@@ -224,6 +224,8 @@ def check_inputs(config: RunConfig) -> None:
         raise UserError("--select held_out: a name has nothing to hold out; take best or last")
     if config.keep_means < 1:
         raise UserError(f"--keep-means {config.keep_means}: must be at least 1")
+    if config.optimizer == "leace" and isinstance(config, SweepConfig):
+        raise UserError("--optimizer leace: has nothing to sweep; take closed_form or adam")
     if config.optimizer == "leace" and (config.until_forgotten is not None or config.auto):
         option = "auto" if config.auto else "until-forgotten"
         raise UserError(f"--{option}: LEACE has nothing to choose; leave it out")

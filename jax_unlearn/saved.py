@@ -28,9 +28,9 @@ from jax_unlearn.statistics import Statistics
 
 FILE = "statistics.safetensors"
 GROUPS = ("forget", "preserve", "forget_held_out", "preserve_held_out")
-# What was decided when the images were seen.
+# What was decided when the images were seen; a preset decides some of it.
 SEEN = ("checkpoint", "forget", "preserve", "forget_held_out", "preserve_held_out", "concept")
-EXTRACTED = (*SEEN, "linears", "granularity", "max_pixels", "dtype", "keep_means")
+EXTRACTED = (*SEEN, "preset", "linears", "granularity", "max_pixels", "dtype", "keep_means")
 
 Blank = dict[str, Float[np.ndarray, " e"]]
 

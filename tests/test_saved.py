@@ -105,6 +105,7 @@ def refused(run, tmp_path, capsys, options, expected):
     ("options", "expected"),
     [
         (["--granularity", "tokens"], "--granularity: .* was made with another"),
+        (["--preset", "faithful"], "--preset: .* was made with another"),
         (["--max-pixels", "100"], "--max-pixels: .* was made with another"),
         (["--select", "held_out"], "--select held_out: .* images to choose by"),
         (["--target", "blank"], "has no blank image"),

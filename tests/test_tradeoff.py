@@ -100,6 +100,7 @@ def test_bad_sweeps_leave_nothing(run, tmp_path, capsys):
     for options, expected in (
         (["--ranks", "999"], "--rank 999: must be from 1 to"),
         (["--sample", "0"], "--sample 0"),
+        (["--optimizer", "leace"], "--optimizer leace: has nothing to sweep"),
     ):
         with pytest.raises(SystemExit) as caught:
             main(["sweep", "--statistics", str(run), "--out", str(tmp_path / "out"), *options])
