@@ -42,9 +42,9 @@ from threadpoolctl import ThreadpoolController  # type: ignore[import-untyped]
 from jax_unlearn.errors import UserError
 from jax_unlearn.lora import LoraAdapter, LoraPair
 from jax_unlearn.objective import LinearProblem, Problem, loss, shapes
+from jax_unlearn.statistics import BLOCK, gram
 from jax_unlearn.train import Progress, Result, TrainConfig, check, history_of
 
-BLOCK = 4096
 # The least terms that η's are taken from: of the loss, and for the forget term of no change's.
 FLOOR, FIT = 1e-8, 2e-7
 # The least b, as a share of H's trace: for a factor to exist; and without a weight term, for the
@@ -227,12 +227,9 @@ def reduce(linear: LinearProblem) -> Reduced:
         forget, preserve = rows[: len(forget)], rows[len(forget) :]
     if len(residual) < residual.shape[1]:
         outputs, residual = _span(residual)
-    products = _product(residual, residual)
+    products = gram(residual)
     moments = Moments(
-        _product(forget, forget),
-        _product(forget, residual),
-        float(products.trace()),
-        _product(preserve, preserve),
+        gram(forget), _product(forget, residual), float(products.trace()), gram(preserve)
     )
     return Reduced(moments, products, inputs, outputs)
 
@@ -492,9 +489,8 @@ def _product(x: Float[ndarray, "n d"], y: Float[ndarray, "n e"]) -> Float64[ndar
     """XᵀY."""
     total = np.zeros((x.shape[1], y.shape[1]))
     for first in range(0, len(x), BLOCK):
-        one = np.asarray(x[first : first + BLOCK], np.float64)
-        # NumPy takes half the work where both are the same array.
-        total += one.T @ (one if y is x else np.asarray(y[first : first + BLOCK], np.float64))
+        one, other = (np.asarray(rows[first : first + BLOCK], np.float64) for rows in (x, y))
+        total += one.T @ other
     return total
 
 
