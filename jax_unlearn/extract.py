@@ -6,8 +6,7 @@ from dataclasses import dataclass, field
 import jax
 import numpy as np
 from flax import nnx
-from jax import Array
-from jax.sharding import Mesh, PartitionSpec
+from jax.sharding import Mesh
 from jaxtyping import Float, Int
 from PIL import Image
 from rich.console import Console
@@ -18,41 +17,14 @@ from jax_unlearn.data.folder import UNREADABLE, ImageFile, ImageReader
 from jax_unlearn.data.packing import PackedPatches, batch_shape, frame_sizes, pack
 from jax_unlearn.data.preprocess import Preprocessor
 from jax_unlearn.errors import UserError
-from jax_unlearn.mesh import DATA, everywhere, make_mesh, over_data
-from jax_unlearn.models.jit import tower_jit
+from jax_unlearn.mesh import everywhere, make_mesh, over_data
 from jax_unlearn.models.qwen3_vision import Qwen3VisionTower
 from jax_unlearn.rows import Features, Tap, ends_merger
+from jax_unlearn.taps import tap_rows
 
 PATCHES_PER_BATCH = 8192
 # What is done with each image: its number and its tokens at each tap.
 Each = Callable[[int, Mapping[str, np.ndarray]], None]
-
-
-@tower_jit(0, 3, 4)
-def tap_rows(
-    graphdef: nnx.GraphDef[Qwen3VisionTower],
-    state: nnx.State,
-    packed: PackedPatches,
-    names: tuple[str, ...],
-    mesh: Mesh,
-) -> dict[str, Float[Array, "n d_in"]]:
-    """The wanted taps of a batch for each device; XLA drops what only the other features need.
-
-    packed: the devices' batches one after another. No device needs anything of another's, so
-    nothing is communicated.
-    """
-
-    def of_device(state: nnx.State, packed: PackedPatches) -> dict[str, Array]:
-        taps = nnx.merge(graphdef, state).features(packed, None).taps
-        flat = {name: taps[name].reshape(-1, taps[name].shape[-1]) for name in names}
-        return {name: rows.astype("float32") for name, rows in flat.items()}
-
-    data, whole = PartitionSpec(DATA), PartitionSpec()
-    # Pallas kernels do not say how their outputs vary over the mesh.
-    mapped = jax.shard_map(
-        of_device, mesh=mesh, in_specs=(whole, data), out_specs=data, check_vma=False
-    )
-    return mapped(state, packed)
 
 
 @dataclass

@@ -17,11 +17,11 @@ from jax.sharding import Mesh, NamedSharding
 
 from jax_unlearn.data.packing import PackedPatches
 from jax_unlearn.errors import UserError
-from jax_unlearn.extract import tap_rows
 from jax_unlearn.mesh import DATA, everywhere, over_data
 from jax_unlearn.models.attention import Kernel
 from jax_unlearn.models.qwen3_vision import Qwen3VisionTower, VisionConfig
 from jax_unlearn.shipped import ASSETS
+from jax_unlearn.taps import tap_rows
 
 GIB = 2**30
 # Memory of a device in GiB that a program may use. v5e: what the compiler says; the others: the
@@ -88,7 +88,7 @@ def cuda(count: str) -> Any:
 
 
 def compile_pass(config: VisionConfig, chips: Chips, rows: int, length: int) -> Any:
-    """The program of `extract.tap_rows`, rows × length patches for each device.
+    """The program of `taps.tap_rows`, rows × length patches for each device.
 
     Raises:
         jax.errors.JaxRuntimeError: it does not fit (TPU only; CUDA's compiler does not look).

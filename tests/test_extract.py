@@ -13,7 +13,8 @@ from jax_unlearn import extract
 from jax_unlearn.data.folder import ImageFile, ImageReader, find_images
 from jax_unlearn.data.preprocess import load_preprocessor
 from jax_unlearn.errors import UserError
-from jax_unlearn.extract import Extractor, tap_rows
+from jax_unlearn.extract import Extractor
+from jax_unlearn.taps import tap_rows
 from porting import load_vision_tower
 from porting.qwen3_vision import abstract_tower
 from tests import tiny
