@@ -25,7 +25,7 @@ from jax_unlearn.adapt import adapt
 from jax_unlearn.cli import Demo, demo_config
 from jax_unlearn.config import FAITHFUL
 from jax_unlearn.evaluate.exam import Exam
-from jax_unlearn.evaluate.readers import fit_before
+from jax_unlearn.evaluate.readers import fit_before, read_splits
 from jax_unlearn.evaluate.vlm import load_vlm
 from jax_unlearn.gather import Granularity
 from jax_unlearn.image_session import ImageSession
@@ -68,7 +68,7 @@ class Bench:
         self.test = self.session.test_features()
         nothing = LoraAdapter({}, alpha=1.0, rank=1)
         self.fitted = fit_before(self.session.splits(self.sides["images"], nothing))
-        read = self.session.evaluate(self.sides["images"], self.test, nothing, self.fitted)
+        read = self.read(nothing)
         test = self.test
         self.exam = Exam(test.files, test.is_forget, read["neighbours"], questions)
         self.default = {"optimizer": self.session.optimizer, "target": self.config.target}
@@ -85,10 +85,14 @@ class Bench:
             base = str(config.checkpoint)
             porting.save_peft(result.adapter, adapter, base_model_name_or_path=base)
             after = self.exam.sit(load_vlm(config.checkpoint, adapter))
-        read = self.session.evaluate(self.sides["images"], self.test, result.adapter, self.fitted)
+        read = self.read(result.adapter)
         shown = {key: getattr(config, key) for key in FAITHFUL}
         shown["optimizer"] = self.session.optimizer
         return {"setting": shown, "seed": seed, "seconds": seconds, "after": after, **read}
+
+    def read(self, adapter: LoraAdapter) -> dict[str, Any]:
+        splits = (self.session.splits(side, adapter) for side in (self.sides["images"], self.test))
+        return read_splits(*splits, self.fitted)
 
 
 def measure(

@@ -97,12 +97,11 @@ def grids(model: str, images: str) -> np.ndarray:
     if images == "equal":
         return np.array([[1, square, square]] * (PATCHES[model] // square**2))
     random = np.random.default_rng(0)
-    pool = Pool(PATCHES[model], block=4, one_row=True)
+    pool, drawn = Pool(PATCHES[model], block=4, one_row=True), []
     for index in count():
-        grid = np.array([[1, *random.choice(sides, size=2)]])
-        item = Item(index, np.zeros((int(grid.prod()), 1), np.float32), grid)
-        for batch in pool.add(item):
-            return np.concatenate([item.grid for item in batch.items])
+        drawn.append([1, *random.choice(sides, size=2)])
+        for batch in pool.add(Item(index, int(np.prod(drawn[-1])))):
+            return np.array([drawn[item.index] for item in batch.items])
     raise AssertionError("a pool without end fills a batch")
 
 

@@ -11,6 +11,7 @@ from jax_unlearn.erase import erase
 from jax_unlearn.objective import Problem
 from jax_unlearn.search import Optimise, Search, search
 from jax_unlearn.session import Session, Sides
+from jax_unlearn.snapshot import Stage
 from jax_unlearn.solve import solve
 from jax_unlearn.statistics import describe
 from jax_unlearn.train import Result, Row, train
@@ -36,7 +37,9 @@ def adapt(session: Session, sides: Sides, console: Console) -> Adapted:
 
     optimisers: dict[str, Optimise] = {"adam": train, "closed_form": solve, "leace": erasing}
     optimiser = optimisers[session.optimizer]
-    return Adapted(optimise(fit, choose, session.config, console, optimiser), rows)
+    # The others take no longer than a save and a start.
+    stage = session.stage("training") if optimiser is train else None
+    return Adapted(optimise(fit, choose, session.config, console, optimiser, stage), rows)
 
 
 def optimise(
@@ -45,6 +48,7 @@ def optimise(
     config: RunConfig,
     console: Console,
     optimiser: Optimise,
+    stage: Stage | None = None,
 ) -> Search:
     """`train` or `solve` under a progress bar, again and again with --until-forgotten."""
     columns = (TextColumn("{task.description}"), BarColumn(), TimeRemainingColumn())
@@ -68,4 +72,5 @@ def optimise(
             begin=begin,
             progress=progress,
             optimise=optimiser,
+            stage=stage,
         )

@@ -1,14 +1,13 @@
 """The command line. Commands are dataclasses, and their options are the dataclasses' fields."""
 
 import json
-import os
+import signal
 import sys
 import warnings
 from collections.abc import Sequence
 from dataclasses import asdict, dataclass, replace
 from pathlib import Path
-from types import ModuleType
-from typing import Annotated, Any, Literal, cast
+from typing import Annotated, Any, Literal
 
 import tyro
 from rich.console import Console
@@ -26,8 +25,10 @@ from jax_unlearn.config import (
 from jax_unlearn.errors import UserError
 from jax_unlearn.inspect import inspect, lines
 from jax_unlearn.report.page import VLM_ROWS, ZERO_SHOT_ROWS, percent
+from jax_unlearn.resume import TerminatedError
 from jax_unlearn.run import Format, Metrics, evaluate, export, run, sweep
 from jax_unlearn.shipped import ASSETS, CLIP_ASSETS
+from jax_unlearn.torchless import hide_torch
 from jax_unlearn.tradeoff import TradeOff
 
 REQUIRED = ("checkpoint", "out")
@@ -123,6 +124,9 @@ def main(arguments: Sequence[str] | None = None) -> None:
     except UserError as error:
         print(f"jax-unlearn: {error}", file=sys.stderr)
         sys.exit(2)
+    except TerminatedError:
+        print("jax-unlearn: terminated; the same command with --resume goes on", file=sys.stderr)
+        sys.exit(128 + signal.SIGTERM)
     except KeyboardInterrupt:
         print("jax-unlearn: interrupted", file=sys.stderr)
         sys.exit(130)
@@ -135,7 +139,7 @@ def parse(arguments: Sequence[str]) -> Any:
         out = option_of(arguments, "--out")
         if out is None and "--help" not in arguments:
             raise UserError("--out: give the directory of the new run")
-        defaults = replace(read_config(earlier), out=out or Path(), overwrite=False)
+        defaults = replace(read_config(earlier), out=out or Path())
         return tyro.cli(kind, default=kind(**settings_of(defaults)), args=arguments[1:])
     command: Any = tyro.cli(
         Command,
@@ -170,9 +174,11 @@ def dispatch(command: Any, console: Console) -> None:
         case Demo():
             finish(run(demo_config(command), console), command.out)
         case SweepConfig():
-            finish_sweep(sweep(command, console), command)
+            if found := sweep(command, console):
+                finish_sweep(found, command)
         case RunConfig():
-            finish(run(command, console), command.out)
+            if metrics := run(command, console):
+                finish(metrics, command.out)
         case Inspect():
             facts = inspect(command.checkpoint, command.plan, command.dtype)
             print(json.dumps(facts, indent=2) if command.json else "\n".join(lines(facts)))
@@ -181,23 +187,6 @@ def dispatch(command: Any, console: Console) -> None:
         case Export():
             export(command.run, command.format, command.out, command.overwrite)
             print(command.out)
-
-
-def hide_torch() -> None:
-    """Keep transformers from importing torch, which it does wherever torch is installed.
-
-    transformers looks for it once and remembers. A process that has torch already keeps it.
-    """
-    os.environ.setdefault("TRANSFORMERS_NO_ADVISORY_WARNINGS", "1")
-    if "torch" in sys.modules:
-        return
-    sys.modules["torch"] = cast(ModuleType, None)
-    try:
-        from transformers.utils import is_torch_available
-
-        is_torch_available()
-    finally:
-        del sys.modules["torch"]
 
 
 def demo_config(demo: Demo) -> RunConfig:

@@ -12,7 +12,7 @@ from rich.console import Console
 from rich.progress import track
 
 import porting
-from jax_unlearn.data.folder import ImageFile, ImageReader
+from jax_unlearn.data.image import ImageFile, ImageReader
 from jax_unlearn.data.preprocess import Preprocessor
 from jax_unlearn.data.prompts import Prompt
 from jax_unlearn.errors import UserError

@@ -13,7 +13,8 @@ from rich.console import Console
 
 from jax_unlearn.clip_encode import IMAGE, TEXT, ClipEncoder
 from jax_unlearn.config import RunConfig
-from jax_unlearn.data.folder import ImageFile, find_images
+from jax_unlearn.data.folder import find_images
+from jax_unlearn.data.image import ImageFile
 from jax_unlearn.data.prompts import prompts
 from jax_unlearn.dataset import collect_images, collect_prompts
 from jax_unlearn.errors import UserError
@@ -248,9 +249,6 @@ class ClipImageSession(Session):
         """The embedding of a blank image."""
         taps = self.encoder.image_batch([self.encoder.blank()]).taps[IMAGE]
         return {IMAGE: self.path.output(np.asarray(taps, np.float32))[0]}
-
-    def pictures(self, test: Sides) -> list[list[ImageFile]]:
-        return [images(test.forget), images(test.preserve)]
 
     def evaluate(self, train: Sides, test: Sides, adapter: LoraAdapter) -> dict[str, Any]:
         """What readers find, and zero-shot accuracy with the classes' names as prompts."""

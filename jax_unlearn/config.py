@@ -12,6 +12,22 @@ from jax_unlearn.objective import Reduction
 from jax_unlearn.targets import TargetKind
 from jax_unlearn.train import TrainConfig
 
+# Settings that do not change what comes out.
+HOW_IT_RUNS = {
+    "out",
+    "overwrite",
+    "mesh",
+    "workers",
+    "resume",
+    "save_seconds",
+    "save_steps",
+    "distributed",
+    "coordinator",
+    "process_id",
+    "processes",
+    "heartbeat_seconds",
+}
+
 LinearName = Literal["linear_fc1", "linear_fc2"]
 Optimizer = Literal["closed_form", "adam", "leace"]
 Then = Literal["drift", "preserve"]
@@ -154,6 +170,28 @@ class RunConfig(TrainConfig):
     All are trained on."""
     mesh: str | None = None
     """data=N: how many devices run the tower, each on images of its own; by default all here."""
+    workers: int | None = None
+    """Processes that decode and pack images; by default none on a CPU, where the tower needs the
+    cores, and up to 8 elsewhere."""
+    resume: bool = False
+    """Go on from the snapshots in OUT.resume, if there are some, with the same settings, checkpoint
+    and images."""
+    save_seconds: float = 600.0
+    """Time from one snapshot of a run that is not finished to the next; a shorter one leaves none.
+    SIGTERM saves one at once."""
+    save_steps: int | None = None
+    """Batches, or chunks of epochs, from one snapshot to the next, if that comes first."""
+    distributed: bool = False
+    """One of several processes, started alike on each host; the first writes. TPU pods, SLURM and
+    GKE say which is which."""
+    coordinator: str | None = None
+    """HOST:PORT of the first process, where nothing says it."""
+    process_id: int | None = None
+    """Number of this process, from 0."""
+    processes: int | None = None
+    """How many there are."""
+    heartbeat_seconds: int = 60
+    """A process that is not heard of for so long counts as gone, and ends the others."""
     questions: Path | None = None
     """JSON list of {question, answers: {class: answer}} for `evaluate --vlm`."""
     save_statistics: bool = True
@@ -222,6 +260,12 @@ def check_inputs(config: RunConfig) -> None:
         raise UserError(f"--{option}: {mend}; leave it out")
     if config.forget_text and config.select == "held_out":
         raise UserError("--select held_out: a name has nothing to hold out; take best or last")
+    by_hand = (config.coordinator, config.process_id, config.processes)
+    if not config.distributed and by_hand != (None, None, None):
+        raise UserError("--coordinator, --process-id and --processes: need --distributed")
+    for name in ("save_seconds", "save_steps", "workers"):
+        if (value := getattr(config, name)) is not None and value < (name == "save_steps"):
+            raise UserError(f"--{name.replace('_', '-')} {value}: too small")
     if config.keep_means < 1:
         raise UserError(f"--keep-means {config.keep_means}: must be at least 1")
     if config.optimizer == "leace" and isinstance(config, SweepConfig):
@@ -242,7 +286,7 @@ def to_json(config: RunConfig) -> dict[str, Any]:
 
 
 def read_config(run: Path) -> RunConfig:
-    """The config of an existing run.
+    """The config of an existing run, but not how it ran: the machine may be another.
 
     Raises:
         UserError: the directory is not a run's.
@@ -258,6 +302,7 @@ def read_config(run: Path) -> RunConfig:
         values["other_images"] = tuple(map(Path, values.get("other_images", ())))
         if isinstance(targets := values.get("targets"), str):
             values["targets"] = (targets,)
-        return RunConfig(**values)
+        kept = {k: v for k, v in values.items() if k not in HOW_IT_RUNS or k == "out"}
+        return RunConfig(**kept)
     except (OSError, ValueError, TypeError, AttributeError) as error:
         raise UserError(f"{path}: not the config of a run ({error}); give its directory") from error

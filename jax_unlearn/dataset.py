@@ -7,7 +7,8 @@ from pathlib import Path
 from typing import Generic, TypeVar
 
 from jax_unlearn.config import RunConfig
-from jax_unlearn.data.folder import ImageFile, check_disjoint, find_images, split_held_out
+from jax_unlearn.data.folder import check_disjoint, find_images, split_held_out
+from jax_unlearn.data.image import ImageFile, read_digests
 from jax_unlearn.data.prompts import Prompt, check_apart, prompts, read_names
 from jax_unlearn.errors import UserError
 
@@ -31,11 +32,11 @@ class Dataset(Generic[S]):
         """Classes of the held-out samples, which are what is asked about."""
         return sorted({sample.label for sample in self.forget_held_out + self.preserve_held_out})
 
-    def fingerprint(self) -> str:
-        """Changes when a sample, its class or its group does."""
+    def fingerprint(self, *names: str) -> str:
+        """Changes when a sample of these groups, by default of all, its class or its group does."""
         total = hashlib.sha256()
-        for number, samples in enumerate(self.groups().values()):
-            for sample in samples:
+        for number, (name, samples) in enumerate(self.groups().items()):
+            for sample in samples if name in names or not names else ():
                 total.update(f"{number} {sample.label} {sample.digest.hex()}\n".encode())
         return total.hexdigest()
 
@@ -73,6 +74,7 @@ def collect_images(config: RunConfig) -> Dataset[ImageFile]:
         "held out to test forgetting": forget_test,
         "held out to test preserving": preserve_test,
     }
+    read_digests(file for files in groups.values() for file in files)
     check_disjoint(groups)
     both = {f.label for f in forget + forget_test} & {f.label for f in preserve + preserve_test}
     if both:
@@ -88,6 +90,7 @@ def _side(
 ) -> tuple[list[ImageFile], list[ImageFile]]:
     default = "forget" if forget else "preserve"
     files = _choose(find_images(folder, default), config.concept, forget, folder)
+    read_digests(files)
     if held_out is None:
         return split_held_out(files, config.seed)
     return files, _choose(find_images(held_out, default), config.concept, forget, held_out)

@@ -1,54 +1,84 @@
 """Images → the rows at the taps, in one pass of the frozen tower."""
 
-from collections.abc import Callable, Collection, Iterator, Mapping, Sequence
+import os
+import time
+from collections.abc import Collection, Iterable, Iterator, Sequence
 from dataclasses import dataclass, field
 
 import jax
 import numpy as np
 from flax import nnx
+from jax import Array
 from jax.sharding import Mesh
 from jaxtyping import Float, Int
 from PIL import Image
 from rich.console import Console
-from rich.progress import track
+from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
 
-from jax_unlearn.data.batches import Batch, Item, Pool
-from jax_unlearn.data.folder import UNREADABLE, ImageFile, ImageReader
-from jax_unlearn.data.packing import PackedPatches, batch_shape, frame_sizes, pack
+from jax_unlearn import hosts
+from jax_unlearn.data.batches import Batch, Item, Pool, together
+from jax_unlearn.data.image import ImageFile, ImageReader
+from jax_unlearn.data.loader import CountPatches, Loaded, PackStep, load
+from jax_unlearn.data.packing import PackedPatches, batch_shape, pack
 from jax_unlearn.data.preprocess import Preprocessor
 from jax_unlearn.errors import UserError
+from jax_unlearn.gather import Gathering
+from jax_unlearn.harvest import Harvest, Taps
 from jax_unlearn.mesh import everywhere, make_mesh, over_data
 from jax_unlearn.models.qwen3_vision import Qwen3VisionTower
-from jax_unlearn.rows import Features, Tap, ends_merger
+from jax_unlearn.rows import Features
+from jax_unlearn.snapshot import Snapshot, Stage
 from jax_unlearn.taps import tap_rows
 
 PATCHES_PER_BATCH = 8192
-# What is done with each image: its number and its tokens at each tap.
-Each = Callable[[int, Mapping[str, np.ndarray]], None]
+MOST_WORKERS = 8
+# Of each patch of a batch, for each batch of a step.
+Places = list[Int[np.ndarray, " patches"]]
 
 
 @dataclass
 class Work:
-    """What a pass of the tower came to: patches of images, slots computed, shapes compiled."""
+    """What this process's passes of the tower came to.
+
+    patches of images, slots computed for them, shapes compiled; images, seconds, and of these those
+    spent waiting for images.
+    """
 
     patches: int = 0
     slots: int = 0
     shapes: set[tuple[int, int]] = field(default_factory=set)
+    images: int = 0
+    seconds: float = 0.0
+    waited: float = 0.0
 
     def add(self, batches: Sequence[Batch], devices: int) -> None:
         rows, length = batches[0].rows, batches[0].length
+        self.images += sum(len(batch.items) for batch in batches)
         self.patches += sum(batch.patches for batch in batches)
         self.slots += devices * rows * length
         self.shapes.add((rows, length))
 
     def metrics(self) -> dict[str, int | float]:
-        """padding: share of the slots that held no patch."""
-        padding = 1 - self.patches / max(self.slots, 1)
-        return {"patches": self.patches, "padding": padding, "compilations": len(self.shapes)}
+        """padding: share of the slots that held no patch; waiting: share of the seconds."""
+        return {
+            "images": self.images,
+            "patches": self.patches,
+            "padding": 1 - self.patches / max(self.slots, 1),
+            "compilations": len(self.shapes),
+            "images_per_second": self.images / self.seconds if self.seconds else 0.0,
+            "waiting": self.waited / self.seconds if self.seconds else 0.0,
+        }
 
 
 class Extractor:
-    """Runs the tower over images and keeps the rows at the taps of the named Linears."""
+    """Runs the tower over images and keeps the rows at the taps of the named Linears.
+
+    Args:
+        mesh: the devices of this process; one, if not given.
+        workers: processes that decode and pack images; if not given none on a CPU, where the tower
+            needs the cores, and up to 8 elsewhere.
+        seed: of the order in which images come.
+    """
 
     def __init__(
         self,
@@ -56,12 +86,16 @@ class Extractor:
         preprocessor: Preprocessor,
         names: Sequence[str],
         mesh: Mesh | None = None,
+        workers: int | None = None,
+        seed: int = 0,
     ) -> None:
         self.config = tower.config
         self.preprocessor = preprocessor
         self.names = tuple(names)
         self.mesh = mesh or make_mesh("data=1")
         self.devices = self.mesh.devices.size
+        self.workers = usual_workers() if workers is None else workers
+        self.seed = seed
         self.graphdef, state = nnx.split(tower)
         self.state = jax.device_put(state, everywhere(self.mesh))
         self.work = Work()
@@ -73,102 +107,159 @@ class Extractor:
         description: str,
         console: Console,
         tokens: Collection[str] = (),
-        each: Each | None = None,
+        gathering: Gathering | None = None,
         keep: Collection[ImageFile] | None = None,
+        stage: Stage | None = None,
     ) -> Features:
-        """One pass over the files, in any order of sizes; rows come back in the files' order.
+        """One pass over the files, each process over its part; rows come in the files' order.
 
         Args:
-            tokens: taps of a Merger's last Linear of which all tokens are kept, and not the mean of
-                each image; of other taps they always are.
-            each: called with all tokens of each image, in whatever order they come.
-            keep: of which files rows are kept; of all, if not given.
+            tokens, gathering, keep: see `Harvest`.
+            stage: to go on from, and to save to.
 
         Raises:
             UserError: no file could be read; or one could not and the reader is strict.
         """
-        rows: dict[int, dict[str, np.ndarray]] = {}
-        # Without a terminal the bar would leave empty lines.
-        quiet = not console.is_terminal
-        listed = track(
-            files, description=description, console=console, transient=True, disable=quiet
-        )
-        for batches in self.together(self.batches(reader, files, reader.read(listed))):
-            for index, taps in self.run(batches):
-                if each:
-                    each(index, taps)
-                if keep is not None and files[index] not in keep:
-                    continue
-                last = {n: x for n, x in taps.items() if ends_merger(n) and n not in tokens}
-                taps |= {n: x.mean(axis=0, dtype=np.float64)[None] for n, x in last.items()}
-                rows[index] = {n: np.asarray(x, np.float32) for n, x in taps.items()}
-        if not rows:
+        stage = stage or Stage()
+        harvest = Harvest(files, self.names, tokens, keep, gathering)
+        steps = self.plan(harvest, reader)
+        if saved := stage.load():
+            harvest.restore(saved)
+            self.report(harvest, reader)
+        with progress_bar(console) as bar:
+            task = bar.add_task(description, total=images_in(steps))
+            bar.advance(task, images_in(steps[: harvest.steps]))
+            for batches in self.run(harvest, steps[harvest.steps :], reader):
+                bar.advance(task, images_in([batches]))
+                stage.step(harvest.snapshot)
+        stage.done(harvest.snapshot)
+        for snapshot in map(Snapshot.of_bytes, hosts.of_others(harvest.snapshot().to_bytes)):
+            other = Harvest(files, self.names, tokens, keep, gathering and gathering.empty())
+            other.restore(snapshot)
+            harvest.join(other)
+        self.report(harvest, reader)
+        if not harvest.rows:
             raise UserError(f"{files[0].path.parent}: none of its {len(files)} images can be read")
+        return harvest.features()
 
-        order = sorted(rows)
-        merged = {name: Tap.of([rows[i][name] for i in order]) for name in self.names}
-        return Features(tuple(files[i] for i in order), merged)
-
-    def extract_image(self, image: Image.Image) -> dict[str, Float[np.ndarray, "tokens d_in"]]:
+    def extract_image(self, image: Image.Image) -> Taps:
         """The taps of one image that is no file (the blank one)."""
         pixels, grid = self.preprocessor(image)
-        block = self.config.spatial_merge_size**2
-        shape = batch_shape(frame_sizes(grid), block, self.config.one_row)
-        return next(self.run([Batch([Item(0, pixels, grid)], *shape)]))[1]
+        merge = self.config.spatial_merge_size
+        rows, length = batch_shape([len(pixels)], merge**2, self.config.one_row)
+        side = self.config.table_side
+        packed, slots = pack(pixels, grid, merge=merge, side=side, rows=rows, length=length)
+        whole = jax.tree.map(lambda x: np.concatenate([x] * self.devices), packed)
+        batch = Batch([Item(0, len(pixels))], rows, length)
+        return next(self.pieces([batch], [slots], self.tower(whole)))[1]
 
-    def batches(
-        self,
-        reader: ImageReader,
-        files: Sequence[ImageFile],
-        images: Iterator[tuple[int, Image.Image]],
-    ) -> Iterator[Batch]:
-        """The images in batches of a few shapes, in whatever order fills them."""
+    def plan(self, harvest: Harvest, reader: ImageReader) -> list[list[Batch]]:
+        """This process's batches, one for each device in each step, from the images' sizes."""
+        files = harvest.files
+        order = np.random.default_rng(self.seed).permutation(len(files))
+        mine = order[hosts.index() :: hosts.count()].tolist()
         config = self.config
         pool = Pool(PATCHES_PER_BATCH, config.spatial_merge_size**2, config.one_row)
-        for index, image in images:
-            try:
-                pixels, grid = self.preprocessor(image)
-            except UNREADABLE as error:
-                reader.skip(files[index].path, error)
-                continue
-            yield from pool.add(Item(index, pixels, grid))
-        yield from pool.rest()
+        sizes = load([files[i] for i in mine], CountPatches(self.preprocessor), workers=0)
 
-    def together(self, batches: Iterator[Batch]) -> Iterator[list[Batch]]:
-        """Batches of one shape, one for each device; in the end fewer."""
-        waiting: dict[tuple[int, int], list[Batch]] = {}
-        for batch in batches:
-            alike = waiting.setdefault((batch.rows, batch.length), [])
-            alike.append(batch)
-            if len(alike) == self.devices:
-                yield waiting.pop((batch.rows, batch.length))
-        yield from waiting.values()
+        def batches() -> Iterator[Batch]:
+            for index, size in zip(mine, sizes, strict=True):
+                if isinstance(size, str):
+                    harvest.skipped[index] = size
+                else:
+                    yield from pool.add(Item(index, size))
+            yield from pool.rest()
 
-    def run(self, batches: Sequence[Batch]) -> Iterator[tuple[int, dict[str, np.ndarray]]]:
-        """The tower on a batch for each device: (index of the image, its tokens at each tap)."""
-        merge = self.config.spatial_merge_size
-        self.work.add(batches, self.devices)
-        packed = [self.pack(batch) for batch in batches]
-        # A device without a batch computes the first one again.
-        rows = [arrays for arrays, _ in packed] + [packed[0][0]] * (self.devices - len(packed))
-        whole = jax.tree.map(lambda *arrays: np.concatenate(arrays), *rows)
-        placed = jax.device_put(whole, over_data(self.mesh))
-        taps = tap_rows(self.graphdef, self.state, placed, self.names, self.mesh)
-        found = {name: np.split(np.asarray(x), self.devices) for name, x in taps.items()}
-        for number, (batch, (_, slots)) in enumerate(zip(batches, packed, strict=True)):
-            tokens = slots[:: merge**2] // merge**2
-            ends = np.cumsum([len(item.pixels) // merge**2 for item in batch.items])[:-1]
-            pieces = {name: np.split(x[number][tokens], ends) for name, x in found.items()}
-            for i, item in enumerate(batch.items):
-                yield item.index, {name: piece[i] for name, piece in pieces.items()}
+        steps = list(together(batches(), self.devices))
+        self.report(harvest, reader)
+        return steps
 
-    def pack(self, batch: Batch) -> tuple[PackedPatches, Int[np.ndarray, " patches"]]:
-        """A batch's arrays, and the place of each patch in them."""
-        return pack(
-            np.concatenate([item.pixels for item in batch.items]),
-            np.concatenate([item.grid for item in batch.items]),
-            merge=self.config.spatial_merge_size,
-            side=self.config.table_side,
-            rows=batch.rows,
-            length=batch.length,
+    def report(self, harvest: Harvest, reader: ImageReader) -> None:
+        for index in sorted(harvest.skipped):
+            reader.skip(harvest.files[index], harvest.skipped[index])
+
+    def run(
+        self, harvest: Harvest, steps: Sequence[list[Batch]], reader: ImageReader
+    ) -> Iterator[list[Batch]]:
+        """The tower on each step; its images are in the harvest when it is given."""
+        begun = time.perf_counter()
+        config = self.config
+        packing = PackStep(
+            harvest.files,
+            self.preprocessor,
+            config.spatial_merge_size,
+            config.table_side,
+            self.devices,
         )
+        loaded = self.waiting_for(load(steps, packing, self.workers))
+        for batches, slots, failed, taps in self.ahead(steps, loaded):
+            self.work.add(batches, self.devices)
+            for index, rows in self.pieces(batches, slots, taps):
+                if index not in failed:
+                    harvest.add(index, rows)
+            if failed:
+                harvest.skipped |= failed
+                self.report(harvest, reader)
+            harvest.steps += 1
+            self.work.seconds += time.perf_counter() - begun
+            yield batches
+            begun = time.perf_counter()
+
+    def waiting_for(self, loaded: Iterable[Loaded]) -> Iterator[Loaded]:
+        """The same, with the time that it takes to come."""
+        begun = time.perf_counter()
+        for step in loaded:
+            self.work.waited += time.perf_counter() - begun
+            yield step
+            begun = time.perf_counter()
+
+    def ahead(
+        self, steps: Iterable[list[Batch]], loaded: Iterable[Loaded]
+    ) -> Iterator[tuple[list[Batch], Places, dict[int, str], dict[str, Array]]]:
+        """Each step when the next one is on the devices, which so never wait for the host."""
+        before = None
+        for batches, (packed, slots, failed) in zip(steps, loaded, strict=True):
+            now = batches, slots, failed, self.tower(packed)
+            if before:
+                yield before
+            before = now
+        if before:
+            yield before
+
+    def tower(self, packed: PackedPatches) -> dict[str, Float[Array, "n d_in"]]:
+        """The taps of a batch for each device, one after another; does not wait for them."""
+        placed = jax.device_put(packed, over_data(self.mesh))
+        return tap_rows(self.graphdef, self.state, placed, self.names, self.mesh)
+
+    def pieces(
+        self,
+        batches: Sequence[Batch],
+        slots: Places,
+        taps: dict[str, Array],
+    ) -> Iterator[tuple[int, Taps]]:
+        """(index of the image, its tokens at each tap) of a step."""
+        block = self.config.spatial_merge_size**2
+        found = {name: np.split(np.asarray(x), self.devices) for name, x in taps.items()}
+        for number, batch in enumerate(batches):
+            tokens = slots[number][::block] // block
+            ends = np.cumsum([item.patches // block for item in batch.items])[:-1]
+            split = {name: np.split(x[number][tokens], ends) for name, x in found.items()}
+            for i, item in enumerate(batch.items):
+                yield item.index, {name: pieces[i] for name, pieces in split.items()}
+
+
+def usual_workers() -> int:
+    if jax.default_backend() == "cpu":
+        return 0
+    return min(MOST_WORKERS, len(os.sched_getaffinity(0)))
+
+
+def images_in(steps: Iterable[Sequence[Batch]]) -> int:
+    return sum(len(batch.items) for batches in steps for batch in batches)
+
+
+def progress_bar(console: Console) -> Progress:
+    columns = (TextColumn("{task.description}"), BarColumn(), MofNCompleteColumn())
+    # Without a terminal the bar would leave empty lines.
+    quiet = not console.is_terminal
+    return Progress(*columns, TimeRemainingColumn(), console=console, transient=True, disable=quiet)

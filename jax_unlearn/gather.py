@@ -1,13 +1,15 @@
 """Statistics of images while they stream through the tower: no row is kept that need not be."""
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import replace
+from functools import reduce
 from typing import Literal
 
 import numpy as np
-from jaxtyping import Float
+from jaxtyping import Float, Int
 
-from jax_unlearn.data.folder import ImageFile, split_held_out
+from jax_unlearn.data.folder import split_held_out
+from jax_unlearn.data.image import ImageFile
 from jax_unlearn.path import Path
 from jax_unlearn.rows import Features, Sample
 from jax_unlearn.statistics import BLOCK, Output, Rows, Statistics, merge, statistics, summed
@@ -31,6 +33,7 @@ class Gatherer:
         self.sums: Statistics | None = None
         # What is kept of each image; joined in the end, for each joining copies all of it.
         self.kept: list[Rows] = []
+        self.of_others: list[Statistics] = []
 
     def add(self, image: int, x: Float[np.ndarray, "n d_in"]) -> None:
         """All rows of one image; its number is called once only."""
@@ -41,20 +44,56 @@ class Gatherer:
 
     def finish(self) -> Statistics:
         """Of all images so far."""
+        return reduce(merge, self.of_others, self._own())
+
+    def join(self, other: "Gatherer") -> None:
+        """Take in what another process has gathered of other images."""
+        self.of_others.append(other.finish())
+
+    def arrays(self, prefix: str) -> dict[str, np.ndarray]:
+        """For `restore`: the images that wait, and the sums of those before."""
+        x, image = self._waiting()
+        arrays = {f"{prefix}.waiting.x": x, f"{prefix}.waiting.image": image}
+        if self.sums:
+            arrays |= replace(self.sums, rows=self._kept()).arrays(f"{prefix}.sums")
+        return arrays
+
+    def restore(self, arrays: Mapping[str, np.ndarray], prefix: str) -> None:
+        """Begin where `arrays` was called."""
+        x, image = arrays[f"{prefix}.waiting.x"], arrays[f"{prefix}.waiting.image"]
+        starts = np.flatnonzero(np.diff(image, prepend=-1))
+        self.waiting = [
+            (int(image[start]), rows)
+            for start, rows in zip(starts, np.split(x, starts[1:]), strict=False)
+        ]
+        self.rows = len(x)
+        if f"{prefix}.sums.count" in arrays:
+            sums = Statistics.of_arrays(arrays, f"{prefix}.sums")
+            self.kept = [sums.rows] if sums.rows else []
+            self.sums = replace(sums, rows=None)
+
+    def _own(self) -> Statistics:
         if self.sums is None:
             return self._take()
         if self.waiting:
             self._fold()
-        rows = self.kept[0].joined(*self.kept[1:]) if self.kept else None
-        return replace(self.sums, rows=rows)
+        return replace(self.sums, rows=self._kept())
+
+    def _kept(self) -> Rows | None:
+        return self.kept[0].joined(*self.kept[1:]) if self.kept else None
+
+    def _waiting(self) -> tuple[Float[np.ndarray, "n d_in"], Int[np.ndarray, " n"]]:
+        """Rows of the images that wait, and which image each is of."""
+        empty = np.zeros((0, self.d_in), np.float32)
+        x = np.concatenate([empty, *(rows for _, rows in self.waiting)])
+        counts = [len(rows) for _, rows in self.waiting]
+        return x, np.repeat(np.array([i for i, _ in self.waiting], int), counts)
 
     def _take(self) -> Statistics:
         """Statistics of the images that wait."""
-        empty = np.zeros((0, self.d_in), np.float32)
-        x = np.concatenate([empty, *(rows for _, rows in self.waiting)])
-        image = np.repeat([i for i, _ in self.waiting], [len(rows) for _, rows in self.waiting])
+        x, image = self._waiting()
         self.waiting, self.rows = [], 0
-        return statistics(x, image.astype(int), self.output)
+        return statistics(x, image, self.output)
 
     def _fold(self) -> None:
         """Add the images that wait to the sums."""
@@ -87,8 +126,8 @@ class Gathering:
         held: set[Sample] = set()
         if split is not None:
             held |= set(split_held_out([f for f in files if isinstance(f, ImageFile)], split)[1])
-        self.held = held
-        self.choosing = [file in held for file in files]
+        self.paths, self.forget = paths, forget
+        self.files, self.held = files, held
         self.granularity, self.split = granularity, split
         groups = 1 if split is None else 2
         self.gatherers = {
@@ -100,6 +139,10 @@ class Gathering:
         }
         self.seen: list[int] = []
 
+    def empty(self) -> "Gathering":
+        """Another one of the same, of no image yet."""
+        return Gathering(self.paths, self.forget, self.granularity, self.files, self.split)
+
     def add(self, image: int, taps: Mapping[str, Float[np.ndarray, "tokens d_in"]]) -> None:
         """The tokens of one image at each tap."""
         self.seen.append(image)
@@ -107,7 +150,31 @@ class Gathering:
             x = taps[name]
             if self.granularity == "images":
                 x = x.mean(axis=0, dtype=np.float64)[None].astype(np.float32)
-            groups[self.choosing[image]].add(image, x)
+            groups[self.files[image] in self.held].add(image, x)
+
+    def arrays(self) -> dict[str, np.ndarray]:
+        """For `restore`."""
+        arrays = {"seen": np.array(self.seen, int)}
+        for key, gatherer in self._each():
+            arrays |= gatherer.arrays(key)
+        return arrays
+
+    def restore(self, arrays: Mapping[str, np.ndarray]) -> None:
+        """Begin where `arrays` was called."""
+        self.seen = arrays["seen"].tolist()
+        for key, gatherer in self._each():
+            gatherer.restore(arrays, key)
+
+    def join(self, other: "Gathering") -> None:
+        """Take in what another process has gathered of its images; no more may be added then."""
+        self.seen += other.seen
+        for (_, ours), (_, theirs) in zip(self._each(), other._each(), strict=True):
+            ours.join(theirs)
+
+    def _each(self) -> Iterator[tuple[str, Gatherer]]:
+        for name, groups in self.gatherers.items():
+            for number, gatherer in enumerate(groups):
+                yield f"{name}.{number}", gatherer
 
     def finish(self, features: Features) -> Features:
         """The features of the same images, with their statistics."""

@@ -1,22 +1,21 @@
 """Images through a Qwen3 tower: what `run` works on unless the checkpoint is CLIP's."""
 
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from pathlib import Path
-from typing import Any
 
+import jax
 import numpy as np
+from flax import nnx
 from jaxtyping import Float
 from rich.console import Console
 
 import porting
 from jax_unlearn.config import RunConfig
-from jax_unlearn.data.folder import ImageFile, read_image
+from jax_unlearn.data.image import ImageFile, read_image
 from jax_unlearn.data.preprocess import load_preprocessor
 from jax_unlearn.dataset import collect_images
-from jax_unlearn.evaluate.readers import Fitted, read_splits
 from jax_unlearn.extract import Extractor
 from jax_unlearn.gather import Gathering, Granularity
-from jax_unlearn.lora import LoraAdapter
 from jax_unlearn.merger_path import adapted_linears, load_paths
 from jax_unlearn.mesh import make_mesh
 from jax_unlearn.rows import Features, images
@@ -41,7 +40,11 @@ class ImageSession(Session):
         paths = load_paths(self.tower, adapted)
         super().__init__(config, console, self.images, paths, adapted)
         names = [name for path in paths for name in path.shapes]
-        self.extractor = Extractor(self.tower, self.preprocessor, names, make_mesh(config.mesh))
+        mesh = make_mesh(config.mesh)
+        self.extractor = Extractor(
+            self.tower, self.preprocessor, names, mesh, config.workers, config.seed
+        )
+        self.devices = self.extractor.devices
 
     def train_features(self, granularity: Granularity) -> Sides:
         return Sides(
@@ -62,8 +65,8 @@ class ImageSession(Session):
         # A target is by image to forget, and a GELU needs every row.
         some = not forget and all(path.is_linear for path in self.paths)
         keep = set(self._some(files)) if some else None
-        features = extract(files, self.reader, what, self.console, kept, gathering.add, keep)
-        return gathering.finish(features)
+        stage = self.stage("forget" if forget else "preserve")
+        return extract(files, self.reader, what, self.console, kept, gathering, keep, stage)
 
     def _some(self, files: Sequence[ImageFile]) -> list[ImageFile]:
         """As many as have their means kept, drawn with the seed."""
@@ -76,14 +79,16 @@ class ImageSession(Session):
     def test_features(self) -> Sides:
         def side(files: Sequence[ImageFile], name: str) -> Features:
             what = f"Held-out images to {name}"
-            return self.extractor.extract(self._some(files), self.reader, what, self.console)
+            stage = self.stage(f"{name}-held-out")
+            extract = self.extractor.extract
+            return extract(self._some(files), self.reader, what, self.console, stage=stage)
 
         data = self.images
         return Sides(side(data.forget_held_out, "forget"), side(data.preserve_held_out, "preserve"))
 
     def blank(self, sides: Sides) -> dict[str, Float[np.ndarray, " e"]]:
         """The mean embedding of a blank image of the first image's size."""
-        size = read_image(images(sides.forget)[0].path).size
+        size = read_image(images(sides.forget)[0].source()).size
         taps = self.extractor.extract_image(self.preprocessor.blank(size))
         return {path.name: path.output(taps[path.last_tap]).mean(axis=0) for path in self.paths}
 
@@ -93,15 +98,10 @@ class ImageSession(Session):
             blank = self.blank(train) if self.config.target == "blank" else {}
             save_statistics(directory, self, train, test, blank)
 
-    def pictures(self, test: Sides) -> list[list[ImageFile]]:
-        return [images(test.forget), images(test.preserve)]
+    def weights(self) -> Iterator[np.ndarray]:
+        """The whole tower."""
+        yield from map(np.asarray, jax.tree.leaves(nnx.state(self.tower)))
 
     @property
     def work(self) -> dict[str, int | float]:
         return self.extractor.work.metrics()
-
-    def evaluate(
-        self, train: Sides, test: Sides, adapter: LoraAdapter, fitted: Fitted | None = None
-    ) -> dict[str, Any]:
-        """The readers' part of metrics.json."""
-        return read_splits(self.splits(train, adapter), self.splits(test, adapter), fitted)

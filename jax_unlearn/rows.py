@@ -7,7 +7,7 @@ import numpy as np
 from jaxtyping import Bool, Float, Int
 from sklearn.neighbors import NearestNeighbors
 
-from jax_unlearn.data.folder import ImageFile
+from jax_unlearn.data.image import ImageFile
 from jax_unlearn.data.prompts import Prompt
 from jax_unlearn.models.qwen3_vision import LINEARS
 from jax_unlearn.statistics import Statistics

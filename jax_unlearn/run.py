@@ -3,6 +3,8 @@
 import json
 import shutil
 import time
+from collections.abc import Iterator
+from contextlib import contextmanager
 from dataclasses import asdict, replace
 from pathlib import Path
 from typing import Any, Literal
@@ -10,6 +12,7 @@ from typing import Any, Literal
 from rich.console import Console
 
 import porting
+from jax_unlearn import hosts
 from jax_unlearn.adapt import adapt
 from jax_unlearn.clip_session import ClipImageSession, TextSession
 from jax_unlearn.config import (
@@ -25,11 +28,13 @@ from jax_unlearn.evaluate.answers import load_questions
 from jax_unlearn.evaluate.exam import Exam
 from jax_unlearn.evaluate.vlm import need_torch
 from jax_unlearn.files import check_free, fresh_directory, replace_files
+from jax_unlearn.identity import differences
 from jax_unlearn.image_session import ImageSession
 from jax_unlearn.lora import LoraAdapter
 from jax_unlearn.objective import TERMS
 from jax_unlearn.report.page import report
 from jax_unlearn.report.tradeoff import write_tradeoff
+from jax_unlearn.resume import Journal
 from jax_unlearn.rows import images
 from jax_unlearn.saved import SavedSession
 from jax_unlearn.search import Search
@@ -44,17 +49,72 @@ Format = Literal["peft", "merged"]
 def run(config: RunConfig, console: Console) -> Metrics:
     """Extract, train, evaluate and save; returns what metrics.json holds.
 
+    Of several processes the first writes; the others return nothing.
+
     Raises:
-        UserError: bad input; `config.out` is then as it was.
+        UserError: bad input, or another process has failed; `config.out` is then as it was.
+        TerminatedError: SIGTERM came; what had been done is saved for `config.resume`.
     """
     begun = time.perf_counter()
-    check_free(config.out, config.overwrite)
-    session = open_session(config, console)
+    with opened(config, console) as session:
+        return made(session, begun)
+
+
+@contextmanager
+def opened(config: RunConfig, console: Console) -> Iterator[Session]:
+    """A run's session, while nothing stands in its way.
+
+    Connects the processes, sees to it that they mean the same run, and that it can be resumed.
+    """
+    if config.distributed:
+        hosts.connect(
+            config.coordinator, config.process_id, config.processes, config.heartbeat_seconds
+        )
+    if config.distributed and hosts.index() > 0:
+        console = Console(quiet=True)
+    with hosts.failing_together():
+        check_free(config.out, config.overwrite)
+        session = open_session(config, console)
+        session.journal = journal = Journal(
+            config.out,
+            session.identity,
+            config.save_seconds,
+            config.save_steps,
+            config.resume,
+            config.overwrite,
+        )
+        agree(session)
+        with journal.listening():
+            yield session
+        journal.finish()
+        # Not before the first has written.
+        hosts.meet()
+
+
+def agree(session: Session) -> None:
+    """Refuse processes that were started differently, or see other files.
+
+    Raises:
+        UserError: names what is not the same.
+    """
+    others = list(hosts.of_others(lambda: json.dumps(session.identity()).encode()))
+    for theirs in map(json.loads, others):
+        if unlike := differences(theirs, session.identity(), ("elsewhere", "here")):
+            raise UserError(
+                f"--distributed: {'; '.join(unlike)}; start all processes alike, on the same files"
+            )
+
+
+def made(session: Session, begun: float) -> Metrics:
+    """What `run` does with a session; `begun` is when, by `time.perf_counter`."""
+    config, console = session.config, session.console
     if config.questions:
         load_questions(config.questions, session.dataset.labels())
     train_sides = session.train_features(config.granularity)
     test_sides = session.test_features()
     extracted = time.perf_counter()
+    if hosts.index() > 0:
+        return {}
     tradeoff = None
     if config.auto:
         options = SweepConfig(**settings_of(config))
@@ -100,25 +160,26 @@ def run(config: RunConfig, console: Console) -> Metrics:
     return metrics
 
 
-def sweep(config: SweepConfig, console: Console) -> TradeOff:
+def sweep(config: SweepConfig, console: Console) -> TradeOff | None:
     """Try many settings, and leave the table, the plot and the chosen one's config.
 
     The directory also holds the statistics, where there are some, so that `run --statistics` goes
-    on from the chosen setting.
+    on from the chosen setting. Of several processes the first writes; the others return None.
 
     Raises:
-        UserError: bad input; `config.out` is then as it was.
+        UserError, TerminatedError: see `run`.
     """
-    check_free(config.out, config.overwrite)
-    session = open_session(config, console)
-    train, test = session.train_features(config.granularity), session.test_features()
-    found = explore(session, train, test, config, console)
-    with fresh_directory(config.out, config.overwrite) as out:
-        write_tradeoff(out, found)
-        chosen = replace(RunConfig(**settings_of(config)), **asdict(found.chosen.setting))
-        write_config(out, chosen)
-        session.save(out, train, test)
-    return found
+    with opened(config, console) as session:
+        train, test = session.train_features(config.granularity), session.test_features()
+        if hosts.index() > 0:
+            return None
+        found = explore(session, train, test, config, console)
+        with fresh_directory(config.out, config.overwrite) as out:
+            write_tradeoff(out, found)
+            chosen = replace(RunConfig(**settings_of(config)), **asdict(found.chosen.setting))
+            write_config(out, chosen)
+            session.save(out, train, test)
+        return found
 
 
 def write_config(directory: Path, config: RunConfig) -> None:
@@ -132,9 +193,12 @@ def open_session(config: RunConfig, console: Console) -> Session:
         UserError: bad input, before a tower sees the first sample.
     """
     check_inputs(config)
+    clip = not config.statistics and porting.is_clip(config.checkpoint)
+    if hosts.count() > 1 and (clip or config.statistics):
+        raise UserError("--distributed: is for images through a Qwen tower; leave it out")
     if config.statistics:
         return SavedSession(config, console)
-    if porting.is_clip(config.checkpoint):
+    if clip:
         kind = TextSession if config.forget_text else ClipImageSession
         return kind(config, console)
     if config.forget_text:

@@ -14,12 +14,10 @@ from safetensors import SafetensorError, safe_open
 from safetensors.numpy import save_file
 
 from jax_unlearn.config import RunConfig, read_config
-from jax_unlearn.data.folder import ImageFile
+from jax_unlearn.data.image import ImageFile
 from jax_unlearn.dataset import Dataset
 from jax_unlearn.errors import UserError
-from jax_unlearn.evaluate.readers import Fitted, read_splits
 from jax_unlearn.gather import Granularity
-from jax_unlearn.lora import LoraAdapter
 from jax_unlearn.merger_path import MergerPath, adapted_linears
 from jax_unlearn.merger_problem import LAST
 from jax_unlearn.rows import Features, Tap, images
@@ -52,7 +50,7 @@ def save_statistics(
         "paths": [path.name for path in session.paths],
         "summed": list(train.forget.statistics),
         "samples": session.counts(),
-        "files": {g: [[str(f.path), f.label] for f in images(s)] for g, s in sides.items()},
+        "files": {g: [[f.name, f.label] for f in images(s)] for g, s in sides.items()},
     }
     dense = {name: np.ascontiguousarray(array) for name, array in arrays.items()}
     save_file(dense, directory / FILE, metadata={"facts": json.dumps(facts)})
@@ -143,11 +141,6 @@ class SavedSession(Session):
             [file for file in images(side) if file.path.is_file()]
             for side in (test.forget, test.preserve)
         ]
-
-    def evaluate(
-        self, train: Sides, test: Sides, adapter: LoraAdapter, fitted: Fitted | None = None
-    ) -> dict[str, Any]:
-        return read_splits(self.splits(train, adapter), self.splits(test, adapter), fitted)
 
     def save(self, directory: Path, train: Sides, test: Sides) -> None:
         """A copy, so that the new run does not depend on the earlier one."""

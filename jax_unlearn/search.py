@@ -4,6 +4,7 @@ from collections.abc import Callable
 from dataclasses import dataclass, replace
 
 from jax_unlearn.objective import Problem
+from jax_unlearn.snapshot import Stage
 from jax_unlearn.train import Progress, Result, TrainConfig, train
 
 Optimise = Callable[..., Result]
@@ -35,6 +36,7 @@ def search(
     begin: Callable[[int], None] = lambda _: None,
     progress: Progress | None = None,
     optimise: Optimise = train,
+    stage: Stage | None = None,
 ) -> Search:
     """Train, and again from the start with λ_f larger by 0.05 each time, at most 100 times.
 
@@ -44,10 +46,16 @@ def search(
         begin: called before each training with its number.
         progress: see `train`.
         optimise: `train` or `solve`.
+        stage: of `train`, to begin with the training that it is from.
     """
+    saved = stage.load() if stage else None
     for trial in range(1, MOST + 1):
+        if saved and config.lambda_forget < saved.facts["lambda_forget"]:
+            config = replace(config, lambda_forget=config.lambda_forget + STEP)
+            continue
         begin(trial)
-        result = optimise(problem, config, held_out=held_out, progress=progress)
+        more = {"stage": stage} if stage else {}
+        result = optimise(problem, config, held_out=held_out, progress=progress, **more)
         first, last = result.history[0]["forget"], result.history[result.epoch]["forget"]
         fall = 1 - last / first if first else 0.0
         reached = fraction is None or (abs(fall) if rise_counts else fall) >= fraction

@@ -17,17 +17,20 @@ from jaxtyping import Bool, Float, Int
 from rich.console import Console
 
 from jax_unlearn.config import Optimizer, RunConfig
-from jax_unlearn.data.folder import ImageFile, ImageReader
+from jax_unlearn.data.image import ImageFile, ImageReader
 from jax_unlearn.dataset import Dataset
 from jax_unlearn.erase import Erasable
 from jax_unlearn.errors import UserError
-from jax_unlearn.evaluate.readers import Split
+from jax_unlearn.evaluate.readers import Split, read_splits
 from jax_unlearn.evaluate.score import Score, fit_probes, score
 from jax_unlearn.gather import Granularity
+from jax_unlearn.identity import Facts, identity
 from jax_unlearn.lora import LoraAdapter
 from jax_unlearn.objective import Part
 from jax_unlearn.path import Path
-from jax_unlearn.rows import Features, Sample, most_similar
+from jax_unlearn.resume import Journal
+from jax_unlearn.rows import Features, Sample, images, most_similar
+from jax_unlearn.snapshot import Stage
 from jax_unlearn.targets import NEIGHBOURS, Outputs, Target, neutral_target
 from jax_unlearn.train import check
 
@@ -78,6 +81,10 @@ class Session(ABC):
 
     # The family of a checkpoint without config.json.
     model_type = "qwen3_vl"
+    # How many devices run the tower.
+    devices = 1
+    # Where a run that is not finished saves what it has; none keeps nothing.
+    journal: Journal | None = None
 
     def __init__(
         self,
@@ -105,9 +112,9 @@ class Session(ABC):
     def blank(self, sides: Sides) -> dict[str, Float[np.ndarray, " e"]]:
         """Each path's embedding of a sample that says nothing, by the path's name."""
 
-    @abstractmethod
     def evaluate(self, train: Sides, test: Sides, adapter: LoraAdapter) -> dict[str, Any]:
         """What is measured on held-out samples, for metrics.json; `train` are `image_means`."""
+        return read_splits(self.splits(train, adapter), self.splits(test, adapter))
 
     def scorer(self, train: Sides, test: Sides) -> Callable[[LoraAdapter], Score]:
         """Scores adapters on held-out samples; `train` are `image_means`."""
@@ -115,17 +122,30 @@ class Session(ABC):
         probes = fit_probes(self.splits(train, nothing))
         return lambda adapter: score(probes, self.splits(test, adapter))
 
-    @abstractmethod
     def pictures(self, test: Sides) -> list[list[ImageFile]]:
         """Rows of images for the report: what is forgotten, what is kept."""
+        return [images(test.forget), images(test.preserve)]
 
     def save(self, directory: FilePath, train: Sides, test: Sides) -> None:
         """Leave in a run's directory what it takes to train again; nothing, if nothing will do."""
         return
 
+    def weights(self) -> Iterator[np.ndarray]:
+        """Of the checkpoint, what the run reads."""
+        for path in self.paths:
+            yield from path.last_linear
+
+    def identity(self) -> Facts:
+        """What must be the same for all processes of a run, and for one that goes on."""
+        return identity(self.config, self.dataset, self.weights(), self.devices)
+
+    def stage(self, name: str) -> Stage:
+        """A part of the run, to go on from where it was stopped."""
+        return self.journal.stage(name) if self.journal else Stage()
+
     @property
-    def skipped(self) -> list[tuple[FilePath, str]]:
-        """Files that could not be read, with why."""
+    def skipped(self) -> list[tuple[str, str]]:
+        """Names of images that could not be read, with why."""
         return self.reader.skipped
 
     @property
@@ -141,12 +161,12 @@ class Session(ABC):
 
     def counts(self) -> dict[str, Any]:
         """How many samples each group has, the skipped ones left out."""
-        skipped = {path for path, _ in self.skipped}
+        skipped = {name for name, _ in self.skipped}
         counts = {
-            name: sum(getattr(sample, "path", None) not in skipped for sample in group)
+            name: sum(getattr(sample, "name", None) not in skipped for sample in group)
             for name, group in self.dataset.groups().items()
         }
-        named = [f"{path}: {reason}" for path, reason in self.skipped]
+        named = [f"{name}: {reason}" for name, reason in self.skipped]
         return {**counts, "skipped": named, "fingerprint": self.dataset.fingerprint()}
 
     @property

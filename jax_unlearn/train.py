@@ -5,7 +5,7 @@ from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from functools import partial
 from statistics import median
-from typing import Literal, NamedTuple
+from typing import Any, Literal, NamedTuple
 
 import jax
 import jax.numpy as jnp
@@ -17,6 +17,7 @@ from jaxtyping import Bool, Float, Int
 from jax_unlearn.errors import UserError
 from jax_unlearn.lora import LoraAdapter, init_adapter
 from jax_unlearn.objective import TERMS, LossWeights, Problem, Reduction, loss, shapes
+from jax_unlearn.snapshot import Snapshot, Stage
 from jax_unlearn.statistics import compress
 
 Select = Literal["best", "last", "held_out"]
@@ -157,6 +158,7 @@ def train(
     held_out: Problem | None = None,
     init: LoraAdapter | None = None,
     progress: Progress | None = None,
+    stage: Stage | None = None,
 ) -> Result:
     """Minimise the three-term loss over A and B with Adam.
 
@@ -167,6 +169,7 @@ def train(
         held_out: rows to choose the adapter by, with `select="held_out"`.
         init: where to start; by default A is Kaiming uniform and B is zero.
         progress: called after each chunk with the epochs done and the last row of the history.
+        stage: to go on from, if it was of the same λ_f, and to save to, after each chunk.
 
     Where a Linear has more rows than their statistics would have, these take their place
     (`statistics.compress`; `statistics.describe` says which it is).
@@ -187,24 +190,30 @@ def train(
     state, first_terms = start(init or config.init(problem), problem, weights)
     if state.failed:
         raise UserError("the loss is not finite at the start: the features or the target are not")
-    history = history_of(np.asarray(first_terms)[None], 0)
+    terms_of = [np.asarray(first_terms)[None]]
     watch = None
     if held_out and config.select == "held_out":
         watch = HeldOut(compress(held_out), weights)
-    if watch:
         watch.look(state)
+    stage = stage or Stage()
+    if (saved := stage.load()) and saved.facts["lambda_forget"] == config.lambda_forget:
+        state, terms_of = restored(saved, state, watch)
     laps = []
-    while (done := len(history) - 1) < config.epochs and not state.failed:
+    while (done := sum(map(len, terms_of)) - 1) < config.epochs and not state.failed:
         lap = time.perf_counter()
         length = min(config.chunk, config.epochs - done)
         state, terms = run_chunk(state, problem, weights, config.learning_rate, length=length)
-        history += history_of(np.asarray(terms), done + 1)
+        terms_of.append(np.asarray(terms))
         laps.append(time.perf_counter() - lap)
         if watch:
             watch.look(state)
         if progress:
-            progress(int(state.epoch), history[int(state.epoch)])
+            last = int(state.epoch)
+            progress(last, history_of(np.concatenate(terms_of)[last:][:1], last)[0])
+        stage.step(partial(snapshot, state, terms_of, watch, config))
+    stage.done(partial(snapshot, state, terms_of, watch, config))
 
+    history = history_of(np.concatenate(terms_of), 0)
     last = int(state.epoch)
     stopped = f"the loss is not finite at epoch {last + 1}; lower --learning-rate"
     adapter, epoch = _select(state, watch, config.select)
@@ -219,6 +228,39 @@ def train(
             "total": time.perf_counter() - begun,
         },
     )
+
+
+def snapshot(
+    state: State,
+    terms: list[Float[np.ndarray, "_ terms"]],
+    watch: "HeldOut | None",
+    config: TrainConfig,
+) -> Snapshot:
+    """Everything that `restored` needs to go on to the same bytes."""
+    leaves = {f"state.{i}": np.array(leaf) for i, leaf in enumerate(jax.tree.leaves(state))}
+    arrays = leaves | {"terms": np.concatenate(terms)}
+    facts: dict[str, Any] = {"lambda_forget": config.lambda_forget}
+    if watch and watch.adapter:
+        kept = jax.tree.leaves(watch.adapter)
+        arrays |= {f"held_out.{i}": np.array(leaf) for i, leaf in enumerate(kept)}
+        facts |= {"total": watch.total, "epoch": watch.epoch}
+    return Snapshot(arrays, facts)
+
+
+def restored(
+    saved: Snapshot, state: State, watch: "HeldOut | None"
+) -> tuple[State, list[Float[np.ndarray, "_ terms"]]]:
+    """The state and the terms of a snapshot; `state` is of the same shapes."""
+
+    def tree(name: str, like: Any) -> Any:
+        leaves, of = jax.tree.flatten(like)
+        found = [jnp.asarray(saved.arrays[f"{name}.{i}"]) for i in range(len(leaves))]
+        return jax.tree.unflatten(of, found)
+
+    if watch:
+        watch.total, watch.epoch = saved.facts["total"], saved.facts["epoch"]
+        watch.adapter = jax.tree.map(np.asarray, tree("held_out", state.adapter))
+    return tree("state", state), [saved.arrays["terms"]]
 
 
 class HeldOut:

@@ -14,7 +14,7 @@ from safetensors.numpy import load_file, save_file
 import porting
 from jax_unlearn.cli import main, parse
 from jax_unlearn.config import read_config
-from jax_unlearn.data.folder import read_image
+from jax_unlearn.data.image import read_image
 from jax_unlearn.image_session import ImageSession
 from jax_unlearn.lora import LoraAdapter
 from jax_unlearn.objective import TERMS, loss
@@ -183,7 +183,7 @@ def test_edited_embeddings_are_the_towers_own(folder, linears):
     sides = session.test_features()
     splits = session.splits(sides, adapter)
     for i, file in enumerate(sides.files):
-        out = session.tower(*session.preprocessor(read_image(file.path)), adapter=adapter)
+        out = session.tower(*session.preprocessor(read_image(file.source())), adapter=adapter)
         for merger, split in splits.items():
             mean = np.asarray(out.outputs[merger]).mean(axis=0)
             assert np.abs(split.after[i] - mean).max() <= 1e-5 * np.abs(mean).max()

@@ -10,7 +10,8 @@ from PIL import Image
 from rich.console import Console
 
 from jax_unlearn import extract
-from jax_unlearn.data.folder import ImageFile, ImageReader, find_images
+from jax_unlearn.data.folder import find_images
+from jax_unlearn.data.image import ImageFile, ImageReader
 from jax_unlearn.data.preprocess import load_preprocessor
 from jax_unlearn.errors import UserError
 from jax_unlearn.extract import Extractor

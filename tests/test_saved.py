@@ -6,6 +6,7 @@ from pathlib import Path
 
 import numpy as np
 import pytest
+from safetensors.numpy import load_file
 
 import porting
 from jax_unlearn.cli import main
@@ -55,7 +56,10 @@ def test_given_settings_win_over_the_earlier_runs(run, tmp_path):
 
 
 def test_a_seed_draws_other_targets_from_the_same_statistics(run, folder, tmp_path):
-    """Without a split of its own, a run from the images must come to the same adapter."""
+    """Without a split of its own, a run from the images must come to the same adapter.
+
+    But for rounding: the images come in an order drawn with the seed.
+    """
     sides = {
         "forget": folder / "forget",
         "preserve": folder / "preserve",
@@ -70,8 +74,13 @@ def test_a_seed_draws_other_targets_from_the_same_statistics(run, folder, tmp_pa
     main(arguments(folder, tmp_path / "first", **options))
     main(arguments(folder, tmp_path / "images", **options, seed=5))
     out = again(tmp_path / "first", tmp_path / "statistics", "--seed", "5")
-    assert weights(out) == weights(tmp_path / "images")
-    assert weights(out) != weights(tmp_path / "first")
+    found, expected, other = (
+        load_file(path / "adapter" / "adapter_model.safetensors")
+        for path in (out, tmp_path / "images", tmp_path / "first")
+    )
+    for name, value in expected.items():
+        np.testing.assert_allclose(found[name], value, rtol=1e-4, atol=1e-5)
+    assert any(np.abs(other[name] - value).max() > 1e-2 for name, value in expected.items())
 
 
 def test_such_a_run_stands_alone(run, tmp_path):

@@ -1,6 +1,8 @@
 """Which images share a batch: as little padding as possible in as few shapes as possible (host).
 
 Images wait until they fill a batch; larger ones are placed first and smaller ones fill the gaps.
+Only their sizes are looked at, so the batches of a pass are known before the first image is decoded
+and are the same however many processes decode them.
 """
 
 from collections import defaultdict
@@ -8,18 +10,7 @@ from collections.abc import Iterator
 from dataclasses import dataclass
 from itertools import chain
 
-from jaxtyping import Float, Int
-from numpy import ndarray
-
-from jax_unlearn.data.packing import (
-    SMALL,
-    batch_shape,
-    first_fit,
-    frame_sizes,
-    ladder_length,
-    place,
-    short_length,
-)
+from jax_unlearn.data.packing import SMALL, batch_shape, ladder_length, place, short_length
 
 # Shorter rows would only make more shapes.
 SHORTEST = 512
@@ -27,20 +18,15 @@ SHORTEST = 512
 
 @dataclass(frozen=True)
 class Item:
-    """One preprocessed image or video, and its number among the run's files."""
+    """An image by its number among the pass's files, and how many patches it has."""
 
     index: int
-    pixels: Float[ndarray, "patches patch"]
-    grid: Int[ndarray, "1 3"]
-
-    @property
-    def frames(self) -> list[int]:
-        return frame_sizes(self.grid)
+    patches: int
 
 
 @dataclass(frozen=True)
 class Batch:
-    """What one call of the tower takes: the images' frames, first fit in this order."""
+    """What one call of the tower takes of a device: the images, first fit in this order."""
 
     items: list[Item]
     rows: int
@@ -48,7 +34,7 @@ class Batch:
 
     @property
     def patches(self) -> int:
-        return sum(len(item.pixels) for item in self.items)
+        return sum(item.patches for item in self.items)
 
 
 class Pool:
@@ -58,7 +44,7 @@ class Pool:
         patches: slots of a full batch, a power of two.
         block: patches of a merge block.
         one_row: a batch is one row that all sizes share, for an attention that skips what is
-            foreign; otherwise its rows are a power of two, as long as its largest frame needs.
+            foreign; otherwise its rows are a power of two, as long as its largest image needs.
     """
 
     def __init__(self, patches: int, block: int, one_row: bool) -> None:
@@ -69,13 +55,13 @@ class Pool:
     def add(self, item: Item) -> Iterator[Batch]:
         """Take an image in; give the batches that it makes ready."""
         row = self.row(item)
-        if not self.fits(item.frames, row):
+        if not item.patches <= row <= self.patches:
             # Larger than a batch: it gets a shape of its own.
-            yield Batch([item], *batch_shape(item.frames, self.block, self.one_row))
+            yield Batch([item], *batch_shape([item.patches], self.block, self.one_row))
             return
         self.waiting[row].append(item)
         # Twice as many as fit leave a choice.
-        if sum(len(item.pixels) for item in self.waiting[row]) >= 2 * self.patches:
+        if sum(item.patches for item in self.waiting[row]) >= 2 * self.patches:
             yield self.take(row)
 
     def rest(self) -> Iterator[Batch]:
@@ -86,25 +72,19 @@ class Pool:
 
     def row(self, item: Item) -> int:
         """Length of the rows that an image waits for."""
-        largest = max(item.frames)
+        size = item.patches
         if self.one_row:
-            return self.patches if largest > SMALL else short_length(largest, self.block)
-        return max(SHORTEST, 1 << (largest - 1).bit_length())
-
-    def fits(self, frames: list[int], row: int) -> bool:
-        """Whether a batch of rows of this length holds the frames."""
-        return max(frames) <= row <= self.patches and (
-            first_fit(frames, row)[1] <= self.patches // row
-        )
+            return self.patches if size > SMALL else short_length(size, self.block)
+        return max(SHORTEST, 1 << (size - 1).bit_length())
 
     def take(self, row: int) -> Batch:
         """A batch of those that wait for rows of this length; shorter ones fill the gaps."""
         shorter = [items for length, items in self.waiting.items() if length <= row]
         chosen: list[Item] = []
         used: list[int] = []
-        for item in sorted(chain(*shorter), key=lambda item: -len(item.pixels)):
+        for item in sorted(chain(*shorter), key=lambda item: -item.patches):
             trial = [*used]
-            place(item.frames, row, trial)
+            place([item.patches], row, trial)
             if len(trial) <= self.patches // row:
                 chosen.append(item)
                 used = trial
@@ -115,3 +95,14 @@ class Pool:
             return Batch(chosen, 1, ladder_length(sum(used), self.block))
         length = row if self.one_row else ladder_length(row, self.block)
         return Batch(chosen, 1 << (len(used) - 1).bit_length(), length)
+
+
+def together(batches: Iterator[Batch], devices: int) -> Iterator[list[Batch]]:
+    """Batches of one shape, one for each device; in the end fewer."""
+    waiting: dict[tuple[int, int], list[Batch]] = {}
+    for batch in batches:
+        alike = waiting.setdefault((batch.rows, batch.length), [])
+        alike.append(batch)
+        if len(alike) == devices:
+            yield waiting.pop((batch.rows, batch.length))
+    yield from waiting.values()

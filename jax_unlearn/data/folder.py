@@ -1,100 +1,44 @@
-"""Folders of images: which files they hold, what they are called, and how one is decoded."""
+"""Folders of images: which images they hold, and which of them are held out."""
 
-import hashlib
 import math
 from collections import defaultdict
-from collections.abc import Iterable, Iterator, Mapping, Sequence
-from dataclasses import dataclass, field
-from functools import cached_property
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 
 import numpy as np
-from PIL import Image, ImageOps
 
+from jax_unlearn.data.image import ImageFile
+from jax_unlearn.data.shards import IMAGES, SHARDS, images_of
 from jax_unlearn.errors import UserError
 
-SUFFIXES = {".jpg", ".jpeg", ".png", ".webp", ".gif"}
 HELD_OUT = 1 / 5
-
-
-@dataclass(frozen=True)
-class ImageFile:
-    """One image and the class that its folder gives it."""
-
-    path: Path
-    label: str
-
-    @cached_property
-    def digest(self) -> bytes:
-        """Tells images apart by their bytes; read once, however often it is asked for."""
-        return hashlib.sha256(self.path.read_bytes()).digest()
 
 
 def find_images(folder: Path, default_label: str) -> list[ImageFile]:
     """Every image below `folder`, sorted; its class is the first sub-folder, or `default_label`.
 
+    Those in shards (see `shards.images_of`) stand where their shard does; `folder` may also be a
+    single shard.
+
     Raises:
-        UserError: there is no such folder, or no image in it.
+        UserError: there is no such folder, no image in it, or a shard that cannot be read.
     """
-    if not folder.is_dir():
+    if not (folder.is_dir() or (folder.is_file() and folder.suffix.lower() in SHARDS)):
         raise UserError(f"{folder}: no such folder of images")
-    paths = sorted(p for p in folder.rglob("*") if p.suffix.lower() in SUFFIXES and p.is_file())
-    if not paths:
-        raise UserError(f"{folder}: no images here ({', '.join(sorted(SUFFIXES))})")
-    return [ImageFile(path, _label(path.relative_to(folder), default_label)) for path in paths]
+    suffixes = IMAGES | SHARDS
+    below = sorted(p for p in folder.rglob("*") if p.suffix.lower() in suffixes and p.is_file())
+    found: list[ImageFile] = []
+    for path in below if folder.is_dir() else [folder]:
+        label = _label(path.relative_to(folder), default_label)
+        shard = path.suffix.lower() in SHARDS
+        found += images_of(path, label) if shard else [ImageFile(path, label)]
+    if not found:
+        raise UserError(f"{folder}: no images here ({', '.join(sorted(suffixes))})")
+    return found
 
 
 def _label(relative: Path, default_label: str) -> str:
     return relative.parts[0] if len(relative.parts) > 1 else default_label
-
-
-def read_image(path: Path) -> Image.Image:
-    """Decode as RGB: EXIF orientation applied, a GIF's first frame, transparency on white.
-
-    Raises:
-        OSError, ValueError, SyntaxError: whatever Pillow says of a file that is not an image.
-        PIL.Image.DecompressionBombError: more pixels than Pillow thinks safe.
-    """
-    with Image.open(path) as file:
-        file.seek(0)
-        image = ImageOps.exif_transpose(file)
-        if image.mode.startswith("I;16") or image.mode == "I":
-            # Pillow clips 16-bit greys to 255 instead of scaling them.
-            image = Image.fromarray((np.asarray(image, np.uint32) >> 8).clip(0, 255).astype("u1"))
-        if image.has_transparency_data:
-            image = image.convert("RGBA")
-            white = Image.new("RGBA", image.size, "white")
-            image = Image.alpha_composite(white, image)
-        return image.convert("RGB")
-
-
-UNREADABLE = (OSError, ValueError, SyntaxError, Image.DecompressionBombError)
-
-
-@dataclass
-class ImageReader:
-    """Decodes files one by one; those that cannot be read are skipped and remembered with why.
-
-    With `strict`, the first of them raises UserError.
-    """
-
-    strict: bool = False
-    skipped: list[tuple[Path, str]] = field(default_factory=list)
-
-    def read(self, files: Iterable[ImageFile]) -> Iterator[tuple[int, Image.Image]]:
-        """(index of the file, image) for every file that can be read."""
-        for index, file in enumerate(files):
-            try:
-                image = read_image(file.path)
-            except UNREADABLE as error:
-                self.skip(file.path, error)
-                continue
-            yield index, image
-
-    def skip(self, path: Path, error: Exception) -> None:
-        if self.strict:
-            raise UserError(f"{path}: cannot be read ({error}); mend or remove it") from error
-        self.skipped.append((path, str(error)))
 
 
 def split_held_out(
@@ -132,12 +76,12 @@ def check_disjoint(groups: Mapping[str, Sequence[ImageFile]]) -> None:
     Raises:
         UserError: names both files and both groups.
     """
-    seen: dict[bytes, tuple[str, Path]] = {}
+    seen: dict[bytes, tuple[str, str]] = {}
     for group, files in groups.items():
         for file in files:
-            other, path = seen.setdefault(file.digest, (group, file.path))
+            other, name = seen.setdefault(file.digest, (group, file.name))
             if other != group:
                 raise UserError(
-                    f"{file.path}: the same image as {path}, but one is {group} and the other "
+                    f"{file.name}: the same image as {name}, but one is {group} and the other "
                     f"{other}; remove one"
                 )

@@ -29,6 +29,21 @@ class Preprocessor:
         out = self.processor(images=[image], return_tensors="np")
         return np.asarray(out["pixel_values"], np.float32), np.asarray(out["image_grid_thw"])
 
+    @property
+    def patch_dim(self) -> int:
+        """Width of a patch: channels × frames × height × width of it."""
+        processor = self.processor
+        return 3 * int(processor.temporal_patch_size) * int(processor.patch_size) ** 2
+
+    def patches(self, size: tuple[int, int]) -> int:
+        """How many patches an image of `size` (width, height) will have.
+
+        Raises:
+            ValueError: the image is more than 200 times longer than wide.
+        """
+        width, height = size
+        return int(self.processor.get_number_of_image_patches(height, width))
+
     def blank(self, size: tuple[int, int]) -> Image.Image:
         """An image of `size` (width, height) that is zero after normalisation: nothing to see."""
         mean = tuple(round(255 * m) for m in self.processor.image_mean)

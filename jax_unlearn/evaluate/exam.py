@@ -7,7 +7,7 @@ from typing import Any
 import numpy as np
 from jaxtyping import Bool
 
-from jax_unlearn.data.folder import ImageFile, read_image
+from jax_unlearn.data.image import ImageFile, read_image
 from jax_unlearn.evaluate.answers import ask_all, load_questions, score
 from jax_unlearn.evaluate.vlm import VLM, ask, load_vlm
 
@@ -28,7 +28,7 @@ class Exam:
     ) -> None:
         self.labels = np.array([file.label for file in files])
         self.questions = load_questions(questions, self.labels.tolist())
-        self.images = [read_image(file.path) for file in files]
+        self.images = [read_image(file.source()) for file in files]
         self.is_forget = is_forget
         self.neighbours = neighbours
 

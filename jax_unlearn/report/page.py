@@ -12,7 +12,7 @@ from matplotlib.figure import Figure
 from PIL import Image
 
 from jax_unlearn.config import RunConfig, to_json
-from jax_unlearn.data.folder import ImageFile, read_image
+from jax_unlearn.data.image import ImageFile, read_image
 
 THUMBNAILS = 10
 VLM_ROWS = (
@@ -52,7 +52,7 @@ def report(
             **pairs,
             vlm_rows=VLM_ROWS,
             plot=plot_history(directory / "history.jsonl"),
-            thumbs=[[thumbnail(file.path) for file in spread(row)] for row in samples],
+            thumbs=[[thumbnail(file) for file in spread(row)] for row in samples],
             settings=to_json(config),
             pct=percent,
         )
@@ -84,8 +84,8 @@ def spread(files: Sequence[ImageFile]) -> list[ImageFile]:
     return list(files[:: max(1, len(files) // THUMBNAILS)])[:THUMBNAILS]
 
 
-def thumbnail(path: Path) -> str:
-    image = read_image(path)
+def thumbnail(file: ImageFile) -> str:
+    image = read_image(file.source())
     image.thumbnail((144, 144), Image.Resampling.LANCZOS)
     buffer = io.BytesIO()
     image.save(buffer, "PNG")

@@ -1,17 +1,13 @@
 """Folders of images: what is found, how it is decoded, what is refused."""
 
+from pathlib import Path
+
 import numpy as np
 import pytest
 from PIL import Image
 
-from jax_unlearn.data.folder import (
-    ImageFile,
-    ImageReader,
-    check_disjoint,
-    find_images,
-    read_image,
-    split_held_out,
-)
+from jax_unlearn.data.folder import check_disjoint, find_images, split_held_out
+from jax_unlearn.data.image import ImageFile, ImageReader, read_image
 from jax_unlearn.errors import UserError
 
 RED, BLUE = (255, 0, 0), (0, 0, 255)
@@ -92,7 +88,7 @@ def broken(tmp_path):
 def test_broken_images_are_named_and_skipped(tmp_path):
     reader = ImageReader()
     assert [index for index, _ in reader.read(broken(tmp_path))] == [0, 3]
-    assert [path.name for path, _ in reader.skipped] == ["b.png", "c.jpg"]
+    assert [Path(name).name for name, _ in reader.skipped] == ["b.png", "c.jpg"]
 
 
 def test_strict_stops_at_the_first_broken_image(tmp_path):

@@ -1,0 +1,42 @@
+"""What a part of a run has come to, as plain arrays and facts: to save it, or to send it."""
+
+import json
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+from safetensors.numpy import load, save
+
+
+@dataclass(frozen=True)
+class Snapshot:
+    """Arrays by name, and facts that JSON can hold."""
+
+    arrays: Mapping[str, np.ndarray]
+    facts: Mapping[str, Any]
+
+    def to_bytes(self) -> bytes:
+        facts = json.dumps(dict(self.facts)).encode()
+        dense = {name: np.ascontiguousarray(array) for name, array in self.arrays.items()}
+        return len(facts).to_bytes(8, "little") + facts + save(dense)
+
+    @classmethod
+    def of_bytes(cls, data: bytes) -> "Snapshot":
+        """What `to_bytes` gave."""
+        end = 8 + int.from_bytes(data[:8], "little")
+        return cls(load(data[end:]), json.loads(data[8:end]))
+
+
+class Stage:
+    """A part of a run that goes on from its last snapshot; this one keeps none."""
+
+    def load(self) -> Snapshot | None:
+        """The last one that was saved."""
+        return None
+
+    def step(self, snapshot: Callable[[], Snapshot]) -> None:
+        """To be called after every step that could be the last before a stop."""
+
+    def done(self, snapshot: Callable[[], Snapshot]) -> None:
+        """To be called after the last step."""
