@@ -16,6 +16,7 @@ MENDABLE = {
     errno.EBUSY,
     errno.EDQUOT,
     errno.EEXIST,
+    errno.EFBIG,
     errno.ENAMETOOLONG,
     errno.ENOSPC,
     errno.ENOTDIR,

@@ -4,6 +4,9 @@ For OUT they lie in OUT.resume/PROCESS-of-PROCESSES/STAGE/STEP, and are gone whe
 """
 
 import json
+import logging
+import os
+import re
 import shutil
 import signal
 import threading
@@ -215,11 +218,26 @@ class SavedStage(Stage):
 @contextmanager
 def mendable(directory: Path) -> Iterator[None]:
     """What the user can mend, as one line."""
+    logger = logging.getLogger("absl")
+    level = logger.level
+    # Orbax raises what it logs, and logs it in every thread that sees it.
+    logger.setLevel(logging.CRITICAL)
     try:
         yield
-    except OSError as error:
-        if error.errno not in MENDABLE:
+    except (OSError, ValueError) as error:
+        code = error_number(error)
+        if code not in MENDABLE:
             raise
         raise UserError(
-            f"{error.filename or directory}: {error.strerror}; mend that and go on with --resume"
+            f"{directory}: {os.strerror(code)}; mend that and go on with --resume"
         ) from error
+    finally:
+        logger.setLevel(level)
+
+
+def error_number(error: OSError | ValueError) -> int:
+    """That of the operating system, which TensorStore has in its message only; 0 without one."""
+    if isinstance(error, OSError):
+        return error.errno or 0
+    found = re.search(r"os_error_code='(\d+)'", str(error))
+    return int(found[1]) if found else 0

@@ -36,6 +36,7 @@ def load(
     """
     # Not at the top: it takes half a second.
     import grain
+    from absl import flags
 
     if first >= len(items):
         return
@@ -44,9 +45,17 @@ def load(
         threads = grain.ReadOptions(num_threads=AHEAD, prefetch_buffer_size=AHEAD)
         yield from source.to_iter_dataset(threads)
         return
+    if not flags.FLAGS.is_parsed():
+        # Grain asks for options of its own that only a program of absl's would have read.
+        flags.FLAGS.mark_as_parsed()
     alone = grain.ReadOptions(num_threads=0, prefetch_buffer_size=0)
     options = grain.MultiprocessingOptions(num_workers=workers, per_worker_buffer_size=AHEAD)
-    yield from source.to_iter_dataset(alone).mp_prefetch(options, worker_init_fn=hide_torch)
+    yield from source.to_iter_dataset(alone).mp_prefetch(options, worker_init_fn=begin_worker)
+
+
+def begin_worker(number: int, count: int) -> None:
+    """Called by Grain in each of its processes."""
+    hide_torch()
 
 
 @dataclass(frozen=True)

@@ -1,0 +1,70 @@
+"""Loading ahead: the same results in the same order from threads and from processes."""
+
+import numpy as np
+import pytest
+from PIL import Image
+
+from jax_unlearn.data.batches import Batch, Item
+from jax_unlearn.data.image import ImageFile
+from jax_unlearn.data.loader import CountPatches, PackStep, load
+from jax_unlearn.data.preprocess import load_preprocessor
+from jax_unlearn.shipped import ASSETS
+from porting.qwen3_vision import vision_config
+
+
+def square(x):
+    return x * x
+
+
+@pytest.mark.parametrize("workers", [0, 2])
+@pytest.mark.parametrize("first", [0, 3, 10])
+def test_results_come_in_the_order_of_the_items(workers, first):
+    assert list(load(range(10), square, workers, first)) == [x * x for x in range(first, 10)]
+
+
+@pytest.fixture
+def preprocessor():
+    _, config = vision_config(ASSETS / "checkpoint")
+    return load_preprocessor(ASSETS / "checkpoint", config, 64 * 64)
+
+
+def images(folder, sizes):
+    random = np.random.default_rng(0)
+    for i, (w, h) in enumerate(sizes):
+        pixels = random.integers(0, 256, size=(h, w, 3), dtype=np.uint8)
+        exif = Image.Exif()
+        exif[0x0112] = 6  # to be turned by 90°
+        Image.fromarray(pixels).save(folder / f"{i}.png", **({"exif": exif} if i % 2 else {}))
+    return [ImageFile(folder / f"{i}.png", "x") for i in range(len(sizes))]
+
+
+def test_patches_are_known_from_the_header(preprocessor, tmp_path):
+    files = images(tmp_path, [(40, 40), (10, 90), (91, 33), (300, 20), (64, 64), (17, 500)])
+    for file in files:
+        pixels, _ = preprocessor(Image.open(file.path))
+        assert CountPatches(preprocessor)(file) == len(pixels)
+    assert "aspect ratio" in CountPatches(preprocessor)(images(tmp_path, [(1000, 3)])[0])
+
+
+@pytest.mark.parametrize("workers", [0, 1])
+def test_a_broken_image_leaves_its_batch_in_shape(preprocessor, tmp_path, workers):
+    files = images(tmp_path, [(40, 40), (48, 32), (64, 32)])
+    counts = [CountPatches(preprocessor)(file) for file in files]
+    batch = Batch([Item(i, n) for i, n in enumerate(counts)], 2, 64)
+    pack_step = PackStep(files, preprocessor, merge=2, side=8, devices=2)
+    ((whole, slots, failed),) = load([[batch]], pack_step, workers)
+    assert failed == {}
+    # Cut after its header.
+    files[1].path.write_bytes(files[1].path.read_bytes()[:200])
+    ((broken, places, failed),) = load([[batch]], pack_step, workers)
+    assert list(failed) == [1]
+    np.testing.assert_array_equal(places[0], slots[0])
+    assert whole.patches.shape == broken.patches.shape == (4, 64, preprocessor.patch_dim)
+    ends = np.cumsum([0, *counts])
+    for i in range(3):
+        rows = slots[0][ends[i] : ends[i + 1]]
+        one, other = (p.patches.reshape(-1, preprocessor.patch_dim)[rows] for p in (whole, broken))
+        assert np.array_equal(one, other) == (i != 1)
+        assert other.any() == (i != 1)
+    # The second device has no batch of its own.
+    np.testing.assert_array_equal(whole.patches[:2], whole.patches[2:])

@@ -1,0 +1,302 @@
+"""Runs that are stopped and go on: to the same bytes, or not at all."""
+
+import json
+import os
+import random
+import shutil
+import signal
+import subprocess
+import sys
+import time
+from pathlib import Path
+
+import numpy as np
+import pytest
+
+from jax_unlearn import extract, search
+from jax_unlearn.cli import main
+from jax_unlearn.errors import UserError
+from jax_unlearn.identity import GROUPS
+from jax_unlearn.resume import Journal, SavedStage
+from jax_unlearn.snapshot import Snapshot
+from tests.runs import arguments, read
+
+# Several batches in each pass, and several chunks of epochs.
+PATCHES = 512
+OPTIONS = {"granularity": "tokens", "max_pixels": 512, "epochs": 60, "chunk": 10}
+SAVING = ["--save-steps", "1"]
+# The command line with smaller batches, in a process of its own.
+PROGRAM = (
+    "import sys; from jax_unlearn import extract; from jax_unlearn.cli import main; "
+    f"extract.PATCHES_PER_BATCH = {PATCHES}; main(sys.argv[1:])"
+)
+FILES = ("adapter/adapter_model.safetensors", "statistics.safetensors", "history.jsonl")
+
+
+@pytest.fixture(autouse=True)
+def small_batches(monkeypatch):
+    monkeypatch.setattr(extract, "PATCHES_PER_BATCH", PATCHES)
+
+
+@pytest.fixture(scope="module")
+def whole(folder, tmp_path_factory):
+    """A run that nothing stopped and that saved nothing."""
+    out = tmp_path_factory.mktemp("resume") / "whole"
+    subprocess.run([sys.executable, "-c", PROGRAM, *arguments(folder, out, **OPTIONS)], check=True)
+    return out
+
+
+def same(one, other):
+    return all((one / name).read_bytes() == (other / name).read_bytes() for name in FILES)
+
+
+def stop_after(monkeypatch, count):
+    """As SIGTERM would, after so many steps."""
+    step, taken = SavedStage.step, []
+
+    def counted(self, snapshot):
+        taken.append(self)
+        self.journal.terminated = len(taken) == count
+        step(self, snapshot)
+
+    monkeypatch.setattr(SavedStage, "step", counted)
+
+
+def stopped(monkeypatch, folder, out, count, *more, **options):
+    with monkeypatch.context() as patch:
+        stop_after(patch, count)
+        with pytest.raises(SystemExit) as caught:
+            main([*arguments(folder, out, **OPTIONS | options), *more])
+    assert caught.value.code == 128 + signal.SIGTERM
+    return out.with_name(f"{out.name}.resume")
+
+
+# A step of each pass, and of training; with and without snapshots before the last.
+@pytest.mark.parametrize(("count", "more"), [(1, []), (3, SAVING), (7, []), (9, SAVING)])
+def test_a_run_goes_on_where_it_was_stopped(
+    monkeypatch, folder, whole, tmp_path, capsys, count, more
+):
+    out = tmp_path / "out"
+    saved = stopped(monkeypatch, folder, out, count, *more)
+    assert "--resume goes on" in capsys.readouterr().err
+    assert saved.is_dir()
+    assert not out.exists()
+    taken = []
+    monkeypatch.setattr(SavedStage, "step", lambda self, _: taken.append(self))
+    main([*arguments(folder, out, **OPTIONS), "--resume", *more])
+    assert same(out, whole)
+    assert not saved.exists()
+    # With SAVING nothing is done again.
+    every = steps_of(whole)
+    assert len(taken) == every - count if more else len(taken) < every
+
+
+def steps_of(run):
+    """Of all passes and of training, if nothing stops it."""
+    samples, patches = read(run / "metrics.json")["samples"], read(run / "metrics.json")["tower"]
+    groups = [samples[name] for name in ("forget", "preserve", "forget_held_out")]
+    groups.append(samples["preserve_held_out"])
+    each = patches["patches"] // patches["images"]
+    batches = sum(-(-count * each // PATCHES) for count in groups)
+    return batches + OPTIONS["epochs"] // OPTIONS["chunk"]
+
+
+def test_a_search_goes_on_with_the_training_that_was_stopped(monkeypatch, folder, tmp_path):
+    monkeypatch.setattr(search, "MOST", 5)
+    options = {"until_forgotten": 0.999, "lambda_forget": 0.5, "epochs": 10, "chunk": 5}
+    main(arguments(folder, tmp_path / "whole", **OPTIONS | options))
+    passes = steps_of(tmp_path / "whole") - OPTIONS["epochs"] // OPTIONS["chunk"]
+    # The second step of the third training.
+    stopped(monkeypatch, folder, tmp_path / "out", passes + 6, *SAVING, **options)
+    main([*arguments(folder, tmp_path / "out", **OPTIONS | options), "--resume"])
+    assert same(tmp_path / "out", tmp_path / "whole")
+    ours, theirs = (read(tmp_path / name / "metrics.json")["search"] for name in ("out", "whole"))
+    assert ours == theirs
+    assert ours["trials"] == 5
+
+
+def test_what_chooses_on_held_out_rows_goes_on_too(monkeypatch, folder, tmp_path):
+    options = OPTIONS | {"select": "held_out", "learning_rate": 0.3}
+    main(arguments(folder, tmp_path / "whole", **options))
+    steps = steps_of(tmp_path / "whole")
+    stopped(monkeypatch, folder, tmp_path / "out", steps - 1, **options)
+    main([*arguments(folder, tmp_path / "out", **options), "--resume"])
+    assert same(tmp_path / "out", tmp_path / "whole")
+
+
+def refusal(capsys, *command):
+    with pytest.raises(SystemExit) as caught:
+        main([*map(str, command)])
+    assert caught.value.code == 2
+    (line,) = [x for x in capsys.readouterr().err.splitlines() if x.startswith("jax-unlearn: ")]
+    return line
+
+
+def test_another_run_is_refused_by_what_changed(monkeypatch, folder, tmp_path, capsys):
+    copy, out = tmp_path / "copy", tmp_path / "out"
+    shutil.copytree(folder / "checkpoint", copy / "checkpoint")
+    for side in ("forget", "preserve"):
+        shutil.copytree(folder / side, copy / side)
+    saved = stopped(monkeypatch, copy, out, 2)
+    capsys.readouterr()
+    again = [*arguments(copy, out, **OPTIONS), "--resume"]
+    assert f"{saved}: an earlier run was stopped" in refusal(capsys, *again[:-1])
+    assert "--rank: 2 then, 3 now" in refusal(capsys, *again, "--rank", 3)
+
+    image = next((copy / "forget").rglob("*.png"))
+    image.rename(image.with_suffix(".gone"))
+    assert "the images to forget are others: 8 then, 7 now" in refusal(capsys, *again)
+    image.with_suffix(".gone").rename(image)
+
+    weights = copy / "checkpoint" / "model.safetensors"
+    data = bytearray(weights.read_bytes())
+    before, size = bytes(data), int.from_bytes(data[:8], "little")
+    name = b"model.visual.patch_embed.proj.weight"
+    header = json.loads(data[8 : 8 + size])
+    data[8 + size + header[name.decode()]["data_offsets"][0]] ^= 1
+    weights.write_bytes(data)
+    assert "checkpoint: other weights then than now" in refusal(capsys, *again)
+    weights.write_bytes(before)
+
+    main(again)
+    assert not saved.exists()
+
+
+def test_overwrite_begins_again(monkeypatch, folder, whole, tmp_path):
+    out = tmp_path / "out"
+    saved = stopped(monkeypatch, folder, out, 2)
+    main([*arguments(folder, out, **OPTIONS), "--overwrite"])
+    assert same(out, whole)
+    assert not saved.exists()
+
+
+def facts():
+    groups = dict.fromkeys(GROUPS, 0)
+    return {"settings": {}, "samples": groups, "counts": groups, "weights": "", "devices": 1}
+
+
+def journal(out, **options):
+    settings = {"facts": facts, "seconds": 0.0, "steps": None, "resume": True, "overwrite": False}
+    return Journal(out, **settings | options)
+
+
+def test_a_snapshot_comes_back_to_the_bit(tmp_path):
+    arrays = {
+        "merger.linear_fc2.x": np.random.default_rng(0).normal(size=(3, 4)),
+        "half": np.float32([1 / 3]),
+        "none": np.zeros((0, 5), np.float32),
+        "by_image": np.array(True),
+        "count": np.array(7),
+    }
+    stage = journal(tmp_path / "out").stage("forget")
+    assert stage.load() is None
+    for step in range(4):
+        stage.step(lambda step=step: Snapshot(arrays, {"step": step, "reasons": {"3": "x"}}))
+    found = journal(tmp_path / "out").stage("forget").load()
+    assert found.facts == {"step": 3, "reasons": {"3": "x"}}
+    assert found.arrays.keys() == arrays.keys()
+    for name, array in arrays.items():
+        assert (found.arrays[name].dtype, found.arrays[name].shape) == (array.dtype, array.shape)
+        np.testing.assert_array_equal(found.arrays[name], array)
+    kept = sorted(path.name for path in stage.directory.iterdir())
+    assert kept == ["3", "4"]
+    assert len(Snapshot.of_bytes(found.to_bytes()).arrays) == len(arrays)
+
+
+def test_the_number_of_processes_must_be_the_same(tmp_path):
+    (tmp_path / "out.resume" / "1-of-2").mkdir(parents=True)
+    with pytest.raises(UserError, match="had 2 processes"):
+        journal(tmp_path / "out")
+
+
+def test_a_place_that_refuses_is_one_line(folder, tmp_path, capsys):
+    (tmp_path / "out.resume").write_text("a file")
+    command = [*arguments(folder, tmp_path / "out", **OPTIONS), *SAVING, "--resume"]
+    assert f"{tmp_path}/out.resume" in refusal(capsys, *command)
+
+
+def test_a_full_disk_is_one_line_and_the_earlier_snapshot_loads(tmp_path):
+    """The file system's answer is that of a limit on the size of files, in a process of its own."""
+    stage = journal(tmp_path / "out").stage("forget")
+    small = Snapshot({"x": np.arange(10)}, {})
+    stage.step(lambda: small)
+    program = f"""
+import numpy as np, resource
+from tests.test_resume import facts
+from pathlib import Path
+from jax_unlearn.resume import Journal
+from jax_unlearn.snapshot import Snapshot
+stage = Journal(Path({str(tmp_path / "out")!r}), facts, 0.0, None, True, False).stage("forget")
+stage.load()
+resource.setrlimit(resource.RLIMIT_FSIZE, (2**16, 2**16))
+from jax_unlearn.errors import UserError
+try:
+    stage.step(lambda: Snapshot({{"x": np.random.default_rng(0).normal(size=2**20)}}, {{}}))
+except UserError as error:
+    print(error)
+"""
+    done = subprocess.run([sys.executable, "-c", program], capture_output=True, text=True)
+    assert len(done.stdout.splitlines()) == 1, done.stderr
+    assert f"{tmp_path}/out.resume" in done.stdout
+    assert "go on with --resume" in done.stdout
+    found = journal(tmp_path / "out").stage("forget").load()
+    np.testing.assert_array_equal(found.arrays["x"], np.arange(10))
+
+
+def launch(folder, out):
+    command = [*arguments(folder, out, **OPTIONS), "--resume", *SAVING]
+    return subprocess.Popen(
+        [sys.executable, "-c", PROGRAM, *command], stdout=subprocess.PIPE, stderr=subprocess.PIPE
+    )
+
+
+def snapshots(saved: Path) -> set[str]:
+    return {str(path) for path in saved.glob("*/*/*") if path.name.isdigit()}
+
+
+def killed(folder, out, kills):
+    """Starts the run again and again, and kills it at random some snapshots later."""
+    draw, saved = random.Random(kills), out.with_name(f"{out.name}.resume")
+    for _ in range(kills):
+        process, before = launch(folder, out), snapshots(saved)
+        seen: set[str] = set()
+        wanted = draw.randint(0, 3)
+        while process.poll() is None and len(seen - before) < wanted:
+            seen |= snapshots(saved)
+            time.sleep(0.002)
+        time.sleep(draw.random() * (0.2 if wanted else 8))
+        process.send_signal(signal.SIGKILL)
+        process.communicate()
+    process = launch(folder, out)
+    _, errors = process.communicate()
+    assert process.returncode == 0, errors.decode()
+
+
+def test_killed_at_random_points_it_ends_with_the_same_bytes(folder, whole, tmp_path):
+    killed(folder, tmp_path / "out", kills=5)
+    assert same(tmp_path / "out", whole)
+
+
+@pytest.mark.slow
+def test_killed_fifty_times_it_ends_with_the_same_bytes(folder, whole, tmp_path):
+    killed(folder, tmp_path / "out", kills=50)
+    assert same(tmp_path / "out", whole)
+
+
+def test_sigterm_saves_first(folder, whole, tmp_path):
+    out = tmp_path / "out"
+    command = arguments(folder, out, **OPTIONS | {"epochs": 10**6})
+    process = subprocess.Popen(
+        [sys.executable, "-c", PROGRAM, *command], stderr=subprocess.PIPE, env=os.environ
+    )
+    # Training has begun when its rows are named.
+    for line in process.stderr:
+        if b"merger.linear_fc2:" in line:
+            break
+    time.sleep(3)
+    process.send_signal(signal.SIGTERM)
+    _, errors = process.communicate(timeout=60)
+    assert process.returncode == 128 + signal.SIGTERM
+    assert b"terminated" in errors
+    (newest,) = {path.parent.parent.name for path in (tmp_path / "out.resume").glob("*/*/*/arrays")}
+    assert newest == "training"
