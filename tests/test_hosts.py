@@ -1,0 +1,162 @@
+"""Several processes on 127.0.0.1: the same as one, and an end for all where one ends."""
+
+import os
+import re
+import shutil
+import signal
+import socket
+import subprocess
+import sys
+import time
+
+import numpy as np
+import pytest
+from safetensors.numpy import load_file
+
+from jax_unlearn import hosts
+from jax_unlearn.cli import main
+from jax_unlearn.errors import UserError
+from tests.runs import arguments, read
+
+OPTIONS = {"granularity": "tokens", "max_pixels": 512, "epochs": 30, "rank": 2}
+HEARTBEAT = 10
+# A peer that is gone is noticed after this many seconds at the latest.
+BOUND = 90
+
+
+def free_port():
+    with socket.socket() as one:
+        one.bind(("127.0.0.1", 0))
+        return one.getsockname()[1]
+
+
+def launch(folders, out, devices=2, **options):
+    """A process for each folder, all as one run."""
+    port, processes = free_port(), []
+    for number, folder in enumerate(folders):
+        command = [
+            *(sys.executable, "-m", "jax_unlearn.cli"),
+            *arguments(folder, out, **OPTIONS | options),
+            *("--distributed", "--coordinator", f"127.0.0.1:{port}"),
+            *("--process-id", str(number), "--processes", str(len(folders))),
+            *("--heartbeat-seconds", str(HEARTBEAT)),
+        ]
+        processes.append(
+            subprocess.Popen(
+                command,
+                env=os.environ | {"JAX_NUM_CPU_DEVICES": str(devices)},
+                stdout=subprocess.PIPE,
+                stderr=subprocess.PIPE,
+                text=True,
+            )
+        )
+    return processes
+
+
+def ended(processes, seconds=300):
+    """(exit code, our own lines on stderr) of each."""
+    results = []
+    for process in processes:
+        try:
+            _, errors = process.communicate(timeout=seconds)
+        except subprocess.TimeoutExpired:
+            for one in processes:
+                one.kill()
+            raise
+        ours = [line for line in errors.splitlines() if line.startswith("jax-unlearn: ")]
+        results.append((process.returncode, ours or errors))
+    return results
+
+
+@pytest.fixture(scope="module")
+def alone(folder, tmp_path_factory):
+    out = tmp_path_factory.mktemp("hosts") / "alone"
+    main(arguments(folder, out, **OPTIONS))
+    return out
+
+
+def test_two_processes_of_two_devices_give_what_one_gives(alone, folder, tmp_path):
+    out = tmp_path / "out"
+    assert [code for code, _ in ended(launch([folder, folder], out))] == [0, 0]
+    for name in ("statistics.safetensors", "adapter/adapter_model.safetensors"):
+        ours, theirs = load_file(out / name), load_file(alone / name)
+        assert ours.keys() == theirs.keys()
+        for key, value in theirs.items():
+            if key.split(".")[-1] in ("gram", "total", "count") or name.startswith("adapter"):
+                gap = np.linalg.norm(ours[key] - value)
+                assert gap <= 1e-5 * np.linalg.norm(value), key
+    one, other = (read(path / "metrics.json") for path in (out, alone))
+    assert one["samples"] == other["samples"]
+    assert 0 < one["tower"]["images"] < other["tower"]["images"]
+    assert not out.with_name("out.resume").exists()
+
+
+def test_a_process_without_an_image_of_a_side_takes_part(folder, tmp_path):
+    few = tmp_path / "few"
+    shutil.copytree(folder, few)
+    for path in sorted((few / "forget").rglob("*.png"))[2:]:
+        path.unlink()
+    alone, together = tmp_path / "alone", tmp_path / "together"
+    main(arguments(few, alone, **OPTIONS))
+    assert [code for code, _ in ended(launch([few, few], together, devices=1))] == [0, 0]
+    ours, theirs = (
+        load_file(path / "adapter" / "adapter_model.safetensors") for path in (together, alone)
+    )
+    for key, value in theirs.items():
+        assert np.linalg.norm(ours[key] - value) <= 1e-5 * np.linalg.norm(value), key
+    assert read(together / "metrics.json")["samples"]["forget"] == 1
+
+
+def test_processes_that_see_other_files_are_refused_by_all(folder, tmp_path):
+    other = tmp_path / "other"
+    shutil.copytree(folder, other)
+    next((other / "preserve").rglob("*.png")).unlink()
+    results = ended(launch([folder, other], tmp_path / "out", devices=1))
+    for code, lines in results:
+        assert code == 2
+        (line,) = lines
+        assert "the images to preserve are others" in line
+    assert not (tmp_path / "out").exists()
+
+
+def test_what_stops_one_is_told_by_all(folder, tmp_path):
+    broken = tmp_path / "broken"
+    shutil.copytree(folder, broken)
+    first = sorted((broken / "forget").rglob("*.png"))[0]
+    first.write_bytes(first.read_bytes()[:-100])
+    results = ended(launch([broken, broken], tmp_path / "out", devices=1, strict=[]))
+    assert [code for code, _ in results] == [2, 2]
+    lines = [line for _, (line,) in results]
+    assert all(f"{first.name}: cannot be read" in line for line in lines)
+    assert sum("has stopped: " in line for line in lines) == 1
+
+
+@pytest.mark.parametrize("gone", [0, 1])
+def test_a_process_that_dies_ends_the_other_in_time(folder, tmp_path, gone):
+    processes = launch([folder, folder], tmp_path / "out", devices=1, epochs=10**6)
+    # Training, of the first one; the other waits for it.
+    for line in processes[0].stderr:
+        if "merger.linear_fc2:" in line:
+            break
+    processes[gone].send_signal(signal.SIGKILL)
+    begun = time.monotonic()
+    ((code, message),) = ended([processes[1 - gone]], BOUND)
+    assert code != 0
+    assert time.monotonic() - begun < BOUND
+    assert re.search("another process of this run is gone|another task died", str(message))
+    processes[gone].communicate()
+    assert not (tmp_path / "out").exists()
+
+
+def test_processes_are_found_by_all_three_options_or_none():
+    with pytest.raises(UserError, match="give all three, or none"):
+        hosts.connect("127.0.0.1:1", None, 2, 10)
+
+
+def test_one_process_has_no_others():
+    assert (hosts.index(), hosts.count()) == (0, 1)
+
+    def never():
+        raise AssertionError("nobody asked")
+
+    assert list(hosts.of_others(never)) == []
