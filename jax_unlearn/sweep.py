@@ -77,8 +77,7 @@ def train_all(
         UserError: a rank that a Linear cannot have, `select="held_out"`, or rows that are not
             finite.
     """
-    if common.select == "held_out":
-        raise UserError("--select held_out: a sweep has no images to choose by; take best or last")
+    refuse_held_out(common)
     done: dict[Setting, Trained] = {}
     for scale, alike in by_scale(settings, common).items():
         for groups in batch(problem_of, alike):
@@ -95,8 +94,7 @@ def solve_all(
     progress: Callable[[int], None] = lambda _: None,
 ) -> list[Trained]:
     """The same with the closed form, one after another; learning rates have no say in it."""
-    if common.select == "held_out":
-        raise UserError("--select held_out: a sweep has no images to choose by; take best or last")
+    refuse_held_out(common)
     found = []
     for setting in settings:
         result = solve(problem_of(*target_of(setting)), setting.config(common))
@@ -105,6 +103,12 @@ def solve_all(
         found.append(Trained(setting, result.adapter, terms, result.stopped is not None))
         progress(len(found))
     return found
+
+
+def refuse_held_out(common: TrainConfig) -> None:
+    """Raises a `UserError` where it is asked for."""
+    if common.select == "held_out":
+        raise UserError("--select held_out: a sweep has no images to choose by; take best or last")
 
 
 def by_scale(settings: Sequence[Setting], common: TrainConfig) -> dict[float, list[Setting]]:
@@ -207,13 +211,10 @@ def start_all(
 ) -> tuple[Leaves, Float[Array, "groups width terms"]]:
     """`train.start` for every setting of every group."""
 
-    def one(leaves: Leaves, lambdas: list[Array], rate: Array, aims: Aims) -> Any:
-        weights = LossWeights(lambdas[0], lambdas[1], lambdas[2], reduction)
-        adapter = jax.tree.unflatten(tree, leaves)
-        state, terms = start(adapter, aiming(problem, aims), weights)
-        return jax.tree.leaves(state), terms
+    def one(leaves: Leaves, problem: Problem, weights: LossWeights, _: Array) -> Any:
+        return start(jax.tree.unflatten(tree, leaves), problem, weights)
 
-    return jax.vmap(jax.vmap(one, (0, 0, 0, None)))(adapters, *numbers, aims)
+    return for_all(one, adapters, aims, problem, numbers, reduction)
 
 
 @partial(jax.jit, static_argnames=("tree", "reduction", "length"), donate_argnames="state")
@@ -229,14 +230,29 @@ def run_all(
 ) -> tuple[Leaves, Float[Array, "groups width length terms"]]:
     """`train.run_chunk` for every setting of every group."""
 
-    def one(leaves: Leaves, lambdas: list[Array], rate: Array, aims: Aims) -> Any:
+    def one(leaves: Leaves, problem: Problem, weights: LossWeights, rate: Array) -> Any:
+        return run_chunk(unflatten(tree, leaves), problem, weights, rate, length=length)
+
+    return for_all(one, state, aims, problem, numbers, reduction)
+
+
+def for_all(
+    one: Callable[[Leaves, Problem, LossWeights, Array], tuple[State, Array]],
+    leaves: Leaves,
+    aims: Aims,
+    problem: dict[str, Any],
+    numbers: Numbers,
+    reduction: Reduction,
+) -> tuple[Leaves, Float[Array, "groups width ..."]]:
+    """`one` of each setting's leaves, its target's problem, λ's and learning rate."""
+
+    def of_setting(leaves: Leaves, lambdas: list[Array], rate: Array, aims: Aims) -> Any:
         weights = LossWeights(lambdas[0], lambdas[1], lambdas[2], reduction)
-        state, terms = run_chunk(
-            unflatten(tree, leaves), aiming(problem, aims), weights, rate, length=length
-        )
+        state, terms = one(leaves, aiming(problem, aims), weights, rate)
         return jax.tree.leaves(state), terms
 
-    return jax.vmap(jax.vmap(one, (0, 0, 0, None)))(state, *numbers, aims)
+    of_group = jax.vmap(of_setting, (0, 0, 0, None))
+    return jax.vmap(of_group)(leaves, *numbers, aims)
 
 
 def unflatten(adapter: Any, leaves: Sequence[Array | np.ndarray]) -> State:
