@@ -8,6 +8,7 @@ from rich.progress import BarColumn, Progress, TextColumn, TimeRemainingColumn
 
 from jax_unlearn.config import RunConfig
 from jax_unlearn.erase import erase
+from jax_unlearn.moments import with_moments
 from jax_unlearn.objective import Problem
 from jax_unlearn.search import Optimise, Search, search
 from jax_unlearn.session import Session, Sides
@@ -47,6 +48,8 @@ def optimise(
     optimiser: Optimise,
 ) -> Search:
     """`train` or `solve` under a progress bar, again and again with --until-forgotten."""
+    if optimiser is solve and config.until_forgotten is not None:
+        problem = with_moments(problem)
     columns = (TextColumn("{task.description}"), BarColumn(), TimeRemainingColumn())
     quiet = not console.is_terminal
     with Progress(*columns, console=console, transient=True, disable=quiet) as bar:

@@ -10,12 +10,11 @@ from jaxtyping import Float64
 from numpy import ndarray
 from scipy.optimize import minimize
 
+from jax_unlearn.moments import Moments, Reduced
 from jax_unlearn.ridge import (
     ALIKE,
     INNER,
     RIDGE,
-    Moments,
-    Reduced,
     Ridge,
     Terms,
     falling,

@@ -1,7 +1,7 @@
 """Reduced-rank ridge regression on the moments of a Linear's rows, and its iteration.
 
-With P = Δᵀ, the moments G_f = X_fᵀX_f, C_f = X_fᵀR, e_f = ‖R‖², G_p = X_pᵀX_p, and what the norms
-cost, c_f, c_p and c_w (`solve.costs_of`), the loss of one Linear is
+With P = Δᵀ, the moments G_f, C_f, e_f and G_p (`moments`), and what the norms cost, c_f, c_p and
+c_w (`solve.costs_of`), the loss of one Linear is
 
     f(P) = c_f ‖R − X_f P‖ + c_p ‖X_p P‖ + c_w ‖P‖.
 
@@ -24,20 +24,18 @@ is taken below that, and an iterate whose loss is not lower is not taken and end
 
 from collections.abc import Iterable, Iterator
 from contextlib import AbstractContextManager
-from dataclasses import dataclass
 from functools import cache
 from itertools import islice
 from typing import NamedTuple
 
 import numpy as np
-from jaxtyping import Float, Float64
+from jaxtyping import Float64
 from numpy import ndarray
 from scipy.linalg import LinAlgError, blas, cholesky, eigh
 from scipy.sparse.linalg import ArpackError, eigsh
 from threadpoolctl import ThreadpoolController  # type: ignore[import-untyped]
 
-from jax_unlearn.objective import LinearProblem
-from jax_unlearn.statistics import BLOCK, gram
+from jax_unlearn.moments import Moments
 
 # The least terms that η's are taken from: of the loss, and for the forget term of no change's.
 FLOOR, FIT = 1e-8, 2e-7
@@ -54,62 +52,6 @@ ONE_THREAD = 512
 Terms = Float64[ndarray, "3"]
 # A start's terms where nothing is known of them.
 ALIKE: Terms = np.ones(3)
-
-
-class Moments(NamedTuple):
-    """G_f [m, m], C_f [m, k], e_f and G_p [m, m] of one Linear."""
-
-    forget: Float64[ndarray, "m m"]
-    cross: Float64[ndarray, "m k"]
-    square: float
-    preserve: Float64[ndarray, "m m"]
-
-
-@dataclass(frozen=True)
-class Reduced:
-    """One Linear in no more dimensions than its rows span.
-
-    residual: RᵀR [k, k]. inputs [D_in, m] and outputs [E, k]: orthonormal, None where m = D_in or
-    k = E. With P = inputs P' outputsᵀ all norms are those of P'; and the best P is of that form,
-    for what another has beyond the spans only adds to its norms.
-    """
-
-    moments: Moments
-    residual: Float64[ndarray, "k k"]
-    inputs: Float64[ndarray, "d_in m"] | None
-    outputs: Float64[ndarray, "e k"] | None
-
-
-def reduce(linear: LinearProblem) -> Reduced:
-    """The moments of the rows, which are made float64 a block at a time."""
-    forget, residual, preserve = map(np.asarray, (linear.forget, linear.residual, linear.preserve))
-    inputs = outputs = None
-    # Rows nearly as many as columns would cost more to factor than a smaller problem saves.
-    if 4 * (len(forget) + len(preserve)) <= 3 * forget.shape[1]:
-        inputs, rows = _span(np.concatenate([forget, preserve]))
-        forget, preserve = rows[: len(forget)], rows[len(forget) :]
-    if len(residual) < residual.shape[1]:
-        outputs, residual = _span(residual)
-    products = gram(residual)
-    moments = Moments(
-        gram(forget), _product(forget, residual), float(products.trace()), gram(preserve)
-    )
-    return Reduced(moments, products, inputs, outputs)
-
-
-def _product(x: Float[ndarray, "n d"], y: Float[ndarray, "n e"]) -> Float64[ndarray, "d e"]:
-    """XᵀY."""
-    total = np.zeros((x.shape[1], y.shape[1]))
-    for first in range(0, len(x), BLOCK):
-        one, other = (np.asarray(rows[first : first + BLOCK], np.float64) for rows in (x, y))
-        total += one.T @ other
-    return total
-
-
-def _span(rows: Float[ndarray, "n d"]) -> tuple[Float64[ndarray, "d n"], Float64[ndarray, "n n"]]:
-    """(Orthonormal columns, the rows in their terms)."""
-    basis, upper = np.linalg.qr(rows.T.astype(np.float64))
-    return basis, upper.T
 
 
 class Change(NamedTuple):

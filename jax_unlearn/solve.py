@@ -17,8 +17,9 @@ from numpy import ndarray
 from jax_unlearn.bound import lower_bound
 from jax_unlearn.errors import UserError
 from jax_unlearn.lora import LoraAdapter, LoraPair
+from jax_unlearn.moments import Moments, moments_of
 from jax_unlearn.objective import LinearProblem, Problem, loss, shapes
-from jax_unlearn.ridge import ALIKE, Change, Moments, Terms, falling, reduce, refined, threads
+from jax_unlearn.ridge import ALIKE, Change, Terms, falling, refined, threads
 from jax_unlearn.train import Progress, Result, TrainConfig, check, history_of
 
 # A start near no change, if that is all it came to: what share each term has.
@@ -51,6 +52,7 @@ def solve(
 
     Args:
         problem: a `LinearProblem` by each Linear's name. Each is solved alone: their losses add up.
+            `moments.with_moments` makes one for many settings.
         config: rank, alpha, the λ's, reduction, select, seed, and iterations, tolerance and starts.
             The same seed gives the same bytes on the same machine.
         held_out: rows to choose the adapter by, with `select="held_out"`.
@@ -59,7 +61,8 @@ def solve(
     A row of the history is an iteration of all Linears: one that has ended stays as it is. Row 0 is
     no change. Both factors of the adapter have the same singular values; where the change needs
     less than rank r, A has rows of `config.init` and B has zeros, so that Adam could go on.
-    `seconds` has the moments of the rows, the iterations, the lower bound, and all.
+    `seconds` has the moments of the rows (no time where they are kept), the iterations, the lower
+    bound, and all.
 
     Raises:
         UserError: a part that is not linear, `select="held_out"` without held-out rows, settings
@@ -98,7 +101,7 @@ def _solve(
     linear: LinearProblem, costs: Terms, config: TrainConfig, tell: Callable[[Terms], None]
 ) -> Solved:
     laps = [time.perf_counter()]
-    reduced = reduce(linear)
+    reduced = moments_of(linear)
     laps.append(time.perf_counter())
     changes = descend(reduced.moments, costs, config, tell)
     laps.append(time.perf_counter())

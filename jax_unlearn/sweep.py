@@ -17,6 +17,7 @@ from jaxtyping import Float
 from jax_unlearn.errors import UserError
 from jax_unlearn.grid import Setting
 from jax_unlearn.lora import LoraAdapter, LoraPair
+from jax_unlearn.moments import with_moments
 from jax_unlearn.objective import (
     TERMS,
     LinearProblem,
@@ -93,15 +94,20 @@ def solve_all(
     common: TrainConfig,
     progress: Callable[[int], None] = lambda _: None,
 ) -> list[Trained]:
-    """The same with the closed form, one after another; learning rates have no say in it."""
+    """The same with the closed form, one after another; learning rates have no say in it.
+
+    Neighbours with one target share the moments of its rows; no two targets' are kept at a time.
+    """
     refuse_held_out(common)
     found = []
-    for setting in settings:
-        result = solve(problem_of(*target_of(setting)), setting.config(common))
-        row = result.history[result.epoch]
-        terms = np.array([row[name] for name in TERMS])
-        found.append(Trained(setting, result.adapter, terms, result.stopped is not None))
-        progress(len(found))
+    for target, alike in itertools.groupby(settings, target_of):
+        problem = with_moments(problem_of(*target))
+        for setting in alike:
+            result = solve(problem, setting.config(common))
+            row = result.history[result.epoch]
+            terms = np.array([row[name] for name in TERMS])
+            found.append(Trained(setting, result.adapter, terms, result.stopped is not None))
+            progress(len(found))
     return found
 
 

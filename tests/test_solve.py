@@ -12,8 +12,9 @@ from hypothesis import strategies as st
 from scipy.optimize import brentq
 
 from jax_unlearn.errors import UserError
+from jax_unlearn.moments import reduce
 from jax_unlearn.objective import LinearProblem
-from jax_unlearn.ridge import Change, falling, reduce, refined, stepwise
+from jax_unlearn.ridge import Change, falling, refined, stepwise
 from jax_unlearn.solve import costs_of, solve
 from jax_unlearn.train import TrainConfig, train
 from tests import test_merger_problem
