@@ -27,17 +27,24 @@ class Adapted:
 
 def adapt(session: Session, sides: Sides, console: Console) -> Adapted:
     """Fit the adapter to the samples to train on, and say on what."""
-    fit, choose = session.problems(sides)
+    fit, choose, optimiser = fitting(session, sides)
     rows = describe(fit)
     for name, count in rows.items():
         console.out(f"{name}: {count['forget']} to forget, {count['preserve']} to keep")
+    return Adapted(optimise(fit, choose, session.config, console, optimiser), rows)
+
+
+def fitting(session: Session, sides: Sides) -> tuple[Problem, Problem | None, Optimise]:
+    """(Problem to fit, problem to choose the adapter by, how), from targets that are made once."""
+    optimisers: dict[str, Optimise] = {"adam": train, "closed_form": solve}
+    if optimiser := optimisers.get(session.optimizer):
+        return *session.problems(sides), optimiser
+    paths = session.erasable(sides)
 
     def erasing(_: Problem, config: RunConfig, **__: Any) -> Result:
-        return erase(session.erasable(sides), config.loss_weights())
+        return erase(paths, config.loss_weights())
 
-    optimisers: dict[str, Optimise] = {"adam": train, "closed_form": solve, "leace": erasing}
-    optimiser = optimisers[session.optimizer]
-    return Adapted(optimise(fit, choose, session.config, console, optimiser), rows)
+    return {name: path.linear() for name, path in paths.items()}, None, erasing
 
 
 def optimise(
