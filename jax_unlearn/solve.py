@@ -83,10 +83,8 @@ def solve(
     terms = np.array([np.sum([path.at(i).terms for path in paths], axis=0) for i in range(length)])
     chosen = length - 1
     if config.select == "held_out" and held_out is not None:
-        adapters, weights = (
-            (_adapter(solved, fresh, i) for i in range(length)),
-            config.loss_weights(),
-        )
+        weights = config.loss_weights()
+        adapters = (_adapter(solved, fresh, i) for i in range(length))
         chosen = int(np.argmin([float(loss(a, held_out, weights)[0]) for a in adapters]))
     laps = map(float, np.sum([path.seconds for path in paths], axis=0))
     seconds = dict(zip(("statistics", "iterations", "lower_bound"), laps, strict=True))

@@ -11,10 +11,10 @@ from rich.console import Console
 from jax_unlearn import moments
 from jax_unlearn.adapt import optimise
 from jax_unlearn.config import RunConfig
-from jax_unlearn.grid import Grid
+from jax_unlearn.grid import Grid, target_of
 from jax_unlearn.moments import with_moments
 from jax_unlearn.solve import solve
-from jax_unlearn.sweep import solve_all, target_of
+from jax_unlearn.sweep import solve_all
 from jax_unlearn.train import TrainConfig
 from tests import problems
 

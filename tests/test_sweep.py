@@ -6,10 +6,11 @@ import numpy as np
 import pytest
 
 from jax_unlearn import sweep
+from jax_unlearn.batch import run_all
 from jax_unlearn.errors import UserError
-from jax_unlearn.grid import Grid, Setting
+from jax_unlearn.grid import Grid, Setting, target_of
 from jax_unlearn.objective import TERMS
-from jax_unlearn.sweep import run_all, solve_all, train_all
+from jax_unlearn.sweep import solve_all, train_all
 from jax_unlearn.train import TrainConfig, train
 from tests import problems
 
@@ -30,7 +31,7 @@ def problem_of(target, seed):
 
 def close(trained, common):
     setting = trained.setting
-    alone = train(problem_of(*sweep.target_of(setting)), setting.config(common))
+    alone = train(problem_of(*target_of(setting)), setting.config(common))
     for name, pair in trained.adapter.pairs.items():
         theirs = alone.adapter.pairs[name]
         assert pair.a.shape == theirs.a.shape
