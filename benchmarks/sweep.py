@@ -19,11 +19,12 @@ from rich.console import Console
 
 from benchmarks.timing import clocked, command, figure, ratio, save
 from benchmarks.tower import machine
+from jax_unlearn.batch import ProblemOf
 from jax_unlearn.cli import Demo, demo_config
 from jax_unlearn.grid import Grid, Setting
 from jax_unlearn.image_session import ImageSession
 from jax_unlearn.objective import Problem
-from jax_unlearn.sweep import ProblemOf, train_all
+from jax_unlearn.sweep import train_all
 from jax_unlearn.targets import TargetKind
 from jax_unlearn.train import TrainConfig, train
 

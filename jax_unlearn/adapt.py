@@ -8,6 +8,7 @@ from rich.progress import BarColumn, Progress, TextColumn, TimeRemainingColumn
 
 from jax_unlearn.config import RunConfig
 from jax_unlearn.erase import erase
+from jax_unlearn.moments import with_moments
 from jax_unlearn.objective import Problem
 from jax_unlearn.search import Optimise, Search, search
 from jax_unlearn.session import Session, Sides
@@ -27,19 +28,26 @@ class Adapted:
 
 def adapt(session: Session, sides: Sides, console: Console) -> Adapted:
     """Fit the adapter to the samples to train on, and say on what."""
-    fit, choose = session.problems(sides)
+    fit, choose, optimiser = fitting(session, sides)
     rows = describe(fit)
     for name, count in rows.items():
         console.out(f"{name}: {count['forget']} to forget, {count['preserve']} to keep")
-
-    def erasing(_: Problem, config: RunConfig, **__: Any) -> Result:
-        return erase(session.erasable(sides), config.loss_weights())
-
-    optimisers: dict[str, Optimise] = {"adam": train, "closed_form": solve, "leace": erasing}
-    optimiser = optimisers[session.optimizer]
-    # The others take no longer than a save and a start.
+    # The others take no longer than a snapshot and a start.
     stage = session.stage("training") if optimiser is train else None
     return Adapted(optimise(fit, choose, session.config, console, optimiser, stage), rows)
+
+
+def fitting(session: Session, sides: Sides) -> tuple[Problem, Problem | None, Optimise]:
+    """(Problem to fit, problem to choose the adapter by, how), from targets that are made once."""
+    optimisers: dict[str, Optimise] = {"adam": train, "closed_form": solve}
+    if optimiser := optimisers.get(session.optimizer):
+        return *session.problems(sides), optimiser
+    paths = session.erasable(sides)
+
+    def erasing(_: Problem, config: RunConfig, **__: Any) -> Result:
+        return erase(paths, config.loss_weights())
+
+    return {name: path.linear() for name, path in paths.items()}, None, erasing
 
 
 def optimise(
@@ -51,6 +59,8 @@ def optimise(
     stage: Stage | None = None,
 ) -> Search:
     """`train` or `solve` under a progress bar, again and again with --until-forgotten."""
+    if optimiser is solve and config.until_forgotten is not None:
+        problem = with_moments(problem)
     columns = (TextColumn("{task.description}"), BarColumn(), TimeRemainingColumn())
     quiet = not console.is_terminal
     with Progress(*columns, console=console, transient=True, disable=quiet) as bar:

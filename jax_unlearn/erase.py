@@ -16,7 +16,7 @@ from jaxtyping import Float, Float64
 from jax_unlearn.leace import Moments, leace
 from jax_unlearn.lora import LoraAdapter, LoraPair
 from jax_unlearn.objective import LinearProblem, LossWeights, loss
-from jax_unlearn.statistics import Statistics, factor, merge, residual_of
+from jax_unlearn.statistics import Statistics, factor, linear_part, merge, residual_of
 from jax_unlearn.targets import Target
 from jax_unlearn.train import Result, history_of
 
@@ -37,6 +37,10 @@ class Erasable:
     def pair(self) -> LoraPair:
         """The eraser, of rank 1."""
         return leace(self.weight, moments(self.forget), moments(self.preserve))
+
+    def linear(self) -> LinearProblem:
+        """The problem as the other optimisers have it: without the bias, and no image set aside."""
+        return linear_part(self.weight, self.bias, self.forget[0], self.target, self.preserve[0])
 
     def affine(self) -> LinearProblem:
         """The problem on rows with a column of ones."""

@@ -1,11 +1,14 @@
-"""The settings of a sweep: the product of the values of each, or a sample of it."""
+"""The settings of a sweep: a product of values, or a sample of it; and what each comes to."""
 
 import itertools
 from dataclasses import asdict, dataclass, replace
 
 import numpy as np
+from jaxtyping import Float
 
 from jax_unlearn.errors import UserError
+from jax_unlearn.lora import LoraAdapter
+from jax_unlearn.objective import TERMS
 from jax_unlearn.targets import TargetKind
 from jax_unlearn.train import TrainConfig
 
@@ -27,6 +30,11 @@ class Setting:
         fields = asdict(self)
         del fields["target"]
         return replace(common, **fields)
+
+
+def target_of(setting: Setting) -> tuple[TargetKind, int]:
+    """What the residual depends on: only targets that are drawn depend on the seed."""
+    return setting.target, setting.seed if setting.target in ("random", "matched") else 0
 
 
 @dataclass(frozen=True)
@@ -57,3 +65,19 @@ class Grid:
             raise UserError(f"--sample {sample}: must be at least 1")
         chosen = np.random.default_rng(0).choice(len(points), sample, replace=False)
         return [points[i] for i in sorted(chosen)]
+
+
+@dataclass(frozen=True)
+class Trained:
+    """What a setting came to: its adapter, and the loss's terms of it, in the order of TERMS."""
+
+    setting: Setting
+    adapter: LoraAdapter
+    terms: Float[np.ndarray, " terms"]
+    stopped: bool
+
+    def row(self) -> dict[str, float | int | str | bool]:
+        """For a table."""
+        terms = dict(zip(TERMS, map(float, self.terms), strict=True))
+        total = float(self.terms.sum())
+        return {**asdict(self.setting), **terms, "total": total, "stopped": self.stopped}

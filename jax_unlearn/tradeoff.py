@@ -9,10 +9,10 @@ from rich.progress import BarColumn, Progress, TextColumn, TimeElapsedColumn
 
 from jax_unlearn.config import SweepConfig, Then
 from jax_unlearn.evaluate.score import Score
-from jax_unlearn.grid import Grid, Setting
+from jax_unlearn.grid import Grid, Setting, Trained
 from jax_unlearn.objective import Problem
 from jax_unlearn.session import Session, Sides
-from jax_unlearn.sweep import Trained, solve_all, train_all
+from jax_unlearn.sweep import solve_all, train_all
 from jax_unlearn.targets import TargetKind
 
 

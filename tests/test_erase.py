@@ -14,7 +14,7 @@ from jax_unlearn.erase import Erasable, erase
 from jax_unlearn.image_session import ImageSession
 from jax_unlearn.objective import LossWeights
 from jax_unlearn.statistics import statistics
-from jax_unlearn.targets import Target
+from jax_unlearn.targets import Target, neutral_target
 from tests import problems, tiny
 from tests.runs import arguments, read
 
@@ -87,6 +87,21 @@ def test_a_run_erases_on_every_merger(erased, folder):
         )
         # The means become one: that is what no linear probe can read.
         assert np.linalg.norm(gap) < 1e-4 * np.linalg.norm(was)
+
+
+def test_its_targets_are_made_once_and_its_rows_are_those_of_others(run, tmp_path, monkeypatch):
+    made = []
+
+    def counting(kind, *rest):
+        made.append(kind)
+        return neutral_target(kind, *rest)
+
+    monkeypatch.setattr("jax_unlearn.session.neutral_target", counting)
+    out = tmp_path / "run"
+    main(["run", "--statistics", str(run), "--out", str(out), "--optimizer", "leace"])
+    rows = read(out / "metrics.json")["rows"]
+    assert len(made) == len(rows) == 3
+    assert rows == read(run / "metrics.json")["rows"]
 
 
 def test_the_bias_goes_to_the_merged_checkpoint_too(erased, folder, tmp_path):

@@ -1,6 +1,5 @@
 """The closed form against Adam, analytic optima, duality, and itself in other coordinates."""
 
-import sys
 from dataclasses import replace
 from itertools import islice, pairwise
 
@@ -13,13 +12,13 @@ from hypothesis import strategies as st
 from scipy.optimize import brentq
 
 from jax_unlearn.errors import UserError
+from jax_unlearn.moments import reduce
 from jax_unlearn.objective import LinearProblem
-from jax_unlearn.solve import solve
+from jax_unlearn.ridge import Change, falling, refined, stepwise
+from jax_unlearn.solve import costs_of, solve
 from jax_unlearn.train import TrainConfig, train
 from tests import test_merger_problem
 
-# The package gives the function this name.
-solver = sys.modules["jax_unlearn.solve"]
 NAME = "merger.linear_fc2"
 # (D_in, E, n_f, n_p): many rows; fewer than D_in; fewer than E; n_p < D_in < n_f.
 SHAPES = [(12, 7, 30, 40), (40, 6, 9, 12), (10, 25, 14, 30), (16, 8, 40, 9)]
@@ -81,8 +80,8 @@ def never_rises(totals, rounding=0.0):
 
 def moments(part, config):
     """(Moments, costs, the terms of no change)."""
-    costs = solver._costs(part, config)
-    reduced = solver.reduce(part)
+    costs = costs_of(part, config)
+    reduced = reduce(part)
     return reduced.moments, costs, costs[0] * reduced.moments.square**0.5 * np.ones(3)
 
 
@@ -111,8 +110,8 @@ def test_a_majorants_minimum_is_never_higher(part, config):
     config = replace(config, lambda_weight=max(config.lambda_weight, 0.1))
     known, costs, terms = moments(part, config)
     for steps in (
-        solver.stepwise(known, costs, config.rank, terms),
-        solver.refined(known, costs, config.rank, terms, 1e-6),
+        stepwise(known, costs, config.rank, terms),
+        refined(known, costs, config.rank, terms, 1e-6),
     ):
         totals = [step.total for step in islice(steps, 6)]
         assert never_rises([total + terms[0] for total in totals], 1e-6)
@@ -120,10 +119,10 @@ def test_a_majorants_minimum_is_never_higher(part, config):
 
 def test_an_iteration_that_is_not_better_is_not_taken_and_ends_the_loop():
     def change(total):
-        return solver.Change(np.zeros((2, 1)), np.zeros((2, 1)), np.array([total, 0.0, 0.0]))
+        return Change(np.zeros((2, 1)), np.zeros((2, 1)), np.array([total, 0.0, 0.0]))
 
     def totals(*given, tolerance=1e-3):
-        return [one.total for one in solver.falling(map(change, given), tolerance)]
+        return [one.total for one in falling(map(change, given), tolerance)]
 
     assert totals(3.0, 2.0, 2.5, 1.0) == [3.0, 2.0]
     assert totals(3.0, 2.0, 2.0, 1.0) == [3.0, 2.0]
@@ -265,10 +264,10 @@ def test_the_bound_is_close(kind, reduction, sampled, monkeypatch):
     part = linear(1, (30, 80, 200, 300), kind)
     config = TrainConfig(rank=2, lambda_forget=10.0, reduction=reduction)
     known, costs, terms = moments(part, config)
-    steps = islice(solver.stepwise(known, costs, 80, terms), 2000)
-    *_, best = solver.falling(steps, 1e-12)
+    steps = islice(stepwise(known, costs, 80, terms), 2000)
+    *_, best = falling(steps, 1e-12)
     if sampled:
-        monkeypatch.setattr(solver, "ONE_THREAD", 0)
+        monkeypatch.setattr("jax_unlearn.bound.PLAIN", 0)
     bound = solve({NAME: part}, config).lower_bound
     assert bound <= best.total * (1 + 1e-7)
     assert bound >= best.total * (1 - (5e-3 if sampled else 2e-4))
@@ -282,8 +281,8 @@ def test_fewer_rows_than_columns_are_the_same_problem_with_rows_of_zeros(seed, k
     padded = replace(
         part, **{name: np.concatenate([x, zeros[name]]) for name, x in rows_of(part).items()}
     )
-    assert solver.reduce(part).moments.cross.shape == (23, 9)
-    assert solver.reduce(padded).moments.cross.shape == (40, 12)
+    assert reduce(part).moments.cross.shape == (23, 9)
+    assert reduce(padded).moments.cross.shape == (40, 12)
     narrow, wide = (solve({NAME: one}, config) for one in (part, padded))
     start = narrow.history[0]["total"]
     assert narrow.history[-1]["total"] == pytest.approx(
@@ -302,7 +301,7 @@ def test_lanczos_method_finds_the_same(monkeypatch):
     part = linear(3, (24, 300, 400, 100))
     config = TrainConfig(rank=4)
     few = solve({NAME: part}, config)
-    monkeypatch.setattr(solver, "LANCZOS", 1000)
+    monkeypatch.setattr("jax_unlearn.ridge.LANCZOS", 1000)
     assert few.history[-1]["total"] == pytest.approx(
         solve({NAME: part}, config).history[-1]["total"], rel=1e-12
     )

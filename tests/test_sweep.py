@@ -6,10 +6,11 @@ import numpy as np
 import pytest
 
 from jax_unlearn import sweep
+from jax_unlearn.batch import run_all
 from jax_unlearn.errors import UserError
-from jax_unlearn.grid import Grid, Setting
+from jax_unlearn.grid import Grid, Setting, target_of
 from jax_unlearn.objective import TERMS
-from jax_unlearn.sweep import run_all, train_all
+from jax_unlearn.sweep import solve_all, train_all
 from jax_unlearn.train import TrainConfig, train
 from tests import problems
 
@@ -30,7 +31,7 @@ def problem_of(target, seed):
 
 def close(trained, common):
     setting = trained.setting
-    alone = train(problem_of(*sweep.target_of(setting)), setting.config(common))
+    alone = train(problem_of(*target_of(setting)), setting.config(common))
     for name, pair in trained.adapter.pairs.items():
         theirs = alone.adapter.pairs[name]
         assert pair.a.shape == theirs.a.shape
@@ -109,5 +110,6 @@ def test_settings_that_cannot_be_meant():
         GRID.settings(sample=0)
     with pytest.raises(UserError, match="--rank 9"):
         train_all(problem_of, [Setting("shift", 0, 1.0, 1.0, 1.0, 0.01, 9)], COMMON)
-    with pytest.raises(UserError, match="--select held_out"):
-        train_all(problem_of, GRID.settings(), replace(COMMON, select="held_out"))
+    for optimise in (train_all, solve_all):
+        with pytest.raises(UserError, match="--select held_out"):
+            optimise(problem_of, GRID.settings(), replace(COMMON, select="held_out"))

@@ -9,9 +9,8 @@ import pytest
 import porting
 from jax_unlearn.cli import main
 from jax_unlearn.evaluate.score import Score
-from jax_unlearn.grid import Setting
+from jax_unlearn.grid import Setting, Trained
 from jax_unlearn.lora import LoraAdapter
-from jax_unlearn.sweep import Trained
 from jax_unlearn.tradeoff import Point, choose, front
 from tests.runs import arguments, read
 
