@@ -17,10 +17,10 @@ from jax_unlearn.data.folder import UNREADABLE, ImageFile, ImageReader
 from jax_unlearn.data.packing import PackedPatches, batch_shape, frame_sizes, pack
 from jax_unlearn.data.preprocess import Preprocessor
 from jax_unlearn.errors import UserError
-from jax_unlearn.mesh import everywhere, make_mesh, over_data
+from jax_unlearn.mesh import make_mesh, over_data
 from jax_unlearn.models.qwen3_vision import Qwen3VisionTower
 from jax_unlearn.rows import Features, Tap, ends_merger
-from jax_unlearn.taps import tap_rows
+from jax_unlearn.taps import place_tower, tap_rows
 
 PATCHES_PER_BATCH = 8192
 # What is done with each image: its number and its tokens at each tap.
@@ -63,7 +63,7 @@ class Extractor:
         self.mesh = mesh or make_mesh("data=1")
         self.devices = self.mesh.devices.size
         self.graphdef, state = nnx.split(tower)
-        self.state = jax.device_put(state, everywhere(self.mesh))
+        self.state = place_tower(state, self.mesh)
         self.work = Work()
 
     def extract(
