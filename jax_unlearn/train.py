@@ -12,11 +12,13 @@ import jax.numpy as jnp
 import numpy as np
 import optax
 from jax import Array
+from jax.sharding import Mesh
 from jaxtyping import Bool, Float, Int
 
 from jax_unlearn.errors import UserError
 from jax_unlearn.lora import LoraAdapter, init_adapter
 from jax_unlearn.objective import TERMS, LossWeights, Problem, Reduction, loss, shapes
+from jax_unlearn.spread import replicate, spread
 from jax_unlearn.statistics import compress
 
 Select = Literal["best", "last", "held_out"]
@@ -157,6 +159,7 @@ def train(
     held_out: Problem | None = None,
     init: LoraAdapter | None = None,
     progress: Progress | None = None,
+    mesh: Mesh | None = None,
 ) -> Result:
     """Minimise the three-term loss over A and B with Adam.
 
@@ -167,6 +170,8 @@ def train(
         held_out: rows to choose the adapter by, with `select="held_out"`.
         init: where to start; by default A is Kaiming uniform and B is zero.
         progress: called after each chunk with the epochs done and the last row of the history.
+        mesh: devices that share the rows of each Linear (`spread.spread`); the adapter and the
+            optimiser are on all of them. By default one device has everything.
 
     Where a Linear has more rows than their statistics would have, these take their place
     (`statistics.compress`; `statistics.describe` says which it is).
@@ -183,14 +188,15 @@ def train(
         raise UserError("select 'held_out' needs held-out rows to choose by")
     weights = config.loss_weights()
     begun = time.perf_counter()
-    problem = compress(problem)
-    state, first_terms = start(init or config.init(problem), problem, weights)
+    problem = spread(compress(problem), mesh)
+    adapter = replicate(init or config.init(problem), mesh)
+    state, first_terms = replicate(start(adapter, problem, weights), mesh)
     if state.failed:
         raise UserError("the loss is not finite at the start: the features or the target are not")
     history = history_of(np.asarray(first_terms)[None], 0)
     watch = None
     if held_out and config.select == "held_out":
-        watch = HeldOut(compress(held_out), weights)
+        watch = HeldOut(spread(compress(held_out), mesh), weights)
     if watch:
         watch.look(state)
     laps = []
