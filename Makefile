@@ -33,14 +33,17 @@ check: $(VENV)/.test
 	$(BIN)/ruff format --check
 	$(BIN)/mypy
 
-# In an environment of its own: with these packages JAX looks for hardware at every start.
-aot: $(VENV)/.aot
+# In an environment of its own: with these packages JAX looks for hardware at every start. It sees
+# those of $(VENV), and pip adds the compilers only.
+aot: $(AOT)/.made
 	JAX_PLATFORMS=cpu $(AOT)/bin/python -m pytest -m aot
 
-$(VENV)/.aot: $(VENV)/.test
-	$(PYTHON) -m venv $(AOT)
-	$(AOT)/bin/pip install --quiet torch==2.13.0
-	$(AOT)/bin/pip install --quiet -c constraints.txt -e '.[test,aot]'
+SITE := import sysconfig; print(sysconfig.get_path("purelib"))
+$(AOT)/.made: $(VENV)/.test
+	$(BIN)/python -m venv --clear $(AOT)
+	echo "import site; site.addsitedir('$$($(BIN)/python -c '$(SITE)')')" \
+	    > "$$($(AOT)/bin/python -c '$(SITE)')/test.pth"
+	$(AOT)/bin/pip install --quiet -c constraints.txt -e '.[aot]'
 	touch $@
 
 bench: $(VENV)/.test

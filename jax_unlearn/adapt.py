@@ -1,6 +1,7 @@
 """The adapter of a session's settings: trained, solved for, or LEACE's."""
 
 from dataclasses import dataclass
+from functools import partial
 from typing import Any
 
 from rich.console import Console
@@ -32,8 +33,11 @@ def adapt(session: Session, sides: Sides, console: Console) -> Adapted:
     rows = describe(fit)
     for name, count in rows.items():
         console.out(f"{name}: {count['forget']} to forget, {count['preserve']} to keep")
-    # The others take no longer than a snapshot and a start.
-    stage = session.stage("training") if optimiser is train else None
+    stage = None
+    if optimiser is train:
+        # The others take no longer than a snapshot and a start, and no devices.
+        stage = session.stage("training")
+        optimiser = partial(train, mesh=session.mesh, stage=stage)
     return Adapted(optimise(fit, choose, session.config, console, optimiser, stage), rows)
 
 
@@ -58,13 +62,16 @@ def optimise(
     optimiser: Optimise,
     stage: Stage | None = None,
 ) -> Search:
-    """`train` or `solve` under a progress bar, again and again with --until-forgotten."""
+    """`train` or `solve` under a progress bar, again and again with --until-forgotten.
+
+    stage: that of `train`.
+    """
     if optimiser is solve and config.until_forgotten is not None:
         problem = with_moments(problem)
     columns = (TextColumn("{task.description}"), BarColumn(), TimeRemainingColumn())
     quiet = not console.is_terminal
     with Progress(*columns, console=console, transient=True, disable=quiet) as bar:
-        steps = config.epochs if optimiser is train else None
+        steps = config.epochs if stage else None
         task = bar.add_task("Training", total=steps)
 
         def begin(trial: int) -> None:

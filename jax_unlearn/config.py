@@ -169,7 +169,9 @@ class RunConfig(TrainConfig):
     and twin choose among them and readers are fitted on them; no more are held out for evaluation.
     All are trained on."""
     mesh: str | None = None
-    """data=N: how many devices run the tower, each on images of its own; by default all here."""
+    """data=N: how many devices run the tower, each on images of its own; by default all here.
+    data=N,fsdp=M: N times M devices, of which M share the weights of the tower's blocks: one holds
+    a part of each layer, and gathers a layer when its turn comes."""
     workers: int | None = None
     """Processes that decode and pack images; by default none on a CPU, where the tower needs the
     cores, and up to 8 elsewhere."""

@@ -24,11 +24,11 @@ from jax_unlearn.data.preprocess import Preprocessor
 from jax_unlearn.errors import UserError
 from jax_unlearn.gather import Gathering
 from jax_unlearn.harvest import Harvest, Taps
-from jax_unlearn.mesh import everywhere, make_mesh, over_data
+from jax_unlearn.mesh import make_mesh, over_data
 from jax_unlearn.models.qwen3_vision import Qwen3VisionTower
 from jax_unlearn.rows import Features
 from jax_unlearn.snapshot import Snapshot, Stage
-from jax_unlearn.taps import tap_rows
+from jax_unlearn.taps import place_tower, tap_rows
 
 PATCHES_PER_BATCH = 8192
 MOST_WORKERS = 8
@@ -97,7 +97,7 @@ class Extractor:
         self.workers = usual_workers() if workers is None else workers
         self.seed = seed
         self.graphdef, state = nnx.split(tower)
-        self.state = jax.device_put(state, everywhere(self.mesh))
+        self.state = place_tower(state, self.mesh)
         self.work = Work()
 
     def extract(

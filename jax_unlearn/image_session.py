@@ -40,11 +40,10 @@ class ImageSession(Session):
         paths = load_paths(self.tower, adapted)
         super().__init__(config, console, self.images, paths, adapted)
         names = [name for path in paths for name in path.shapes]
-        mesh = make_mesh(config.mesh)
+        self.mesh = make_mesh(config.mesh)
         self.extractor = Extractor(
-            self.tower, self.preprocessor, names, mesh, config.workers, config.seed
+            self.tower, self.preprocessor, names, self.mesh, config.workers, config.seed
         )
-        self.devices = self.extractor.devices
 
     def train_features(self, granularity: Granularity) -> Sides:
         return Sides(

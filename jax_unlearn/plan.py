@@ -17,11 +17,11 @@ from jax.sharding import Mesh, NamedSharding
 
 from jax_unlearn.data.packing import PackedPatches
 from jax_unlearn.errors import UserError
-from jax_unlearn.mesh import DATA, everywhere, over_data
+from jax_unlearn.mesh import AXES, FSDP, over_data
 from jax_unlearn.models.attention import Kernel
 from jax_unlearn.models.qwen3_vision import Qwen3VisionTower, VisionConfig
 from jax_unlearn.shipped import ASSETS
-from jax_unlearn.taps import tap_rows
+from jax_unlearn.taps import specs, tap_rows
 
 GIB = 2**30
 # Memory of a device in GiB that a program may use. v5e: what the compiler says; the others: the
@@ -52,8 +52,10 @@ class Chips:
     kernel: Kernel
 
 
-def find_chips(text: str) -> Chips:
+def find_chips(text: str, fsdp: int = 1) -> Chips:
     """The accelerators of a name such as v5e:2x2, v5p:2x2x4 or h100:8.
+
+    fsdp: how many of them share the blocks' weights; it divides their number.
 
     Raises:
         UserError: an unknown kind, or its compiler is not installed.
@@ -68,9 +70,9 @@ def find_chips(text: str) -> Chips:
         reason = str(error).splitlines()[0]
         mend = "pip install 'jax-unlearn[aot]', and see JAX's names of topologies"
         raise UserError(f"--plan {text}: cannot be compiled for here ({reason}); {mend}") from error
-    devices = np.array(described.devices)
+    devices = np.array(described.devices).reshape(-1, fsdp)
     kernel: Kernel = "triton" if kind == "h100" else "splash"
-    return Chips(text, Mesh(devices, (DATA,)), int(MEMORY[kind] * GIB), kernel)
+    return Chips(text, Mesh(devices, AXES), int(MEMORY[kind] * GIB), kernel)
 
 
 def tpu(name: str) -> Any:
@@ -95,8 +97,12 @@ def compile_pass(config: VisionConfig, chips: Chips, rows: int, length: int) -> 
     """
     tower = nnx.eval_shape(lambda: Qwen3VisionTower(config, rngs=nnx.Rngs(0)))
     graphdef, state = nnx.split(tower)
-    whole, data = everywhere(chips.mesh), over_data(chips.mesh)
-    state = jax.tree.map(lambda x: shaped(x.shape, x.dtype, whole), state)
+    data = over_data(chips.mesh)
+    state = jax.tree.map(
+        lambda x, spec: shaped(x.shape, x.dtype, NamedSharding(chips.mesh, spec)),
+        state,
+        specs(state, chips.mesh.shape[FSDP]),
+    )
     lead = (rows * chips.mesh.devices.size, length)
     arrays = (
         shaped((*lead, config.patch_dim), jnp.float32, data),

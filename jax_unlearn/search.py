@@ -46,7 +46,7 @@ def search(
         begin: called before each training with its number.
         progress: see `train`.
         optimise: `train` or `solve`.
-        stage: of `train`, to begin with the training that it is from.
+        stage: that of `optimise`, to begin with the training that it is from.
     """
     saved = stage.load() if stage else None
     for trial in range(1, MOST + 1):
@@ -54,8 +54,7 @@ def search(
             config = replace(config, lambda_forget=config.lambda_forget + STEP)
             continue
         begin(trial)
-        more = {"stage": stage} if stage else {}
-        result = optimise(problem, config, held_out=held_out, progress=progress, **more)
+        result = optimise(problem, config, held_out=held_out, progress=progress)
         first, last = result.history[0]["forget"], result.history[result.epoch]["forget"]
         fall = 1 - last / first if first else 0.0
         reached = fraction is None or (abs(fall) if rise_counts else fall) >= fraction

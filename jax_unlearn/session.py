@@ -13,6 +13,7 @@ from typing import Any
 
 import jax
 import numpy as np
+from jax.sharding import Mesh
 from jaxtyping import Bool, Float, Int
 from rich.console import Console
 
@@ -81,8 +82,8 @@ class Session(ABC):
 
     # The family of a checkpoint without config.json.
     model_type = "qwen3_vl"
-    # How many devices run the tower.
-    devices = 1
+    # The devices that run the tower; none where only the first of JAX's is used.
+    mesh: Mesh | None = None
     # Where a run that is not finished saves what it has; none keeps nothing.
     journal: Journal | None = None
 
@@ -137,7 +138,8 @@ class Session(ABC):
 
     def identity(self) -> Facts:
         """What must be the same for all processes of a run, and for one that goes on."""
-        return identity(self.config, self.dataset, self.weights(), self.devices)
+        devices = self.mesh.devices.size if self.mesh else 1
+        return identity(self.config, self.dataset, self.weights(), devices)
 
     def stage(self, name: str) -> Stage:
         """A part of the run, to go on from where it was stopped."""

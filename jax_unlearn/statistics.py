@@ -259,17 +259,18 @@ def gram(*columns: Float[Array | np.ndarray, "n _"]) -> Float64[np.ndarray, "d d
 
 
 def factor(
-    gram: Float64[np.ndarray, "d d"], largest: float | None = None
+    gram: Float64[np.ndarray, "d d"], largest: float | None = None, share: float = PIVOT
 ) -> Float64[np.ndarray, "rank d"]:
     """S with SᵀS = G, by Cholesky with pivots: as many rows as G has rank.
 
     largest: the size of what G is a difference of, if it is one; by default its largest entry.
+    share: of it, below which a pivot is none.
     """
     if largest is None:
         largest = float(gram.diagonal().max(initial=0))
     if largest <= 0:
         return np.zeros((0, len(gram)))
-    upper, pivots, rank, _ = lapack.dpstrf(gram, tol=PIVOT * largest)
+    upper, pivots, rank, _ = lapack.dpstrf(gram, tol=share * largest)
     columns = np.zeros((rank, len(gram)))
     columns[:, pivots - 1] = np.triu(upper)[:rank]
     return columns

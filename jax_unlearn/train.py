@@ -12,12 +12,14 @@ import jax.numpy as jnp
 import numpy as np
 import optax
 from jax import Array
+from jax.sharding import Mesh
 from jaxtyping import Bool, Float, Int
 
 from jax_unlearn.errors import UserError
 from jax_unlearn.lora import LoraAdapter, init_adapter
 from jax_unlearn.objective import TERMS, LossWeights, Problem, Reduction, loss, shapes
 from jax_unlearn.snapshot import Snapshot, Stage
+from jax_unlearn.spread import replicate, spread
 from jax_unlearn.statistics import compress
 
 Select = Literal["best", "last", "held_out"]
@@ -159,6 +161,7 @@ def train(
     init: LoraAdapter | None = None,
     progress: Progress | None = None,
     stage: Stage | None = None,
+    mesh: Mesh | None = None,
 ) -> Result:
     """Minimise the three-term loss over A and B with Adam.
 
@@ -170,6 +173,8 @@ def train(
         init: where to start; by default A is Kaiming uniform and B is zero.
         progress: called after each chunk with the epochs done and the last row of the history.
         stage: to go on from, if it was of the same λ_f, and to save to, after each chunk.
+        mesh: devices that share the rows of each Linear (`spread.spread`); the adapter and the
+            optimiser are on all of them. By default one device has everything.
 
     Where a Linear has more rows than their statistics would have, these take their place
     (`statistics.compress`; `statistics.describe` says which it is).
@@ -186,18 +191,20 @@ def train(
         raise UserError("select 'held_out' needs held-out rows to choose by")
     weights = config.loss_weights()
     begun = time.perf_counter()
-    problem = compress(problem)
-    state, first_terms = start(init or config.init(problem), problem, weights)
+    problem = spread(compress(problem), mesh)
+    adapter = replicate(init or config.init(problem), mesh)
+    state, first_terms = replicate(start(adapter, problem, weights), mesh)
     if state.failed:
         raise UserError("the loss is not finite at the start: the features or the target are not")
     terms_of = [np.asarray(first_terms)[None]]
     watch = None
     if held_out and config.select == "held_out":
-        watch = HeldOut(compress(held_out), weights)
+        watch = HeldOut(spread(compress(held_out), mesh), weights)
         watch.look(state)
     stage = stage or Stage()
     if (saved := stage.load()) and saved.facts["lambda_forget"] == config.lambda_forget:
         state, terms_of = restored(saved, state, watch)
+        state = replicate(state, mesh)
     laps = []
     while (done := sum(map(len, terms_of)) - 1) < config.epochs and not state.failed:
         lap = time.perf_counter()

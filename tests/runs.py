@@ -1,6 +1,10 @@
 """Runs over a few of the shipped images on a tiny real checkpoint, through the command line."""
 
 import json
+import os
+import subprocess
+import sys
+from pathlib import Path
 
 CLASSES = {"forget": ["red triangle"], "preserve": ["blue circle", "astronaut"]}
 
@@ -24,3 +28,20 @@ def arguments(folder, out, **options):
 
 def read(path):
     return json.loads(path.read_text())
+
+
+def on_eight_devices(check, *arguments):
+    """Call a module's function where there are eight CPU devices: their number is fixed at start.
+
+    arguments: whatever can be written out, as texts and numbers.
+    """
+    given = ", ".join(map(repr, arguments))
+    program = f"from {check.__module__} import {check.__name__} as check\ncheck({given})"
+    done = subprocess.run(
+        [sys.executable, "-c", program],
+        cwd=Path(__file__).parents[1],
+        env=os.environ | {"JAX_NUM_CPU_DEVICES": "8"},
+        capture_output=True,
+        text=True,
+    )
+    assert done.returncode == 0, done.stderr

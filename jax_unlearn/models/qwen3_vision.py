@@ -4,7 +4,7 @@ Facts of the architecture: Qwen3-VL's `Qwen3VLVisionModel` in transformers 5.23.
 exact (erf) GELU while the blocks' MLPs use the one that the config names, tanh as a rule.
 """
 
-from collections.abc import Iterable
+from collections.abc import Callable, Iterable
 from dataclasses import dataclass, field
 from functools import partial
 
@@ -23,6 +23,8 @@ from jax_unlearn.models.layers import ACTIVATIONS, adapted, layer_norm, matmul_p
 
 EPSILON = 1e-6
 LINEARS = ("linear_fc1", "linear_fc2")
+# Makes one layer's weights whole where a device holds only a part of them.
+Gather = Callable[[nnx.State], nnx.State]
 
 
 @dataclass(frozen=True)
@@ -288,16 +290,26 @@ class Qwen3VisionTower(nnx.Module):
         kernel, bias = getattr(module, linear).kernel[...], getattr(module, linear).bias[...]
         return np.asarray(kernel, np.float32).T, np.asarray(bias, np.float32)
 
-    def features(self, packed: PackedPatches, adapter: LoraAdapter | None) -> VisionFeatures:
-        """The forward on packed arrays, to be called under jit (see `forward`)."""
-        with matmul_precision(self.config.dtype):
-            return self._features(packed, adapter)
+    def features(
+        self,
+        packed: PackedPatches,
+        adapter: LoraAdapter | None,
+        gather: Gather = lambda layer: layer,
+    ) -> VisionFeatures:
+        """The forward on packed arrays, to be called under jit (see `forward`).
 
-    def _features(self, packed: PackedPatches, adapter: LoraAdapter | None) -> VisionFeatures:
+        gather: called with each layer's weights right before they are used.
+        """
+        with matmul_precision(self.config.dtype):
+            return self._features(packed, adapter, gather)
+
+    def _features(
+        self, packed: PackedPatches, adapter: LoraAdapter | None, gather: Gather
+    ) -> VisionFeatures:
         x = self.embed(packed)
         head_dim = self.config.hidden_size // self.config.num_heads
         angles = rope_angles(jnp.asarray(packed.coordinates), head_dim, self.config.rope_theta)
-        x, levels = self.encode(x, angles, jnp.asarray(packed.segment))
+        x, levels = self.encode(x, angles, jnp.asarray(packed.segment), gather)
 
         outputs: dict[str, Array] = {}
         taps: dict[str, Array] = {}
@@ -326,6 +338,7 @@ class Qwen3VisionTower(nnx.Module):
         x: Float[Array, "r l d"],
         angles: Float[Array, "r l head_dim"],
         segment: Int[Array, "r l"],
+        gather: Gather,
     ) -> tuple[Float[Array, "r l d"], list[Float[Array, "r l d"]]]:
         """All blocks; also the hidden states that the DeepStack mergers read."""
         graphdef, layers = nnx.split(self.blocks)
@@ -339,7 +352,7 @@ class Qwen3VisionTower(nnx.Module):
         ) -> tuple[tuple[Array, Array], None]:
             x, levels = carry
             weights, slot = xs
-            x = nnx.merge(graphdef, weights)(x, angles, segment)
+            x = nnx.merge(graphdef, gather(weights))(x, angles, segment)
             # Every layer writes its output; those that nobody reads share the spare slot.
             return (x, jax.lax.dynamic_update_index_in_dim(levels, x, slot, 0)), None
 
