@@ -13,7 +13,8 @@ harm; and each device takes the mean of its first batch from every row, so that 
 is no part of the products. The host puts it back in float64.
 """
 
-from functools import partial
+from collections.abc import Mapping
+from functools import partial, reduce
 from typing import NamedTuple
 
 import jax
@@ -24,7 +25,7 @@ from jax.sharding import Mesh, PartitionSpec
 from jaxtyping import Bool, Float, Float64, Int
 
 from jax_unlearn.mesh import AXES, over_data
-from jax_unlearn.statistics import Statistics, factor
+from jax_unlearn.statistics import Statistics, factor, merge
 
 # Pivots of the Gram matrix below this share of the largest are those products' rounding.
 SHARE = float(np.finfo(np.float32).eps)
@@ -94,6 +95,7 @@ class DeviceGram:
     def __init__(self, d_in: int, mesh: Mesh) -> None:
         self.mesh = mesh
         self.sums = zeros(d_in, mesh)
+        self.of_others: list[Statistics] = []
 
     def add(self, rows: Float[Array, "rows d_in"], mask: Bool[Array, " rows"]) -> None:
         """A batch of each device.
@@ -106,8 +108,26 @@ class DeviceGram:
         """
         self.sums = add(self.sums, rows, mask, mesh=self.mesh)
 
+    def join(self, other: "DeviceGram") -> None:
+        """Take in what another process has summed."""
+        self.of_others.append(other.finish())
+
+    def arrays(self, prefix: str) -> dict[str, np.ndarray]:
+        """For `restore`: the sums of each device."""
+        leaves = jax.tree.leaves(self.sums)
+        return {f"{prefix}.{i}": np.asarray(leaf) for i, leaf in enumerate(leaves)}
+
+    def restore(self, arrays: Mapping[str, np.ndarray], prefix: str) -> None:
+        """Begin where `arrays` was called, on as many devices."""
+        leaves, tree = jax.tree.flatten(self.sums)
+        found = [arrays[f"{prefix}.{i}"] for i in range(len(leaves))]
+        self.sums = jax.device_put(jax.tree.unflatten(tree, found), over_data(self.mesh))
+
     def finish(self) -> Statistics:
         """Of all rows so far, with a Gram matrix however few they are."""
+        return reduce(merge, self.of_others, self._own())
+
+    def _own(self) -> Statistics:
         counts, centres = (np.asarray(x, np.float64) for x in (self.sums.number, self.sums.centre))
         totals = np.add(*(np.asarray(part, np.float64) for part in self.sums.total))
         # Σ (y + c)(y + c)ᵀ = Σ y yᵀ + Σ y cᵀ + c Σ yᵀ + n c cᵀ

@@ -28,12 +28,11 @@ from jax_unlearn.mesh import make_mesh, over_data
 from jax_unlearn.models.qwen3_vision import Qwen3VisionTower
 from jax_unlearn.rows import Features
 from jax_unlearn.snapshot import Snapshot, Stage
-from jax_unlearn.taps import place_tower, tap_rows
+from jax_unlearn.step import Step
+from jax_unlearn.taps import image_means, place_tower, tap_rows
 
 PATCHES_PER_BATCH = 8192
 MOST_WORKERS = 8
-# Of each patch of a batch, for each batch of a step.
-Places = list[Int[np.ndarray, " patches"]]
 
 
 @dataclass
@@ -78,6 +77,8 @@ class Extractor:
         workers: processes that decode and pack images; if not given none on a CPU, where the tower
             needs the cores, and up to 8 elsewhere.
         seed: of the order in which images come.
+        on_device: whether rows are averaged and summed where they are, in float32, and not on the
+            host in float64; if not given, wherever that is not a CPU.
     """
 
     def __init__(
@@ -88,6 +89,7 @@ class Extractor:
         mesh: Mesh | None = None,
         workers: int | None = None,
         seed: int = 0,
+        on_device: bool | None = None,
     ) -> None:
         self.config = tower.config
         self.preprocessor = preprocessor
@@ -96,6 +98,7 @@ class Extractor:
         self.devices = self.mesh.devices.size
         self.workers = usual_workers() if workers is None else workers
         self.seed = seed
+        self.on_device = jax.default_backend() != "cpu" if on_device is None else on_device
         self.graphdef, state = nnx.split(tower)
         self.state = place_tower(state, self.mesh)
         self.work = Work()
@@ -150,8 +153,8 @@ class Extractor:
         side = self.config.table_side
         packed, slots = pack(pixels, grid, merge=merge, side=side, rows=rows, length=length)
         whole = jax.tree.map(lambda x: np.concatenate([x] * self.devices), packed)
-        batch = Batch([Item(0, len(pixels))], rows, length)
-        return next(self.pieces([batch], [slots], self.tower(whole)))[1]
+        step = self.step([Batch([Item(0, len(pixels))], rows, length)], [slots], {})
+        return next(step.images(self.tower(whole), {}))[1]
 
     def plan(self, harvest: Harvest, reader: ImageReader) -> list[list[Batch]]:
         """This process's batches, one for each device in each step, from the images' sizes."""
@@ -192,17 +195,18 @@ class Extractor:
             self.devices,
         )
         loaded = self.waiting_for(load(steps, packing, self.workers))
-        for batches, slots, failed, taps in self.ahead(steps, loaded):
-            self.work.add(batches, self.devices)
-            for index, rows in self.pieces(batches, slots, taps):
-                if index not in failed:
-                    harvest.add(index, rows)
-            if failed:
-                harvest.skipped |= failed
+        for step, taps, means in self.ahead(harvest, steps, loaded):
+            self.work.add(step.batches, self.devices)
+            if harvest.gathering and self.on_device:
+                harvest.gathering.add_step(taps, step.files().ravel())
+            for index, rows in step.images(taps, means):
+                harvest.add(index, rows)
+            if step.failed:
+                harvest.skipped |= step.failed
                 self.report(harvest, reader)
             harvest.steps += 1
             self.work.seconds += time.perf_counter() - begun
-            yield batches
+            yield list(step.batches)
             begun = time.perf_counter()
 
     def waiting_for(self, loaded: Iterable[Loaded]) -> Iterator[Loaded]:
@@ -214,38 +218,43 @@ class Extractor:
             begun = time.perf_counter()
 
     def ahead(
-        self, steps: Iterable[list[Batch]], loaded: Iterable[Loaded]
-    ) -> Iterator[tuple[list[Batch], Places, dict[int, str], dict[str, Array]]]:
-        """Each step when the next one is on the devices, which so never wait for the host."""
+        self, harvest: Harvest, steps: Iterable[list[Batch]], loaded: Iterable[Loaded]
+    ) -> Iterator[tuple[Step, dict[str, Array], dict[str, Array]]]:
+        """(Step, its taps, means of some) when the next one is on the devices.
+
+        These so never wait for the host.
+        """
         before = None
         for batches, (packed, slots, failed) in zip(steps, loaded, strict=True):
-            now = batches, slots, failed, self.tower(packed)
+            step, taps = self.step(batches, slots, failed), self.tower(packed)
+            now = step, taps, self.means(harvest, step, taps)
             if before:
                 yield before
             before = now
         if before:
             yield before
 
+    def step(
+        self,
+        batches: Sequence[Batch],
+        slots: Sequence[Int[np.ndarray, " patches"]],
+        failed: dict[int, str],
+    ) -> Step:
+        block = self.config.spatial_merge_size**2
+        return Step(batches, slots, failed, self.devices, block)
+
     def tower(self, packed: PackedPatches) -> dict[str, Float[Array, "n d_in"]]:
         """The taps of a batch for each device, one after another; does not wait for them."""
         placed = jax.device_put(packed, over_data(self.mesh))
         return tap_rows(self.graphdef, self.state, placed, self.names, self.mesh)
 
-    def pieces(
-        self,
-        batches: Sequence[Batch],
-        slots: Places,
-        taps: dict[str, Array],
-    ) -> Iterator[tuple[int, Taps]]:
-        """(index of the image, its tokens at each tap) of a step."""
-        block = self.config.spatial_merge_size**2
-        found = {name: np.split(np.asarray(x), self.devices) for name, x in taps.items()}
-        for number, batch in enumerate(batches):
-            tokens = slots[number][::block] // block
-            ends = np.cumsum([item.patches // block for item in batch.items])[:-1]
-            split = {name: np.split(x[number][tokens], ends) for name, x in found.items()}
-            for i, item in enumerate(batch.items):
-                yield item.index, {name: pieces[i] for name, pieces in split.items()}
+    def means(self, harvest: Harvest, step: Step, taps: dict[str, Array]) -> dict[str, Array]:
+        """Of those taps of which the host needs no more, if they are taken on the devices."""
+        some = {name: x for name, x in taps.items() if not harvest.needs_tokens(name)}
+        if not self.on_device or not some:
+            return {}
+        owner = jax.device_put(step.items.ravel(), over_data(self.mesh))
+        return image_means(some, owner, images=step.most_images, mesh=self.mesh)
 
 
 def usual_workers() -> int:

@@ -3,13 +3,18 @@
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import replace
 from functools import reduce
-from typing import Literal
+from typing import Any, Literal
 
+import jax
 import numpy as np
+from jax import Array
+from jax.sharding import Mesh
 from jaxtyping import Float, Int
 
 from jax_unlearn.data.folder import split_held_out
 from jax_unlearn.data.image import ImageFile
+from jax_unlearn.device_statistics import DeviceGram
+from jax_unlearn.mesh import over_data
 from jax_unlearn.path import Path
 from jax_unlearn.rows import Features, Sample
 from jax_unlearn.statistics import BLOCK, Output, Rows, Statistics, merge, statistics, summed
@@ -113,6 +118,8 @@ class Gathering:
         granularity: what a row of the loss is.
         files: all samples that may come, by whose place in it they are called.
         split: seed of a fifth of each class's images to choose the adapter by; None without that.
+        mesh: devices that sum up what is only summed, the tokens to keep (`device_statistics`); if
+            not given, the host does it in float64.
     """
 
     def __init__(
@@ -122,6 +129,7 @@ class Gathering:
         granularity: Granularity,
         files: Sequence[Sample],
         split: int | None = None,
+        mesh: Mesh | None = None,
     ) -> None:
         held: set[Sample] = set()
         if split is not None:
@@ -129,28 +137,51 @@ class Gathering:
         self.paths, self.forget = paths, forget
         self.files, self.held = files, held
         self.granularity, self.split = granularity, split
-        groups = 1 if split is None else 2
-        self.gatherers = {
-            path.last_tap: [
-                Gatherer(path.shapes[path.last_tap][1], path.output if forget else None)
-                for _ in range(groups)
-            ]
-            for path in paths
-        }
+        self.mesh = None if forget or granularity == "images" else mesh
+        groups = range(1 if split is None else 2)
+        self.gatherers = {path.last_tap: [self._gatherer(path) for _ in groups] for path in paths}
         self.seen: list[int] = []
+
+    def _gatherer(self, path: Path) -> Gatherer | DeviceGram:
+        d_in = path.shapes[path.last_tap][1]
+        if self.mesh:
+            return DeviceGram(d_in, self.mesh)
+        return Gatherer(d_in, path.output if self.forget else None)
+
+    def needs_tokens(self, name: str) -> bool:
+        """Whether `add` asks for all tokens at a tap."""
+        return name in self.gatherers and self.granularity == "tokens" and not self.mesh
 
     def empty(self) -> "Gathering":
         """Another one of the same, of no image yet."""
-        return Gathering(self.paths, self.forget, self.granularity, self.files, self.split)
+        return Gathering(
+            self.paths, self.forget, self.granularity, self.files, self.split, self.mesh
+        )
 
     def add(self, image: int, taps: Mapping[str, Float[np.ndarray, "tokens d_in"]]) -> None:
-        """The tokens of one image at each tap."""
+        """The tokens of one image at each tap, or their mean where it is all that is needed."""
         self.seen.append(image)
         for name, groups in self.gatherers.items():
             x = taps[name]
             if self.granularity == "images":
                 x = x.mean(axis=0, dtype=np.float64)[None].astype(np.float32)
-            groups[self.files[image] in self.held].add(image, x)
+            gatherer = groups[self.files[image] in self.held]
+            if isinstance(gatherer, Gatherer):
+                gatherer.add(image, x)
+
+    def add_step(self, taps: Mapping[str, Array], owner: Int[np.ndarray, " tokens"]) -> None:
+        """Tokens of several images, on the devices.
+
+        owner: which image each is of; -1 of none.
+        """
+        if not self.mesh:
+            return
+        held = np.array([*(file in self.held for file in self.files), False])
+        for name, groups in self.gatherers.items():
+            for number, gatherer in enumerate(groups):
+                if isinstance(gatherer, DeviceGram):
+                    mask = (owner >= 0) & (held[owner] == bool(number))
+                    gatherer.add(taps[name], jax.device_put(mask, over_data(self.mesh)))
 
     def arrays(self) -> dict[str, np.ndarray]:
         """For `restore`."""
@@ -171,7 +202,7 @@ class Gathering:
         for (_, ours), (_, theirs) in zip(self._each(), other._each(), strict=True):
             ours.join(theirs)
 
-    def _each(self) -> Iterator[tuple[str, Gatherer]]:
+    def _each(self) -> Iterator[tuple[str, Any]]:
         for name, groups in self.gatherers.items():
             for number, gatherer in enumerate(groups):
                 yield f"{name}.{number}", gatherer

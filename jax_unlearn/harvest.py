@@ -39,8 +39,13 @@ class Harvest:
         self.rows: dict[int, Taps] = {}
         self.skipped: dict[int, str] = {}
 
+    def needs_tokens(self, name: str) -> bool:
+        """Whether `add` asks for all tokens at a tap, and not for their mean alone."""
+        kept = not ends_merger(name) or name in self.tokens
+        return kept or bool(self.gathering and self.gathering.needs_tokens(name))
+
     def add(self, image: int, taps: Mapping[str, Float[np.ndarray, "tokens d_in"]]) -> None:
-        """The tokens of one image at each tap."""
+        """The tokens of one image at each tap, or their mean where it is all that is needed."""
         if self.gathering:
             self.gathering.add(image, taps)
         if self.keep is None or self.files[image] in self.keep:

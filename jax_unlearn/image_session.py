@@ -54,7 +54,8 @@ class ImageSession(Session):
     def _train(
         self, files: Sequence[ImageFile], forget: bool, granularity: Granularity
     ) -> Features:
-        gathering = Gathering(self.linear_paths, forget, granularity, files, self.split)
+        mesh = self.mesh if self.extractor.on_device else None
+        gathering = Gathering(self.linear_paths, forget, granularity, files, self.split, mesh)
         # Where a GELU lies between, no statistics of the rows will do.
         kept = (
             {p.last_tap for p in self.paths if not p.is_linear} if granularity == "tokens" else ()

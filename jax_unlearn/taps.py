@@ -1,12 +1,14 @@
 """The program of a pass: one batch for each device through the frozen tower, to the taps."""
 
+from functools import partial
 from typing import Any
 
 import jax
+import jax.numpy as jnp
 from flax import nnx
 from jax import Array
 from jax.sharding import Mesh, NamedSharding, PartitionSpec
-from jaxtyping import Float
+from jaxtyping import Float, Int
 
 from jax_unlearn.data.packing import PackedPatches
 from jax_unlearn.mesh import AXES, FSDP
@@ -37,6 +39,27 @@ def place_tower(state: nnx.State, mesh: Mesh) -> nnx.State:
     """The tower's arrays on the devices of the mesh, as `tap_rows` wants them."""
     places = jax.tree.map(lambda spec: NamedSharding(mesh, spec), specs(state, mesh.shape[FSDP]))
     return jax.device_put(state, places)
+
+
+@partial(jax.jit, static_argnames=("images", "mesh"))
+def image_means(
+    taps: dict[str, Float[Array, "n d_in"]], owner: Int[Array, " n"], *, images: int, mesh: Mesh
+) -> dict[str, Float[Array, "m d_in"]]:
+    """The mean of each image's tokens, where the tokens are.
+
+    Args:
+        taps: as `tap_rows` gives them.
+        owner: which of its device's images a token is of, from 0; -1 of none.
+        images: of each device; so many rows it gives, zeros for those that have no token.
+    """
+
+    def of_device(taps: dict[str, Array], owner: Array) -> dict[str, Array]:
+        belongs = jax.nn.one_hot(owner, images, axis=0)
+        share = belongs / jnp.maximum(belongs.sum(axis=1, keepdims=True), 1)
+        return {name: jnp.matmul(share, x, precision="highest") for name, x in taps.items()}
+
+    rows = PartitionSpec(AXES)
+    return jax.shard_map(of_device, mesh=mesh, in_specs=rows, out_specs=rows)(taps, owner)
 
 
 @tower_jit(0, 3, 4)

@@ -1,13 +1,17 @@
 """Statistics while images stream: which rows, which images, and which are to choose by."""
 
+import jax.numpy as jnp
 import numpy as np
 import pytest
 from rich.console import Console
 
-from jax_unlearn import gather
+from jax_unlearn import extract, gather
 from jax_unlearn.cli import parse
+from jax_unlearn.gather import Gathering
 from jax_unlearn.image_session import ImageSession
+from jax_unlearn.mesh import make_mesh
 from jax_unlearn.rows import Tap
+from jax_unlearn.step import Step
 from tests.runs import arguments
 
 TAP = "deepstack_merger_list.1.linear_fc2"
@@ -88,3 +92,54 @@ def test_means_of_some_images_are_kept_and_the_statistics_are_of_all(folder):
     (one,), (other,) = (side.preserve.statistics[TAP] for side in (some, whole))
     np.testing.assert_array_equal(one.full_gram(), other.full_gram())
     assert few.counts() == every.counts()
+
+
+@pytest.mark.parametrize("granularity", ["tokens", "images"])
+@pytest.mark.parametrize("select", ["best", "held_out"])
+def test_devices_gather_what_the_host_gathers(folder, granularity, select, monkeypatch):
+    """As on an accelerator: means are taken where the tokens are, and Gram matrices of some."""
+    monkeypatch.setattr(extract, "PATCHES_PER_BATCH", 512)
+    host, device = (session(folder, select=select, max_pixels=512) for _ in range(2))
+    device.extractor.on_device = True
+    fetched = []
+    pieces = Step.images
+    monkeypatch.setattr(Step, "images", lambda *args: (fetched.append(args[2]), pieces(*args))[1])
+    theirs, ours = (one.train_features(granularity) for one in (host, device))
+    # Of the rows to keep the host gets means only, of those to forget only where those will do.
+    assert any(len(means) for means in fetched)
+    for side, other in ((ours.forget, theirs.forget), (ours.preserve, theirs.preserve)):
+        assert side.files == other.files
+        np.testing.assert_allclose(side.taps[TAP].x, other.taps[TAP].x, rtol=1e-5, atol=1e-5)
+        for part, same in zip(side.statistics[TAP], other.statistics[TAP], strict=True):
+            assert part.count == same.count
+            for one, two in ((part.total, same.total), (part.full_gram(), same.full_gram())):
+                assert np.linalg.norm(one - two) <= 1e-5 * np.linalg.norm(two)
+
+
+def test_sums_on_devices_go_on_from_a_snapshot(folder, monkeypatch):
+    monkeypatch.setattr(extract, "PATCHES_PER_BATCH", 256)
+    one = session(folder)
+    gathering = Gathering(
+        one.linear_paths, False, "tokens", one.images.preserve, mesh=make_mesh("data=1")
+    )
+    shape = one.paths[0].shapes[one.paths[0].last_tap][1]
+    random = np.random.default_rng(0)
+    steps = [
+        {
+            name: jnp.asarray(random.normal(size=(8, shape)), jnp.float32)
+            for name in gathering.gatherers
+        }
+        for _ in range(4)
+    ]
+    owner = np.array([0, 0, 1, 1, 2, -1, -1, 2])
+    again = gathering.empty()
+    for number, taps in enumerate(steps):
+        gathering.add_step(taps, owner)
+        if number == 1:
+            again.restore(gathering.arrays())
+        elif number > 1:
+            again.add_step(taps, owner)
+    for name, groups in gathering.gatherers.items():
+        (ours,), (theirs,) = again.gatherers[name], groups
+        assert ours.finish().count == 24
+        np.testing.assert_array_equal(ours.finish().full_gram(), theirs.finish().full_gram())
