@@ -34,7 +34,7 @@ class Solved(NamedTuple):
     changes: list[Change]
     inputs: Float64[ndarray, "d_in m"] | None
     outputs: Float64[ndarray, "e k"] | None
-    lower_bound: float
+    lower_bound: float | None
     seconds: Float64[ndarray, "3"]
 
     def at(self, iteration: int) -> Change:
@@ -47,6 +47,7 @@ def solve(
     *,
     held_out: Problem | None = None,
     progress: Progress | None = None,
+    bounded: bool = True,
 ) -> Result:
     """Minimise the three-term loss over all changes of rank r, without epochs or a step size.
 
@@ -57,6 +58,7 @@ def solve(
             The same seed gives the same bytes on the same machine.
         held_out: rows to choose the adapter by, with `select="held_out"`.
         progress: called after each iteration with their number and the terms so far.
+        bounded: also find the lower bound, which takes about as long as the rest.
 
     A row of the history is an iteration of all Linears: one that has ended stays as it is. Row 0 is
     no change. Both factors of the adapter have the same singular values; where the change needs
@@ -75,7 +77,8 @@ def solve(
     costs = {name: costs_of(linear, config) for name, linear in linears.items()}
     tell = _teller({name: _start(linears[name], costs[name]) for name in linears}, progress)
     solved = {
-        name: _solve(linears[name], costs[name], config, partial(tell, name)) for name in linears
+        name: _solve(linears[name], costs[name], config, partial(tell, name), bounded)
+        for name in linears
     }
 
     paths, fresh = solved.values(), config.init(problem)
@@ -89,22 +92,30 @@ def solve(
     laps = map(float, np.sum([path.seconds for path in paths], axis=0))
     seconds = dict(zip(("statistics", "iterations", "lower_bound"), laps, strict=True))
     seconds["total"] = time.perf_counter() - begun
-    bound = sum(path.lower_bound for path in paths)
+    bounds = [path.lower_bound for path in paths if path.lower_bound is not None]
+    bound = sum(bounds) if bounded else None
     return Result(
         _adapter(solved, fresh, chosen), history_of(terms, 0), chosen, None, seconds, bound
     )
 
 
 def _solve(
-    linear: LinearProblem, costs: Terms, config: TrainConfig, tell: Callable[[Terms], None]
+    linear: LinearProblem,
+    costs: Terms,
+    config: TrainConfig,
+    tell: Callable[[Terms], None],
+    bounded: bool,
 ) -> Solved:
     laps = [time.perf_counter()]
     reduced = moments_of(linear)
     laps.append(time.perf_counter())
     changes = descend(reduced.moments, costs, config, tell)
     laps.append(time.perf_counter())
-    # What is left between two equal numbers is rounding.
-    bound = min(lower_bound(reduced, costs, changes[-1].right, config.seed), changes[-1].total)
+    bound = None
+    if bounded:
+        found = lower_bound(reduced, costs, changes[-1].right, config.seed)
+        # What is left between two equal numbers is rounding.
+        bound = min(found, changes[-1].total)
     laps.append(time.perf_counter())
     return Solved(changes, reduced.inputs, reduced.outputs, bound, np.diff(laps))
 

@@ -66,7 +66,7 @@ def solve_all(
     for target, alike in itertools.groupby(settings, target_of):
         problem = with_moments(problem_of(*target))
         for setting in alike:
-            result = solve(problem, setting.config(common))
+            result = solve(problem, setting.config(common), bounded=False)
             row = result.history[result.epoch]
             terms = np.array([row[name] for name in TERMS])
             found.append(Trained(setting, result.adapter, terms, result.stopped is not None))

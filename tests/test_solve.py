@@ -273,6 +273,14 @@ def test_the_bound_is_close(kind, reduction, sampled, monkeypatch):
     assert bound >= best.total * (1 - (5e-3 if sampled else 2e-4))
 
 
+def test_without_the_bound_the_adapter_is_the_same():
+    problem, config = {NAME: linear(0)}, TrainConfig(rank=2)
+    whole, bare = (solve(problem, config, bounded=b) for b in (True, False))
+    assert whole.lower_bound is not None
+    assert bare.lower_bound is None
+    np.testing.assert_array_equal(delta_of(bare.adapter), delta_of(whole.adapter))
+
+
 @settings(max_examples=30, deadline=None)
 @given(st.integers(0, 99), st.sampled_from(KINDS), configs)
 def test_fewer_rows_than_columns_are_the_same_problem_with_rows_of_zeros(seed, kind, config):
