@@ -11,14 +11,15 @@ from typing import Any
 import jax
 import jax.numpy as jnp
 from flax import nnx
+from jax import Array
 from jax.sharding import NamedSharding
 
 from jax_unlearn.device_statistics import add, zeros
-from jax_unlearn.lora import init_adapter
+from jax_unlearn.lora import LoraAdapter, LoraPair
 from jax_unlearn.mesh import FSDP, everywhere, over_data
 from jax_unlearn.models.attention import Kernel
 from jax_unlearn.models.qwen3_vision import VisionConfig
-from jax_unlearn.objective import LinearProblem, LossWeights, shapes
+from jax_unlearn.objective import LinearProblem, LossWeights
 from jax_unlearn.plan import Chips, shaped
 from jax_unlearn.taps import specs
 from jax_unlearn.train import run_chunk, start
@@ -50,16 +51,18 @@ def compile_training(d_in: int, e: int, rank: int, epochs: int, chips: Chips) ->
 
     The rows are over the devices, in whose number they are whole.
     """
-    rows, whole, weights = over_data(chips.mesh), everywhere(chips.mesh), LossWeights()
-    arrays = [(d_in + e, d_in), (d_in + e, e), (d_in, d_in)]
-    part = jax.eval_shape(lambda: LinearProblem(*map(jnp.zeros, arrays), 1e6, 1e6))
-    # The numbers of rows are no arrays that could be divided.
-    problem = {NAME: jax.tree.map(lambda x: on(x, rows if x.shape else whole), part)}
-    adapter = jax.eval_shape(
-        lambda: init_adapter(jax.random.key(0), shapes(problem), rank, float(rank))
-    )
-    state, _ = jax.eval_shape(start, adapter, problem, weights)
-    return run_chunk.lower(on(state, whole), problem, weights, 0.01, length=epochs).compile()
+    rows, whole = over_data(chips.mesh), everywhere(chips.mesh)
+    factors = [shaped(shape, jnp.float32, whole) for shape in ((rank, d_in), (e, rank))]
+    sides = [(d_in + e, d_in), (d_in + e, e), (d_in, d_in)]
+
+    def program(a: Array, b: Array, *arrays: Array) -> list[Array]:
+        problem, weights = {NAME: LinearProblem(*arrays, 1e6, 1e6)}, LossWeights()
+        adapter = LoraAdapter({NAME: LoraPair(a, b)}, alpha=float(rank), rank=rank)
+        state, _ = start(adapter, problem, weights)
+        return jax.tree.leaves(run_chunk(state, problem, weights, 0.01, length=epochs))
+
+    arrays = (shaped(shape, jnp.float32, rows) for shape in sides)
+    return jax.jit(program).lower(*factors, *arrays).compile()
 
 
 def on(tree: Any, place: NamedSharding) -> Any:
