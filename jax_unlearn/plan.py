@@ -78,7 +78,9 @@ def find_chips(text: str, fsdp: int = 1) -> Chips:
 def tpu(name: str) -> Any:
     for variable, value in TPU_ENVIRONMENT.items():
         os.environ.setdefault(variable, value)
-    return topologies.get_topology_desc(platform="tpu", topology_name=name)
+    # libtpu takes a host for one of four chips unless it is told.
+    alone = {"chips_per_host_bounds": (1, 1, 1)} if name.endswith(":1x1") else {}
+    return topologies.get_topology_desc(platform="tpu", topology_name=name, **alone)
 
 
 def cuda(count: str) -> Any:
@@ -117,7 +119,8 @@ def compile_pass(config: VisionConfig, chips: Chips, rows: int, length: int) -> 
         packed = PackedPatches(*arrays)
         return tap_rows.function(graphdef, state, packed, names, chips.mesh)
 
-    return jax.jit(program).lower(state, *arrays).compile()
+    # What the program leaves aside of the tower is on the device all the same.
+    return jax.jit(program, keep_unused=True).lower(state, *arrays).compile()
 
 
 def shaped(shape: tuple[int, ...], dtype: Any, sharding: NamedSharding) -> jax.ShapeDtypeStruct:
