@@ -5,7 +5,6 @@ from pathlib import Path
 
 import jax
 import numpy as np
-from flax import nnx
 from jaxtyping import Float
 from rich.console import Console
 
@@ -33,16 +32,16 @@ class ImageSession(Session):
 
     def __init__(self, config: RunConfig, console: Console) -> None:
         self.images = collect_images(config)
-        self.tower = porting.load_vision_tower(config.checkpoint, config.dtype)
-        shape = self.tower.config
+        tower = porting.load_vision_tower(config.checkpoint, config.dtype)
+        shape = tower.config
         self.preprocessor = load_preprocessor(config.checkpoint, shape, config.max_pixels)
         adapted = adapted_linears(config.targets, config.linears, shape.mergers)
-        paths = load_paths(self.tower, adapted)
+        paths = load_paths(tower, adapted)
         super().__init__(config, console, self.images, paths, adapted)
         names = [name for path in paths for name in path.shapes]
         self.mesh = make_mesh(config.mesh)
         self.extractor = Extractor(
-            self.tower, self.preprocessor, names, self.mesh, config.workers, config.seed
+            tower, self.preprocessor, names, self.mesh, config.workers, config.seed
         )
 
     def train_features(self, granularity: Granularity) -> Sides:
@@ -100,7 +99,7 @@ class ImageSession(Session):
 
     def weights(self) -> Iterator[np.ndarray]:
         """The whole tower."""
-        yield from map(np.asarray, jax.tree.leaves(nnx.state(self.tower)))
+        yield from map(np.asarray, jax.tree.leaves(self.extractor.state))
 
     @property
     def work(self) -> dict[str, int | float]:

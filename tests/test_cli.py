@@ -182,8 +182,9 @@ def test_edited_embeddings_are_the_towers_own(folder, linears):
     adapter = LoraAdapter(pairs, alpha=whole.alpha, rank=whole.rank)
     sides = session.test_features()
     splits = session.splits(sides, adapter)
+    tower = porting.load_vision_tower(folder / "checkpoint")
     for i, file in enumerate(sides.files):
-        out = session.tower(*session.preprocessor(read_image(file.source())), adapter=adapter)
+        out = tower(*session.preprocessor(read_image(file.source())), adapter=adapter)
         for merger, split in splits.items():
             mean = np.asarray(out.outputs[merger]).mean(axis=0)
             assert np.abs(split.after[i] - mean).max() <= 1e-5 * np.abs(mean).max()
