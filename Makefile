@@ -6,7 +6,7 @@ AOT := .venv-aot
 OUT ?= unlearn-demo
 CONCEPT ?= astronaut
 
-.PHONY: demo test check aot bench table demo-model demo-clip-model clean
+.PHONY: demo test check aot bench scale table demo-model demo-clip-model clean
 
 $(BIN)/python:
 	$(PYTHON) -m venv $(VENV)
@@ -25,8 +25,9 @@ $(VENV)/.test: $(BIN)/python pyproject.toml constraints.txt
 demo: $(VENV)/.run
 	$(BIN)/jax-unlearn demo --concept "$(CONCEPT)" --out "$(OUT)" --overwrite
 
+# A file of tests stays in one process, with what its tests share.
 test: $(VENV)/.test check
-	$(BIN)/python -m pytest
+	$(BIN)/python -m pytest -n 2 --dist loadfile
 
 check: $(VENV)/.test
 	$(BIN)/ruff check
@@ -51,7 +52,12 @@ bench: $(VENV)/.test
 	$(BIN)/python -m benchmarks.time_to_objective
 	$(BIN)/python -m benchmarks.scaling
 	$(BIN)/python -m benchmarks.sweep
+	$(BIN)/python -m benchmarks.many_images
+	$(BIN)/python -m benchmarks.processes
 	$(BIN)/python -m benchmarks.tables
+
+scale: $(AOT)/.made
+	JAX_PLATFORMS=cpu $(AOT)/bin/python -m benchmarks.scale
 
 table: $(VENV)/.test
 	$(BIN)/python -m benchmarks.forgetting

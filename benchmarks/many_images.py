@@ -63,7 +63,7 @@ def killed(folder: Path, count: int, whole: float) -> dict[str, Any]:
     process = launch(run_command(images, out, *SAVING))
     snapshots = folder / "killed.resume" / "0-of-1" / "preserve"
     time.sleep(whole / 2)
-    while not any(snapshots.glob("*/arrays")):
+    while not any(snapshots.rglob("snapshot")):
         assert process.poll() is None, "the run ended before it could be killed"
         time.sleep(0.1)
     process.send_signal(signal.SIGKILL)

@@ -1,4 +1,4 @@
-"""Writes the README's tables from the benchmarks' JSON: no figure is typed by hand."""
+"""Writes the tables of the README and of docs/ from the benchmarks' JSON: no figure by hand."""
 
 import json
 from collections.abc import Callable, Iterable
@@ -8,6 +8,7 @@ from typing import Any
 import numpy as np
 
 README = Path(__file__).parent.parent / "README.md"
+ACCELERATORS = README.parent / "docs" / "accelerators.md"
 RESULTS = Path(__file__).parent / "results"
 
 Row = dict[str, Any]
@@ -41,6 +42,10 @@ def main() -> None:
     for name, (file, block) in TRAINING.items():
         text = replace(text, name, block(json.loads((RESULTS / f"{file}.json").read_text())))
     README.write_text(text)
+    text = ACCELERATORS.read_text()
+    for name, (file, block) in SCALE.items():
+        text = replace(text, name, block(json.loads((RESULTS / f"{file}.json").read_text())))
+    ACCELERATORS.write_text(text)
 
 
 def replace(text: str, name: str, content: str) -> str:
@@ -49,7 +54,7 @@ def replace(text: str, name: str, content: str) -> str:
     head, found, rest = text.partition(start)
     _, closed, tail = rest.partition(end)
     if not (found and closed):
-        raise SystemExit(f"README.md has no marks {start} … {end}")
+        raise SystemExit(f"there are no marks {start} … {end}")
     return f"{head}{start}\n\n{content}\n\n{end}{tail}"
 
 
@@ -392,6 +397,71 @@ def demo_line(facts: Row) -> str:
         f"{facts['date']}, `python -m benchmarks.demo_cost`)."
     )
 
+
+def many_images(results: Row) -> str:
+    """Memory and speed against the number of images, and the run that was killed."""
+    rows = [
+        [
+            f"{row['preserve']:,}",
+            f"{row['peak'] / 2**20:,.0f}",
+            f"{row['images_per_second']:.0f}",
+            f"{100 * row['waiting']:.1f} %",
+            f"{row['seconds']:.0f}",
+        ]
+        for row in results["rows"]
+    ]
+    header = ["images to keep", "peak memory, MiB", "images/s", "waiting", "seconds of the run"]
+    stopped, whole = results["killed"], results["rows"][-1]
+    after = (
+        f"Killed in the middle, the last run computed {stopped['images after']:,} of its "
+        f"{whole['images']:,} images after `--resume` and ended with the same adapter, byte for "
+        f"byte, {stopped['seconds after']:.0f} s later."
+    )
+    return f"{table(header, rows)}\n\n{after} {made(results['machine'], 'many_images')}"
+
+
+def processes(results: Row) -> str:
+    """One process against two."""
+    one, two = (min(results[name]) for name in ("one", "two"))
+    rows = [
+        ["1 process, 1 core", f"{one:.1f}", "1"],
+        ["2 processes, 1 core each", f"{two:.1f}", f"**{results['ratio']:.2f} ×**"],
+    ]
+    header = [f"{results['images']:,} images to statistics", "seconds, best", "ratio, median"]
+    return f"{table(header, rows)}\n\n{made(results['machine'], 'processes')}"
+
+
+def scale(results: Row) -> str:
+    """A device's memory and work, and what it receives, against the number of chips."""
+    rows = []
+    for case in results["cases"]:
+        memory = [f"{case['memory'][part] / 2**20:.0f}" for part in case["memory"]]
+        rows.append(
+            [
+                f"{case['tower'].replace('x', ' × ')}, {sharing(case)}",
+                str(case["chips"]),
+                *memory,
+                f"{case['flops of an image'] / 1e12:.2f}",
+                f"{case['bytes received for an image'] / 2**20:.1f}",
+                f"{case['bytes of the reduction'] / 2**30:.2f}",
+            ]
+        )
+    parts = [f"{part}, MiB" for part in results["cases"][0]["memory"]]
+    header = ["tower", "chips", *parts, "TFLOP an image", "MiB received an image"]
+    note = f"Compiled by jax {results['jax']} for TPU v5e, `python -m benchmarks.scale`."
+    return f"{table([*header, 'GiB reduced a pass'], rows)}\n\n{note}"
+
+
+def sharing(case: Row) -> str:
+    return f"fsdp {case['fsdp']}" if case["fsdp"] > 1 else "data"
+
+
+# What docs/accelerators.md is made of, as TRAINING below.
+SCALE: dict[str, tuple[str, Callable[[Row], str]]] = {
+    "many images": ("many_images", many_images),
+    "processes": ("processes", processes),
+    "scale": ("scale", scale),
+}
 
 # The benchmarks of training: the block of each mark, and the results it is made of.
 TRAINING: dict[str, tuple[str, Callable[[Row], str]]] = {

@@ -61,6 +61,8 @@ class Inspect:
     """Accelerators that need not be here, as v5e:2x2, v5p:2x2x4 or h100:8: also say the largest
     batch that fits, its memory and the work of a pass, by compiling for them (needs the extra
     aot)."""
+    fsdp: int = 1
+    """How many of those devices share the weights of the tower's blocks, for --plan."""
     dtype: Literal["float32", "bfloat16"] = "bfloat16"
     """Of the tower, for --plan."""
     json: bool = False
@@ -180,7 +182,7 @@ def dispatch(command: Any, console: Console) -> None:
             if metrics := run(command, console):
                 finish(metrics, command.out)
         case Inspect():
-            facts = inspect(command.checkpoint, command.plan, command.dtype)
+            facts = inspect(command.checkpoint, command.plan, command.dtype, command.fsdp)
             print(json.dumps(facts, indent=2) if command.json else "\n".join(lines(facts)))
         case Evaluate():
             finish(evaluate(command.run, command.vlm, command.questions, console), command.run)

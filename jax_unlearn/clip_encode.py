@@ -1,11 +1,13 @@
 """Texts and images through CLIP: a checkpoint's tokenizer and image processor, then the model."""
 
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from itertools import islice
 from pathlib import Path
 from typing import Any
 
+import jax
 import numpy as np
+from flax import nnx
 from jaxtyping import Float
 from PIL import Image
 from rich.console import Console
@@ -69,6 +71,10 @@ class ClipEncoder:
             list(texts), padding="max_length", max_length=context, return_tensors="np"
         )
         return out["input_ids"], out["attention_mask"]
+
+    def contents(self) -> Iterator[np.ndarray]:
+        """All weights."""
+        yield from map(np.asarray, jax.tree.leaves(nnx.state(self.clip)))
 
     def texts(self, prompts: Sequence[Prompt]) -> Features:
         """Rows at `text_projection`, one a prompt."""

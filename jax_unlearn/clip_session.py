@@ -1,7 +1,7 @@
 """CLIP: names to forget through the text side, or images through the image side."""
 
 import warnings
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -89,6 +89,9 @@ class TextSession(Session):
             self._features(folder)
         texts = self.encoder.texts
         return Sides(texts(self.prompts.forget_held_out), texts(self.prompts.preserve_held_out))
+
+    def contents(self) -> Iterator[np.ndarray]:
+        return self.encoder.contents()
 
     def blank(self, sides: Sides) -> dict[str, Float[np.ndarray, " e"]]:
         """The L2-normalised embedding of "", moved at random while it names what is forgotten.
@@ -244,6 +247,9 @@ class ClipImageSession(Session):
             self.encoder.images(forget, self.reader, f"{what} images to forget"),
             self.encoder.images(preserve, self.reader, f"{what} images to preserve"),
         )
+
+    def contents(self) -> Iterator[np.ndarray]:
+        return self.encoder.contents()
 
     def blank(self, sides: Sides) -> dict[str, Float[np.ndarray, " e"]]:
         """The embedding of a blank image."""

@@ -6,6 +6,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Literal
 
+from jax_unlearn.data.batches import PATCHES
 from jax_unlearn.errors import UserError
 from jax_unlearn.gather import Granularity
 from jax_unlearn.objective import Reduction
@@ -27,6 +28,8 @@ HOW_IT_RUNS = {
     "processes",
     "heartbeat_seconds",
 }
+
+SMALLEST_BATCH = 256
 
 LinearName = Literal["linear_fc1", "linear_fc2"]
 Optimizer = Literal["closed_form", "adam", "leace"]
@@ -172,6 +175,8 @@ class RunConfig(TrainConfig):
     """data=N: how many devices run the tower, each on images of its own; by default all here.
     data=N,fsdp=M: N times M devices, of which M share the weights of the tower's blocks: one holds
     a part of each layer, and gathers a layer when its turn comes."""
+    batch_patches: int = PATCHES
+    """Patches of a device's batch, a power of two; `inspect --plan` says how many fit."""
     workers: int | None = None
     """Processes that decode and pack images; by default none on a CPU, where the tower needs the
     cores, and up to 8 elsewhere."""
@@ -268,6 +273,11 @@ def check_inputs(config: RunConfig) -> None:
     for name in ("save_seconds", "save_steps", "workers"):
         if (value := getattr(config, name)) is not None and value < (name == "save_steps"):
             raise UserError(f"--{name.replace('_', '-')} {value}: too small")
+    if config.batch_patches.bit_count() != 1 or config.batch_patches < SMALLEST_BATCH:
+        raise UserError(
+            f"--batch-patches {config.batch_patches}: must be a power of two, {SMALLEST_BATCH} or "
+            "more"
+        )
     if config.keep_means < 1:
         raise UserError(f"--keep-means {config.keep_means}: must be at least 1")
     if config.optimizer == "leace" and isinstance(config, SweepConfig):

@@ -1,5 +1,7 @@
 """Images → the rows at the taps, in one pass of the frozen tower."""
 
+import gc
+import hashlib
 import os
 import time
 from collections.abc import Collection, Iterable, Iterator, Sequence
@@ -16,7 +18,7 @@ from rich.console import Console
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
 
 from jax_unlearn import hosts
-from jax_unlearn.data.batches import Batch, Item, Pool, together
+from jax_unlearn.data.batches import PATCHES, Batch, Item, Pool, together
 from jax_unlearn.data.image import ImageFile, ImageReader
 from jax_unlearn.data.loader import CountPatches, Loaded, PackStep, load
 from jax_unlearn.data.packing import PackedPatches, batch_shape, pack
@@ -31,7 +33,6 @@ from jax_unlearn.snapshot import Snapshot, Stage
 from jax_unlearn.step import Step
 from jax_unlearn.taps import image_means, place_tower, tap_rows
 
-PATCHES_PER_BATCH = 8192
 MOST_WORKERS = 8
 
 
@@ -77,6 +78,7 @@ class Extractor:
         workers: processes that decode and pack images; if not given none on a CPU, where the tower
             needs the cores, and up to 8 elsewhere.
         seed: of the order in which images come.
+        patches: of a batch, a power of two.
         on_device: whether rows are averaged and summed where they are, in float32, and not on the
             host in float64; if not given, wherever that is not a CPU.
     """
@@ -89,6 +91,7 @@ class Extractor:
         mesh: Mesh | None = None,
         workers: int | None = None,
         seed: int = 0,
+        patches: int = PATCHES,
         on_device: bool | None = None,
     ) -> None:
         self.config = tower.config
@@ -97,7 +100,7 @@ class Extractor:
         self.mesh = mesh or make_mesh("data=1")
         self.devices = self.mesh.devices.size
         self.workers = usual_workers() if workers is None else workers
-        self.seed = seed
+        self.seed, self.patches = seed, patches
         self.on_device = jax.default_backend() != "cpu" if on_device is None else on_device
         self.graphdef, state = nnx.split(tower)
         self.state = place_tower(state, self.mesh)
@@ -127,6 +130,11 @@ class Extractor:
         harvest = Harvest(files, self.names, tokens, keep, gathering)
         steps = self.plan(harvest, reader)
         if saved := stage.load():
+            if saved.facts["plan"] != harvest.plan:
+                raise UserError(
+                    f"{files[0].path.parent}: some images could be read then and not now, or "
+                    "otherwise; mend that, or begin again with --overwrite alone"
+                )
             harvest.restore(saved)
             self.report(harvest, reader)
         with progress_bar(console) as bar:
@@ -136,7 +144,10 @@ class Extractor:
                 bar.advance(task, images_in([batches]))
                 stage.step(harvest.snapshot)
         stage.done(harvest.snapshot)
-        for snapshot in map(Snapshot.of_bytes, hosts.of_others(harvest.snapshot().to_bytes)):
+        # Grain's iterator refers to itself, and so keeps the shared memory that it gave last.
+        gc.collect()
+        theirs = hosts.of_others(lambda: harvest.snapshot().to_bytes())
+        for snapshot in map(Snapshot.of_bytes, theirs):
             other = Harvest(files, self.names, tokens, keep, gathering and gathering.empty())
             other.restore(snapshot)
             harvest.join(other)
@@ -162,7 +173,7 @@ class Extractor:
         order = np.random.default_rng(self.seed).permutation(len(files))
         mine = order[hosts.index() :: hosts.count()].tolist()
         config = self.config
-        pool = Pool(PATCHES_PER_BATCH, config.spatial_merge_size**2, config.one_row)
+        pool = Pool(self.patches, config.spatial_merge_size**2, config.one_row)
         sizes = load([files[i] for i in mine], CountPatches(self.preprocessor), workers=0)
 
         def batches() -> Iterator[Batch]:
@@ -174,6 +185,8 @@ class Extractor:
             yield from pool.rest()
 
         steps = list(together(batches(), self.devices))
+        planned = [[(i.index, i.patches) for b in batch for i in b.items] for batch in steps]
+        harvest.plan = hashlib.sha256(repr(planned).encode()).hexdigest()
         self.report(harvest, reader)
         return steps
 
@@ -194,7 +207,7 @@ class Extractor:
             config.table_side,
             self.devices,
         )
-        loaded = self.waiting_for(load(steps, packing, self.workers))
+        loaded = self.waiting_for(load(steps, packing, min(self.workers, len(steps))))
         for step, taps, means in self.ahead(harvest, steps, loaded):
             self.work.add(step.batches, self.devices)
             if harvest.gathering and self.on_device:

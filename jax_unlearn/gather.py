@@ -138,6 +138,8 @@ class Gathering:
         self.files, self.held = files, held
         self.granularity, self.split = granularity, split
         self.mesh = None if forget or granularity == "images" else mesh
+        # The last for what is of no image.
+        self.is_held = np.array([*(file in held for file in files), False])
         groups = range(1 if split is None else 2)
         self.gatherers = {path.last_tap: [self._gatherer(path) for _ in groups] for path in paths}
         self.seen: list[int] = []
@@ -165,7 +167,7 @@ class Gathering:
             x = taps[name]
             if self.granularity == "images":
                 x = x.mean(axis=0, dtype=np.float64)[None].astype(np.float32)
-            gatherer = groups[self.files[image] in self.held]
+            gatherer = groups[int(self.is_held[image])]
             if isinstance(gatherer, Gatherer):
                 gatherer.add(image, x)
 
@@ -176,11 +178,10 @@ class Gathering:
         """
         if not self.mesh:
             return
-        held = np.array([*(file in self.held for file in self.files), False])
         for name, groups in self.gatherers.items():
             for number, gatherer in enumerate(groups):
                 if isinstance(gatherer, DeviceGram):
-                    mask = (owner >= 0) & (held[owner] == bool(number))
+                    mask = (owner >= 0) & (self.is_held[owner] == bool(number))
                     gatherer.add(taps[name], jax.device_put(mask, over_data(self.mesh)))
 
     def arrays(self) -> dict[str, np.ndarray]:

@@ -35,6 +35,8 @@ class Harvest:
     ) -> None:
         self.files, self.names, self.tokens = files, names, tokens
         self.keep, self.gathering = keep, gathering
+        # Which images each step has.
+        self.plan = ""
         self.steps = 0
         self.rows: dict[int, Taps] = {}
         self.skipped: dict[int, str] = {}
@@ -67,7 +69,8 @@ class Harvest:
         if self.gathering:
             arrays |= self.gathering.arrays()
         skipped = {str(image): reason for image, reason in self.skipped.items()}
-        return Snapshot(arrays, {"steps": self.steps, "skipped": skipped})
+        facts = {"plan": self.plan, "steps": self.steps, "skipped": skipped}
+        return Snapshot(arrays, facts)
 
     def restore(self, snapshot: Snapshot) -> None:
         """Begin where a snapshot of a harvest of the same pass was taken."""

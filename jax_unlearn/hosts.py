@@ -13,7 +13,7 @@ from jax.experimental import multihost_utils
 
 from jax_unlearn.errors import UserError
 
-# Sent at once, so that a process needs little more than a snapshot's own memory.
+# Sent at once, so that a process needs no more than a few times a snapshot's own memory.
 BLOCK = 64 * 2**20
 
 
@@ -129,14 +129,11 @@ def _exchange(value: bytes, failed: bool) -> Iterator[bytes]:
 
 def _sent(value: bytes, process: int, size: int) -> bytes:
     """What one process sends; `value` if it is this one."""
-    if process == index():
-        blocks = [value[first : first + BLOCK] for first in range(0, size, BLOCK)]
-    else:
-        blocks = [bytes(min(BLOCK, size - first)) for first in range(0, size, BLOCK)]
-    return b"".join(_block(block, process) for block in blocks)
+    ours = process == index()
 
+    def block(first: int) -> bytes:
+        length = min(BLOCK, size - first)
+        array = np.frombuffer(value[first : first + length] if ours else bytes(length), np.uint8)
+        return np.asarray(multihost_utils.broadcast_one_to_all(array, is_source=ours)).tobytes()
 
-def _block(block: bytes, process: int) -> bytes:
-    array = np.frombuffer(block, np.uint8)
-    sent = multihost_utils.broadcast_one_to_all(array, is_source=process == index())
-    return np.asarray(sent).tobytes()
+    return b"".join(map(block, range(0, size, BLOCK)))

@@ -2,13 +2,13 @@
 
 import hashlib
 import json
-from collections.abc import Iterable
+from collections.abc import Iterable, Mapping
 from typing import Any
 
+import jax
 import numpy as np
 
 from jax_unlearn.config import HOW_IT_RUNS, RunConfig, to_json
-from jax_unlearn.dataset import Dataset
 
 Facts = dict[str, Any]
 
@@ -21,26 +21,34 @@ GROUPS = {
 
 
 def identity(
-    config: RunConfig, dataset: Dataset, weights: Iterable[np.ndarray], devices: int
+    config: RunConfig,
+    samples: Mapping[str, str],
+    counts: Mapping[str, int],
+    contents: Iterable[np.ndarray | bytes],
+    devices: int,
 ) -> Facts:
-    """The settings, the samples, the weights that are read, and the number of devices."""
+    """As JSON will have them again.
+
+    Args:
+        samples, counts: a fingerprint of each group of samples, and how many it has.
+        contents: of what is read besides: weights, files.
+        devices: that run the tower.
+    """
     settings = {name: value for name, value in to_json(config).items() if name not in HOW_IT_RUNS}
-    groups = dataset.groups()
     facts: Facts = {
         "settings": settings,
-        "samples": {name: dataset.fingerprint(name) for name in groups},
-        "counts": {name: len(group) for name, group in groups.items()},
-        "weights": digest(weights),
-        "devices": devices,
+        "samples": dict(samples),
+        "counts": dict(counts),
+        "contents": digest(contents),
+        "devices": f"{devices} of {jax.default_backend()}",
     }
-    # As it will be read again.
     return dict(json.loads(json.dumps(facts)))
 
 
-def digest(arrays: Iterable[np.ndarray]) -> str:
+def digest(contents: Iterable[np.ndarray | bytes]) -> str:
     total = hashlib.sha256()
-    for array in arrays:
-        total.update(np.ascontiguousarray(array).view(np.uint8).data)
+    for one in contents:
+        total.update(one if isinstance(one, bytes) else np.ascontiguousarray(one).tobytes())
     return total.hexdigest()
 
 
@@ -60,7 +68,7 @@ def differences(theirs: Facts, ours: Facts, when: tuple[str, str]) -> list[str]:
         if theirs["samples"][name] != ours["samples"][name]:
             counts = f"{theirs['counts'][name]} {they}, {ours['counts'][name]} {we}"
             changed.append(f"{what} are others: {counts}")
-    if theirs["weights"] != ours["weights"]:
+    if theirs["contents"] != ours["contents"]:
         changed.append(f"{ours['settings']['checkpoint']}: other weights {they} than {we}")
     if theirs["devices"] != ours["devices"]:
         changed.append(f"devices: {theirs['devices']} {they}, {ours['devices']} {we}")

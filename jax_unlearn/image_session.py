@@ -41,7 +41,13 @@ class ImageSession(Session):
         names = [name for path in paths for name in path.shapes]
         self.mesh = make_mesh(config.mesh)
         self.extractor = Extractor(
-            tower, self.preprocessor, names, self.mesh, config.workers, config.seed
+            tower,
+            self.preprocessor,
+            names,
+            self.mesh,
+            config.workers,
+            config.seed,
+            config.batch_patches,
         )
 
     def train_features(self, granularity: Granularity) -> Sides:
@@ -97,9 +103,11 @@ class ImageSession(Session):
             blank = self.blank(train) if self.config.target == "blank" else {}
             save_statistics(directory, self, train, test, blank)
 
-    def weights(self) -> Iterator[np.ndarray]:
-        """The whole tower."""
+    def contents(self) -> Iterator[np.ndarray | bytes]:
+        """The whole tower, and what says how it is used."""
         yield from map(np.asarray, jax.tree.leaves(self.extractor.state))
+        for name in ("config.json", "preprocessor_config.json"):
+            yield (self.config.checkpoint / name).read_bytes()
 
     @property
     def work(self) -> dict[str, int | float]:

@@ -5,8 +5,8 @@ from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
+from jax_unlearn.data.batches import PATCHES
 from jax_unlearn.errors import UserError
-from jax_unlearn.extract import PATCHES_PER_BATCH
 from jax_unlearn.models.clip_towers import ClipTextConfig, ClipVisionConfig
 from jax_unlearn.models.qwen3_vision import VisionConfig
 from jax_unlearn.plan import find_chips, plan
@@ -20,12 +20,15 @@ from porting.qwen3_vision import VisionCheckpoint, describe
 EXAMPLE_PATCHES = 4096
 
 
-def inspect(directory: Path, chips: str | None = None, dtype: str = "bfloat16") -> dict[str, Any]:
+def inspect(
+    directory: Path, chips: str | None = None, dtype: str = "bfloat16", fsdp: int = 1
+) -> dict[str, Any]:
     """The facts, as a tree of names and numbers.
 
     Args:
         chips: accelerators to plan a pass of the tower for, as `plan.find_chips` takes them.
         dtype: the tower's there.
+        fsdp: how many of them share the blocks' weights.
 
     Raises:
         UserError: not a checkpoint of a known family, or nothing can be planned.
@@ -36,9 +39,10 @@ def inspect(directory: Path, chips: str | None = None, dtype: str = "bfloat16") 
         return inspect_clip(directory)
     facts = inspect_tower(directory)
     if chips:
-        found = find_chips(chips)
+        found = find_chips(chips, fsdp)
         config = replace(describe(directory).config, dtype=dtype, attention=found.kernel)
-        facts[f"on {chips} in {dtype}"] = plan(config, found)
+        shared = f", fsdp {fsdp}" if fsdp > 1 else ""
+        facts[f"on {chips} in {dtype}{shared}"] = plan(config, found)
     return facts
 
 
@@ -123,7 +127,7 @@ def memory(config: VisionConfig, parameters: int) -> dict[str, float]:
     entries = {
         "tower": parameters,
         # The widest are a block's MLP; attention keeps blocks of the scores only.
-        f"activations of a batch of {PATCHES_PER_BATCH} patches": PATCHES_PER_BATCH
+        f"activations of a batch of {PATCHES} patches": PATCHES
         * (config.intermediate_size + 4 * config.hidden_size),
         f"cached rows of 1000 images of {EXAMPLE_PATCHES} patches, tokens": 1000 * rows,
         "cached rows of 1000 images, images": 1000 * rows // merged,

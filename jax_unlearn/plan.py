@@ -58,7 +58,7 @@ def find_chips(text: str, fsdp: int = 1) -> Chips:
     fsdp: how many of them share the blocks' weights; it divides their number.
 
     Raises:
-        UserError: an unknown kind, or its compiler is not installed.
+        UserError: an unknown kind, its compiler is not installed, or `fsdp` does not divide them.
     """
     kind, _, shape = text.partition(":")
     if kind not in MEMORY or not shape:
@@ -70,7 +70,10 @@ def find_chips(text: str, fsdp: int = 1) -> Chips:
         reason = str(error).splitlines()[0]
         mend = "pip install 'jax-unlearn[aot]', and see JAX's names of topologies"
         raise UserError(f"--plan {text}: cannot be compiled for here ({reason}); {mend}") from error
-    devices = np.array(described.devices).reshape(-1, fsdp)
+    devices = np.array(described.devices)
+    if fsdp < 1 or devices.size % fsdp:
+        raise UserError(f"--fsdp {fsdp}: must divide the {devices.size} devices of {text}")
+    devices = devices.reshape(-1, fsdp)
     kernel: Kernel = "triton" if kind == "h100" else "splash"
     return Chips(text, Mesh(devices, AXES), int(MEMORY[kind] * GIB), kernel)
 

@@ -6,18 +6,17 @@ For OUT they lie in OUT.resume/PROCESS-of-PROCESSES/STAGE/STEP, and are gone whe
 import json
 import logging
 import os
-import re
 import shutil
 import signal
 import threading
 import time
+import warnings
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from pathlib import Path
 from types import FrameType
-from typing import Any
 
-import numpy as np
+from safetensors import SafetensorError
 
 from jax_unlearn import hosts
 from jax_unlearn.errors import UserError
@@ -26,12 +25,10 @@ from jax_unlearn.identity import Facts, differences
 from jax_unlearn.snapshot import Snapshot, Stage
 
 FACTS = "facts.json"
-# Of each stage: the newest, and the one before until that is whole.
-KEPT = 2
 
 
-class TerminatedError(Exception):
-    """SIGTERM came; what had been done is saved."""
+class TerminatedError(BaseException):
+    """SIGTERM came; what had been done is saved. No fault, and so no `Exception`."""
 
 
 class Journal:
@@ -63,30 +60,50 @@ class Journal:
         self.all = whole.with_name(f"{whole.name}.resume")
         self.directory = self.all / f"{hosts.index()}-of-{hosts.count()}"
         self.facts, self.seconds, self.steps = facts, seconds, steps
+        self.resume = resume
         self.terminated = self.working = False
         self.saved = time.monotonic()
-        if resume:
-            self._check()
-        elif overwrite and hosts.index() == 0:
-            shutil.rmtree(self.all, ignore_errors=True)
-        elif not overwrite and self.all.exists():
-            raise UserError(
-                f"{self.all}: an earlier run was stopped; go on with --resume, or begin again "
-                "with --overwrite"
-            )
+        with mendable(self.all):
+            if resume:
+                self._check()
+            elif overwrite:
+                self._remove()
+            elif self.all.exists():
+                raise UserError(
+                    f"{self.all}: an earlier run was stopped; go on with --resume, or begin again "
+                    "with --overwrite alone"
+                )
 
     def _check(self) -> None:
-        others = [path.name for path in self.all.iterdir()] if self.all.is_dir() else []
-        if others and self.directory.name not in others:
-            count = others[0].rpartition("-")[2]
+        there = [path.name for path in self.all.iterdir()] if self.all.exists() else []
+        if others := {name.rpartition("-")[2] for name in there} - {str(hosts.count())}:
+            count = max(others)
             raise UserError(f"{self.all}: the run had {count} processes; resume it with as many")
         if (self.directory / FACTS).is_file():
             before = json.loads((self.directory / FACTS).read_text())
             if changed := differences(before, self.facts(), ("then", "now")):
                 raise UserError(
                     f"--resume: {'; '.join(changed)}; go on with the same, or begin again with "
-                    "--overwrite"
+                    "--overwrite alone"
                 )
+
+    def _remove(self) -> None:
+        """This process's snapshots; the first also those of other numbers of processes."""
+        if self.directory.exists():
+            shutil.rmtree(self.directory)
+        if hosts.index() == 0 and self.all.is_dir():
+            for other in self.all.iterdir():
+                if not other.name.endswith(f"-of-{hosts.count()}"):
+                    shutil.rmtree(other, ignore_errors=True)
+
+    def heed(self) -> None:
+        """End the run if SIGTERM came.
+
+        Raises:
+            TerminatedError: it did.
+        """
+        if self.terminated:
+            raise TerminatedError
 
     def stage(self, name: str) -> "SavedStage":
         return SavedStage(self, name)
@@ -127,7 +144,7 @@ class Journal:
     def _terminate(self, _: int, __: FrameType | None) -> None:
         self.terminated = True
         if not self.working:
-            raise TerminatedError
+            self.heed()
 
 
 class SavedStage(Stage):
@@ -136,83 +153,58 @@ class SavedStage(Stage):
     def __init__(self, journal: Journal, name: str) -> None:
         self.journal, self.directory = journal, journal.directory / name
         self.steps = 0
+        # Whether a step was taken that no snapshot has.
+        self.ahead = False
 
     def load(self) -> Snapshot | None:
         self.journal.working = True
-        if not self.directory.is_dir():
-            return None
-        import orbax.checkpoint as ocp
-
-        with self._manager() as manager:
-            newest = manager.latest_step()
-            if newest is None:
+        with mendable(self.directory):
+            if not (self.journal.resume and self.directory.is_dir()):
                 return None
-            found = manager.restore(
-                newest,
-                args=ocp.args.Composite(
-                    arrays=ocp.args.StandardRestore(), facts=ocp.args.JsonRestore()
-                ),
-            )
-        self.steps = newest
-        empty = {name: np.zeros(*of) for name, of in found.facts["empty"].items()}
-        return Snapshot({**found.arrays, **empty}, found.facts["facts"])
+            # Not at the top: it takes a second, and a short run saves nothing.
+            from jax_unlearn.store import Restore, manager
+
+            with manager(self.directory) as kept:
+                for step in sorted(kept.all_steps(), reverse=True):
+                    try:
+                        found: Snapshot = kept.restore(step, args=Restore())
+                    except (FileNotFoundError, SafetensorError, json.JSONDecodeError) as error:
+                        warnings.warn(
+                            f"{self.directory / str(step)} is damaged ({error}); "
+                            "going on from an earlier one",
+                            stacklevel=2,
+                        )
+                        continue
+                    self.steps = step
+                    return found
+        return None
 
     def step(self, snapshot: Callable[[], Snapshot]) -> None:
         self.steps += 1
+        self.ahead = True
         journal = self.journal
         due = time.monotonic() - journal.saved >= journal.seconds
         if due or journal.terminated or (journal.steps and self.steps % journal.steps == 0):
             self._save(snapshot())
-        if journal.terminated:
-            raise TerminatedError
+        journal.heed()
 
     def done(self, snapshot: Callable[[], Snapshot]) -> None:
         # What took less than the time between snapshots is not worth one.
-        if self.directory.is_dir():
+        if self.ahead and self.directory.is_dir():
             self.steps += 1
             self._save(snapshot())
+        self.journal.heed()
         self.journal.working = False
 
     def _save(self, snapshot: Snapshot) -> None:
-        import orbax.checkpoint as ocp
+        from jax_unlearn.store import Save, manager
 
         self.journal.begin()
-        # Orbax saves none of these.
-        empty = {
-            name: (array.shape, str(array.dtype))
-            for name, array in snapshot.arrays.items()
-            if not array.size
-        }
-        arrays = {name: x for name, x in snapshot.arrays.items() if name not in empty}
-        facts = {"facts": snapshot.facts, "empty": empty}
         with mendable(self.directory):
             self.directory.mkdir(exist_ok=True)
-        with mendable(self.directory), self._manager() as manager:
-            manager.save(
-                self.steps,
-                args=ocp.args.Composite(
-                    arrays=ocp.args.StandardSave(arrays), facts=ocp.args.JsonSave(facts)
-                ),
-            )
-        self.journal.saved = time.monotonic()
-
-    def _manager(self) -> Any:
-        # Not at the top: it takes a second, and a short run saves nothing.
-        import orbax.checkpoint as ocp
-        from orbax.checkpoint.options import MultiprocessingOptions
-
-        here = hosts.index()
-        alone = MultiprocessingOptions(
-            primary_host=here, active_processes={here}, barrier_sync_key_prefix=str(here)
-        )
-        options = ocp.CheckpointManagerOptions(
-            max_to_keep=KEPT,
-            create=False,
-            enable_async_checkpointing=False,
-            cleanup_tmp_directories=True,
-            multiprocessing_options=alone,
-        )
-        return ocp.CheckpointManager(self.directory, options=options)
+            with manager(self.directory) as kept:
+                kept.save(self.steps, args=Save(snapshot))
+        self.journal.saved, self.ahead = time.monotonic(), False
 
 
 @contextmanager
@@ -220,24 +212,15 @@ def mendable(directory: Path) -> Iterator[None]:
     """What the user can mend, as one line."""
     logger = logging.getLogger("absl")
     level = logger.level
-    # Orbax raises what it logs, and logs it in every thread that sees it.
+    # Orbax raises what it logs.
     logger.setLevel(logging.CRITICAL)
     try:
         yield
-    except (OSError, ValueError) as error:
-        code = error_number(error)
-        if code not in MENDABLE:
+    except OSError as error:
+        if error.errno not in MENDABLE:
             raise
         raise UserError(
-            f"{directory}: {os.strerror(code)}; mend that and go on with --resume"
+            f"{directory}: {os.strerror(error.errno)}; mend that and go on with --resume"
         ) from error
     finally:
         logger.setLevel(level)
-
-
-def error_number(error: OSError | ValueError) -> int:
-    """That of the operating system, which TensorStore has in its message only; 0 without one."""
-    if isinstance(error, OSError):
-        return error.errno or 0
-    found = re.search(r"os_error_code='(\d+)'", str(error))
-    return int(found[1]) if found else 0

@@ -86,9 +86,9 @@ def opened(config: RunConfig, console: Console) -> Iterator[Session]:
         agree(session)
         with journal.listening():
             yield session
-        journal.finish()
         # Not before the first has written.
         hosts.meet()
+        journal.finish()
 
 
 def agree(session: Session) -> None:
@@ -97,9 +97,12 @@ def agree(session: Session) -> None:
     Raises:
         UserError: names what is not the same.
     """
-    others = list(hosts.of_others(lambda: json.dumps(session.identity()).encode()))
+    if hosts.count() == 1:
+        return
+    ours = session.identity()
+    others = list(hosts.of_others(lambda: json.dumps(ours).encode()))
     for theirs in map(json.loads, others):
-        if unlike := differences(theirs, session.identity(), ("elsewhere", "here")):
+        if unlike := differences(theirs, ours, ("elsewhere", "here")):
             raise UserError(
                 f"--distributed: {'; '.join(unlike)}; start all processes alike, on the same files"
             )

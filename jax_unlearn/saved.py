@@ -2,7 +2,7 @@
 
 import json
 import shutil
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -18,6 +18,7 @@ from jax_unlearn.data.image import ImageFile
 from jax_unlearn.dataset import Dataset
 from jax_unlearn.errors import UserError
 from jax_unlearn.gather import Granularity
+from jax_unlearn.identity import Facts, identity
 from jax_unlearn.merger_path import MergerPath, adapted_linears
 from jax_unlearn.merger_problem import LAST
 from jax_unlearn.rows import Features, Tap, images
@@ -130,6 +131,16 @@ class SavedSession(Session):
         if not blank:
             raise UserError(f"{self.file}: has no blank image for --target blank; run without it")
         return blank
+
+    def contents(self) -> Iterator[bytes]:
+        """The file."""
+        yield self.file.read_bytes()
+
+    def identity(self) -> Facts:
+        """The images need not be there any more, and are not asked for."""
+        samples = dict.fromkeys(GROUPS, self.facts["samples"]["fingerprint"])
+        counts = {name: len(files) for name, files in self.facts["files"].items()}
+        return identity(self.config, samples, counts, self.contents(), 1)
 
     def counts(self) -> dict[str, Any]:
         """Of the earlier run."""

@@ -131,15 +131,17 @@ class Session(ABC):
         """Leave in a run's directory what it takes to train again; nothing, if nothing will do."""
         return
 
-    def weights(self) -> Iterator[np.ndarray]:
-        """Of the checkpoint, what the run reads."""
-        for path in self.paths:
-            yield from path.last_linear
+    @abstractmethod
+    def contents(self) -> Iterator[np.ndarray | bytes]:
+        """Whatever besides the samples decides the features."""
 
     def identity(self) -> Facts:
         """What must be the same for all processes of a run, and for one that goes on."""
+        groups = self.dataset.groups()
+        samples = {name: self.dataset.fingerprint(name) for name in groups}
+        counts = {name: len(group) for name, group in groups.items()}
         devices = self.mesh.devices.size if self.mesh else 1
-        return identity(self.config, self.dataset, self.weights(), devices)
+        return identity(self.config, samples, counts, self.contents(), devices)
 
     def stage(self, name: str) -> Stage:
         """A part of the run, to go on from where it was stopped."""

@@ -18,7 +18,8 @@ class Snapshot:
 
     def to_bytes(self) -> bytes:
         facts = json.dumps(dict(self.facts)).encode()
-        dense = {name: np.ascontiguousarray(array) for name, array in self.arrays.items()}
+        # Not ascontiguousarray, which gives a number an axis.
+        dense = {name: np.asarray(array, order="C") for name, array in self.arrays.items()}
         return len(facts).to_bytes(8, "little") + facts + save(dense)
 
     @classmethod

@@ -9,7 +9,6 @@ from flax import nnx
 from PIL import Image
 from rich.console import Console
 
-from jax_unlearn import extract
 from jax_unlearn.data.folder import find_images
 from jax_unlearn.data.image import ImageFile, ImageReader
 from jax_unlearn.data.preprocess import load_preprocessor
@@ -45,9 +44,9 @@ def tower(folder):
     return load_vision_tower(folder / "checkpoint")
 
 
-def extractor(folder, tower, max_pixels=2**20):
+def extractor(folder, tower, max_pixels=2**20, **options):
     preprocessor = load_preprocessor(folder / "checkpoint", tower.config, max_pixels)
-    return Extractor(tower, preprocessor, (*NAMES, INNER))
+    return Extractor(tower, preprocessor, (*NAMES, INNER), **options)
 
 
 def run(folder, tower, granularity, files=None, **options):
@@ -57,9 +56,8 @@ def run(folder, tower, granularity, files=None, **options):
     return extract(files, ImageReader(), "", QUIET, kept)
 
 
-def test_rows_are_the_towers_own_in_the_order_of_the_files(folder, tower, monkeypatch):
-    monkeypatch.setattr(extract, "PATCHES_PER_BATCH", 512)  # several batches of several lengths
-    features = run(folder, tower, "tokens")
+def test_rows_are_the_towers_own_in_the_order_of_the_files(folder, tower):
+    features = run(folder, tower, "tokens", patches=512)  # several batches of several lengths
     assert [file.path.name for file in features.files][6:8] == ["06.png", "08.png"]
     assert len(features.files) == 24
     preprocess = extractor(folder, tower).preprocessor

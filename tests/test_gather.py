@@ -5,7 +5,7 @@ import numpy as np
 import pytest
 from rich.console import Console
 
-from jax_unlearn import extract, gather
+from jax_unlearn import gather
 from jax_unlearn.cli import parse
 from jax_unlearn.gather import Gathering
 from jax_unlearn.image_session import ImageSession
@@ -98,8 +98,8 @@ def test_means_of_some_images_are_kept_and_the_statistics_are_of_all(folder):
 @pytest.mark.parametrize("select", ["best", "held_out"])
 def test_devices_gather_what_the_host_gathers(folder, granularity, select, monkeypatch):
     """As on an accelerator: means are taken where the tokens are, and Gram matrices of some."""
-    monkeypatch.setattr(extract, "PATCHES_PER_BATCH", 512)
-    host, device = (session(folder, select=select, max_pixels=512) for _ in range(2))
+    options = {"select": select, "max_pixels": 512, "batch_patches": 512}
+    host, device = (session(folder, **options) for _ in range(2))
     device.extractor.on_device = True
     fetched = []
     pieces = Step.images
@@ -116,8 +116,7 @@ def test_devices_gather_what_the_host_gathers(folder, granularity, select, monke
                 assert np.linalg.norm(one - two) <= 1e-5 * np.linalg.norm(two)
 
 
-def test_sums_on_devices_go_on_from_a_snapshot(folder, monkeypatch):
-    monkeypatch.setattr(extract, "PATCHES_PER_BATCH", 256)
+def test_sums_on_devices_go_on_from_a_snapshot(folder):
     one = session(folder)
     gathering = Gathering(
         one.linear_paths, False, "tokens", one.images.preserve, mesh=make_mesh("data=1")

@@ -160,3 +160,24 @@ def test_one_process_has_no_others():
         raise AssertionError("nobody asked")
 
     assert list(hosts.of_others(never)) == []
+
+
+def test_two_processes_go_on_after_a_stop_to_the_same_bytes(folder, tmp_path):
+    more = {"epochs": 400, "chunk": 5, "batch_patches": 256, "save_steps": 1}
+    whole, out = tmp_path / "whole", tmp_path / "out"
+    assert [code for code, _ in ended(launch([folder, folder], whole, devices=1, **more))] == [0, 0]
+    # Once in a pass of the second process, once in the first one's training.
+    for stage in ("1-of-2/preserve", "0-of-2/training"):
+        processes = launch([folder, folder], out, devices=1, **more, resume=[])
+        while not any((tmp_path / "out.resume" / stage).glob("*/default/snapshot")):
+            assert processes[0].poll() is None, processes[0].communicate()
+            time.sleep(0.01)
+        for process in processes:
+            process.kill()
+            process.communicate()
+        assert not out.exists()
+    results = ended(launch([folder, folder], out, devices=1, **more, resume=[]))
+    assert [code for code, _ in results] == [0, 0], results
+    name = "adapter/adapter_model.safetensors"
+    assert (out / name).read_bytes() == (whole / name).read_bytes()
+    assert not out.with_name("out.resume").exists()

@@ -1,7 +1,6 @@
 """Runs that are stopped and go on: to the same bytes, or not at all."""
 
 import json
-import os
 import random
 import shutil
 import signal
@@ -13,8 +12,9 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from jax_unlearn import extract, search
+from jax_unlearn import search
 from jax_unlearn.cli import main
+from jax_unlearn.data.image import ImageFile
 from jax_unlearn.errors import UserError
 from jax_unlearn.identity import GROUPS
 from jax_unlearn.resume import Journal, SavedStage
@@ -23,26 +23,22 @@ from tests.runs import arguments, read
 
 # Several batches in each pass, and several chunks of epochs.
 PATCHES = 512
-OPTIONS = {"granularity": "tokens", "max_pixels": 512, "epochs": 60, "chunk": 10}
+OPTIONS = {
+    "granularity": "tokens",
+    "max_pixels": 512,
+    "batch_patches": PATCHES,
+    "epochs": 60,
+    "chunk": 10,
+}
 SAVING = ["--save-steps", "1"]
-# The command line with smaller batches, in a process of its own.
-PROGRAM = (
-    "import sys; from jax_unlearn import extract; from jax_unlearn.cli import main; "
-    f"extract.PATCHES_PER_BATCH = {PATCHES}; main(sys.argv[1:])"
-)
 FILES = ("adapter/adapter_model.safetensors", "statistics.safetensors", "history.jsonl")
-
-
-@pytest.fixture(autouse=True)
-def small_batches(monkeypatch):
-    monkeypatch.setattr(extract, "PATCHES_PER_BATCH", PATCHES)
 
 
 @pytest.fixture(scope="module")
 def whole(folder, tmp_path_factory):
     """A run that nothing stopped and that saved nothing."""
     out = tmp_path_factory.mktemp("resume") / "whole"
-    subprocess.run([sys.executable, "-c", PROGRAM, *arguments(folder, out, **OPTIONS)], check=True)
+    main(arguments(folder, out, **OPTIONS))
     return out
 
 
@@ -124,6 +120,39 @@ def test_what_chooses_on_held_out_rows_goes_on_too(monkeypatch, folder, tmp_path
     assert same(tmp_path / "out", tmp_path / "whole")
 
 
+def test_training_on_statistics_goes_on_without_the_images(monkeypatch, run, folder, tmp_path):
+    copy = tmp_path / "first"
+    shutil.copytree(run, copy)
+    command = ["run", "--statistics", str(copy), "--epochs", "60", "--chunk", "10", "--out"]
+    main([*command, str(tmp_path / "whole")])
+    gone = property(lambda file: pytest.fail(f"{file.name} was read"))
+    monkeypatch.setattr(ImageFile, "digest", gone)
+    with monkeypatch.context() as patch:
+        stop_after(patch, 3)
+        with pytest.raises(SystemExit):
+            main([*command, str(tmp_path / "out")])
+    main([*command, str(tmp_path / "out"), "--resume"])
+    assert same(tmp_path / "out", tmp_path / "whole")
+
+
+def test_a_damaged_snapshot_gives_way_to_the_one_before(tmp_path):
+    stage = journal(tmp_path / "out").stage("forget")
+    for number in range(2):
+        stage.step(lambda number=number: Snapshot({"x": np.full(9, number)}, {}))
+    (file,) = (stage.directory / "2").rglob("snapshot")
+    file.write_bytes(file.read_bytes()[:-8])
+    with pytest.warns(UserWarning, match="is damaged"):
+        found = journal(tmp_path / "out").stage("forget").load()
+    assert found.arrays["x"][0] == 0
+
+
+def test_without_resume_nothing_is_loaded(tmp_path):
+    journal(tmp_path / "out").stage("forget").step(lambda: Snapshot({"x": np.zeros(1)}, {}))
+    fresh = journal(tmp_path / "out", resume=False, overwrite=True)
+    assert fresh.stage("forget").load() is None
+    assert not (tmp_path / "out.resume" / "0-of-1").exists()
+
+
 def refusal(capsys, *command):
     with pytest.raises(SystemExit) as caught:
         main([*map(str, command)])
@@ -172,7 +201,7 @@ def test_overwrite_begins_again(monkeypatch, folder, whole, tmp_path):
 
 def facts():
     groups = dict.fromkeys(GROUPS, 0)
-    return {"settings": {}, "samples": groups, "counts": groups, "weights": "", "devices": 1}
+    return {"settings": {}, "samples": groups, "counts": groups, "contents": "", "devices": ""}
 
 
 def journal(out, **options):
@@ -246,7 +275,9 @@ except UserError as error:
 def launch(folder, out):
     command = [*arguments(folder, out, **OPTIONS), "--resume", *SAVING]
     return subprocess.Popen(
-        [sys.executable, "-c", PROGRAM, *command], stdout=subprocess.PIPE, stderr=subprocess.PIPE
+        [sys.executable, "-m", "jax_unlearn.cli", *command],
+        stdout=subprocess.PIPE,
+        stderr=subprocess.PIPE,
     )
 
 
@@ -267,6 +298,9 @@ def killed(folder, out, kills):
         time.sleep(draw.random() * (0.2 if wanted else 8))
         process.send_signal(signal.SIGKILL)
         process.communicate()
+        if out.exists():
+            # It was too quick.
+            return
     process = launch(folder, out)
     _, errors = process.communicate()
     assert process.returncode == 0, errors.decode()
@@ -287,7 +321,7 @@ def test_sigterm_saves_first(folder, whole, tmp_path):
     out = tmp_path / "out"
     command = arguments(folder, out, **OPTIONS | {"epochs": 10**6})
     process = subprocess.Popen(
-        [sys.executable, "-c", PROGRAM, *command], stderr=subprocess.PIPE, env=os.environ
+        [sys.executable, "-m", "jax_unlearn.cli", *command], stderr=subprocess.PIPE
     )
     # Training has begun when its rows are named.
     for line in process.stderr:
@@ -298,5 +332,5 @@ def test_sigterm_saves_first(folder, whole, tmp_path):
     _, errors = process.communicate(timeout=60)
     assert process.returncode == 128 + signal.SIGTERM
     assert b"terminated" in errors
-    (newest,) = {path.parent.parent.name for path in (tmp_path / "out.resume").glob("*/*/*/arrays")}
+    (newest,) = {path.parents[2].name for path in (tmp_path / "out.resume").rglob("snapshot")}
     assert newest == "training"

@@ -12,6 +12,8 @@ from itertools import chain
 
 from jax_unlearn.data.packing import SMALL, batch_shape, ladder_length, place, short_length
 
+# Slots of a batch, if nothing else is asked for.
+PATCHES = 8192
 # Shorter rows would only make more shapes.
 SHORTEST = 512
 

@@ -1,5 +1,6 @@
 """Files into packed batches ahead of the device, by Grain: in threads, or in processes."""
 
+import signal
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 from typing import TypeVar
@@ -24,23 +25,20 @@ AHEAD = 2
 Loaded = tuple[PackedPatches, list[Int[np.ndarray, " patches"]], dict[int, str]]
 
 
-def load(
-    items: Sequence[T], function: Callable[[T], R], workers: int, first: int = 0
-) -> Iterator[R]:
+def load(items: Sequence[T], function: Callable[[T], R], workers: int) -> Iterator[R]:
     """`function` of every item, in their order, however many compute it.
 
     Args:
         items: picklable, like `function`, as each process gets a copy.
         workers: processes; with 0 the threads of this one do it.
-        first: the item to begin with, to go on where an earlier call stopped.
     """
     # Not at the top: it takes half a second.
     import grain
     from absl import flags
 
-    if first >= len(items):
+    if not items:
         return
-    source = grain.MapDataset.source(items)[first:].map(function)
+    source = grain.MapDataset.source(items).map(function)
     if not workers:
         threads = grain.ReadOptions(num_threads=AHEAD, prefetch_buffer_size=AHEAD)
         yield from source.to_iter_dataset(threads)
@@ -55,6 +53,8 @@ def load(
 
 def begin_worker(number: int, count: int) -> None:
     """Called by Grain in each of its processes."""
+    # A preempted machine sends it to all processes, and the first needs these until it has saved.
+    signal.signal(signal.SIGTERM, signal.SIG_IGN)
     hide_torch()
 
 

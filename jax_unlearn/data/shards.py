@@ -99,7 +99,7 @@ def _key(name: str) -> str:
 
 
 def _folder(name: str) -> str:
-    parts = PurePosixPath(name).parts
+    parts = [part for part in PurePosixPath(name).parts if part not in ("/", "..")]
     return parts[0] if len(parts) > 1 else ""
 
 
