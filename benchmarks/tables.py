@@ -69,8 +69,7 @@ def setting_name(setting: Row) -> str:
     name = f"{setting['target']}, {where}"
     if setting["preset"] == "faithful":
         return f"**faithful** ({name}, {setting['granularity']}, {setting['reduction']}, Adam)"
-    # The first tables were measured when Adam was all there was.
-    optimizer = setting.get("optimizer", "adam")
+    optimizer = setting["optimizer"]
     if optimizer == "leace":
         return f"LEACE, {where}"
     if optimizer == "adam":

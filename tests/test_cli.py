@@ -422,6 +422,24 @@ def test_bad_input_is_one_line_and_leaves_nothing(spoil, folder, tmp_path, capsy
     assert sorted(tmp_path.rglob("*")) == before
 
 
+@pytest.mark.parametrize(
+    ("options", "expected"),
+    [
+        ({"batch_patches": 1000}, "--batch-patches 1000: must be a power of two"),
+        ({"batch_patches": 128}, "--batch-patches 128: must be a power of two, 256 or more"),
+        ({"keep_means": 0}, "--keep-means 0: must be at least 1"),
+        ({"workers": -1}, "--workers -1: too small"),
+        ({"save_steps": 0}, "--save-steps 0: too small"),
+        ({"processes": 2}, "--coordinator, --process-id and --processes: need --distributed"),
+        ({"distributed": [], "processes": 2}, "give all three, or none"),
+        ({"mesh": "fsdp=2"}, "--mesh fsdp=2: must be data=N or data=N,fsdp=M"),
+    ],
+)
+def test_settings_that_cannot_be_meant_are_one_line(options, expected, folder, tmp_path, capsys):
+    assert expected in fails(arguments(folder, tmp_path / "run", **options), capsys)
+    assert not any(tmp_path.iterdir())
+
+
 def test_a_broken_image_is_skipped_and_named_without_strict(folder, tmp_path):
     for name in ("forget", "preserve"):
         shutil.copytree(folder / name, tmp_path / name)

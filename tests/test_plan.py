@@ -10,6 +10,7 @@ import pytest
 
 from benchmarks.compiled import collectives, compile_statistics, compile_training, tower
 from jax_unlearn.cli import main
+from jax_unlearn.errors import UserError
 from jax_unlearn.models.qwen3_vision import VisionConfig
 from jax_unlearn.plan import compile_pass, find_chips, flops, memory_of, plan
 
@@ -98,6 +99,14 @@ def test_training_adds_up_gradients_and_no_more(name, d_in, e):
     size = sum(one.size for one in collectives(program) if one.repeated)
     assert size < 2 * 4 * 5 * (2 * d_in + e)
     assert all(place.is_fully_replicated for place in jax.tree.leaves(program.output_shardings))
+
+
+@pytest.mark.aot
+def test_fsdp_must_divide_the_devices():
+    assert find_chips("h100:8", 2).mesh.shape == {"data": 4, "fsdp": 2}
+    for fsdp in (0, 3):
+        with pytest.raises(UserError, match=f"--fsdp {fsdp}: must divide the 8 devices"):
+            find_chips("h100:8", fsdp)
 
 
 @pytest.mark.aot
