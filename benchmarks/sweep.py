@@ -1,10 +1,15 @@
-"""An epoch of 256 settings trained at once against an epoch of one setting, on the shipped model.
+"""256 settings against one: an epoch of Adam on the shipped model, and all of the closed form.
 
 The images of a concept go through the shipped tower once; both sides train on their statistics, the
 defaults of `jax-unlearn demo` but for what the settings say: all λ's, rates and seeds, rank 5. Both
 run in this process, in turns: `sweep.train_all` of all settings and `train` of one, each for a few
 epochs and for many. The difference of the two is the steady state: it has no compilation, no start
 and no reading of results. A first call comes before.
+
+The closed form is timed on rows of full size in memory (benchmarks/synthetic.py), their moments
+included: `sweep.solve_all` of 256 products of the three λ's against `solve` of one of them, both
+without the lower bound. How far the loss of a setting is from that of its own `solve` is told for a
+few of them.
 """
 
 import json
@@ -14,19 +19,22 @@ from functools import cache, partial
 from statistics import median
 from typing import Any
 
+import numpy as np
 from matplotlib.figure import Figure
 from rich.console import Console
 
+from benchmarks.synthetic import Source
 from benchmarks.timing import clocked, command, figure, ratio, save
 from benchmarks.tower import machine
 from jax_unlearn.batch import ProblemOf
 from jax_unlearn.cli import Demo, demo_config
 from jax_unlearn.grid import Grid, Setting
 from jax_unlearn.image_session import ImageSession
-from jax_unlearn.objective import Problem
-from jax_unlearn.sweep import train_all
+from jax_unlearn.objective import Problem, linear_problem
+from jax_unlearn.solve import solve
+from jax_unlearn.sweep import solve_all, train_all
 from jax_unlearn.targets import TargetKind
-from jax_unlearn.train import TrainConfig, train
+from jax_unlearn.train import Result, TrainConfig, train
 
 RANK = 5
 
@@ -38,6 +46,11 @@ def main(arguments: Sequence[str] | None = None) -> None:
     add("--settings", type=int, default=256, help="so many of the grid's 256")
     add("--chunk", type=int, default=50, help="epochs of one compiled scan, and of the short call")
     add("--epochs", type=int, default=200, help="more epochs of the long call; of chunks")
+    add("--d-in", type=int, default=4096, help="of the closed form's rows")
+    add("--e", type=int, default=2048)
+    add("--forget", type=int, default=2500, help="rows")
+    add("--preserve", type=int, default=22_500, help="rows")
+    add("--checked", type=int, default=8, help="so many settings are also solved alone")
     options = parser.parse_args(arguments)
     if options.epochs % options.chunk:
         parser.error("--epochs must be a multiple of --chunk")
@@ -46,6 +59,12 @@ def main(arguments: Sequence[str] | None = None) -> None:
     settings = grid().settings(options.settings)
     results = {"machine": machine(), "concept": options.concept, "chunk": options.chunk}
     results |= compare(problem_of, settings, common, options.epochs, options.rounds)
+    source = Source(options.d_in, options.e)
+    rows = linear_problem(*source.linear_arrays(options.forget, options.preserve))
+    shape = {k: getattr(options, k) for k in ("d_in", "e", "forget", "preserve")}
+    products = lambdas().settings(options.settings)
+    found = closed_form({"linear_fc2": rows}, products, options.checked, options.rounds)
+    results["closed_form"] = shape | found
     print(json.dumps(results, indent=1))
     save(options.out, results, plot(results))
 
@@ -59,6 +78,19 @@ def grid() -> Grid:
         lambda_preserve=(0.4, 1.0, 2.5, 6.0),
         lambda_weight=(1.0,),
         learning_rate=(0.005, 0.01),
+        rank=(RANK,),
+    )
+
+
+def lambdas() -> Grid:
+    """256 settings that differ in the λ's."""
+    return Grid(
+        target=("near",),
+        seed=(0,),
+        lambda_forget=(0.3, 0.65, 0.9, 1.3, 1.9, 2.6, 3.8, 5.2),
+        lambda_preserve=(0.2, 0.4, 0.7, 1.0, 1.5, 2.5, 4.0, 6.0),
+        lambda_weight=(0.1, 0.3, 1.0, 3.0),
+        learning_rate=(0.01,),
         rank=(RANK,),
     )
 
@@ -103,6 +135,41 @@ def compare(
     sequential = len(settings) * facts["one"]["seconds"]
     shape = {"settings": len(settings), "rank": one.rank, "rows": rows}
     return {**shape, **facts, **ratios, "sequential": sequential}
+
+
+def closed_form(
+    problem: Problem, settings: Sequence[Setting], checked: int, rounds: int
+) -> dict[str, Any]:
+    """Seconds of all settings and of one, in turns; and how near some of all are to theirs alone.
+
+    one_by_one: from the moments and the iterations of the settings that are checked.
+    """
+    common = TrainConfig()
+
+    def alone(setting: Setting) -> Result:
+        return solve(problem, setting.config(common), bounded=False)
+
+    one, seconds = settings[len(settings) // 2], dict[str, list[float]](one=[], all=[])
+    for _ in range(rounds):
+        seconds["one"].append(clocked(lambda: alone(one))[0])
+        taken, trained = clocked(lambda: solve_all(lambda *_: problem, settings, common))
+        seconds["all"].append(taken)
+        print(f"closed form: one {seconds['one'][-1]:.1f} s, all {taken:.1f} s", flush=True)
+    chosen = np.random.default_rng(0).choice(len(settings), checked, replace=False)
+    theirs = [alone(settings[i]) for i in chosen]
+    excess = [
+        float(trained[i].terms.sum()) / result.history[-1]["total"] - 1
+        for i, result in zip(chosen, theirs, strict=True)
+    ]
+    parts = {k: median(r.seconds[k] for r in theirs) for k in ("statistics", "iterations")}
+    return {
+        "settings": len(settings),
+        **{name: median(all_seconds) for name, all_seconds in seconds.items()},
+        "all_seconds": seconds,
+        **ratio(seconds["all"], seconds["one"]),
+        "one_by_one": parts["statistics"] + len(settings) * parts["iterations"],
+        "excess": max(excess),
+    }
 
 
 def turn(side: Callable[[int], Any], short: int, more: int) -> tuple[float, float]:

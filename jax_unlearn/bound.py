@@ -11,17 +11,8 @@ from numpy import ndarray
 from scipy.optimize import minimize
 
 from jax_unlearn.moments import Moments, Reduced
-from jax_unlearn.ridge import (
-    ALIKE,
-    INNER,
-    RIDGE,
-    Ridge,
-    Terms,
-    falling,
-    refined,
-    stepwise,
-    threads,
-)
+from jax_unlearn.ridge import ALIKE, RIDGE, Ridge, Terms, falling, stepwise, threads
+from jax_unlearn.subspace import INNER, refined
 
 # Below this size all columns of R take plain steps, whose factors cost little.
 PLAIN = 512
@@ -84,7 +75,7 @@ def dual(moments: Moments, costs: Terms, terms: Terms) -> tuple[float, Terms]:
     ten times as large as P.
     """
     ridge = Ridge(moments, costs, terms, RIDGE)
-    p = np.ascontiguousarray(ridge.backward(ridge.forward(moments.cross)))
+    p = np.ascontiguousarray(ridge.inverse(moments.cross))
     a, b, square = ridge.a, ridge.b, moments.square
     parts, shares = (moments.cross, p, moments.preserve @ p), np.array([1.0, b, a])
     table = np.array([[np.vdot(one, two) for two in parts] for one in parts])

@@ -13,6 +13,7 @@ import numpy as np
 from jaxtyping import Float, Float64
 from numpy import ndarray
 
+from jax_unlearn.errors import UserError
 from jax_unlearn.objective import LinearProblem, Part, Problem
 from jax_unlearn.statistics import BLOCK, gram
 
@@ -52,6 +53,10 @@ class WithMoments(LinearProblem):
     def reduced(self) -> Reduced:
         return reduce(self)
 
+    @cached_property
+    def square(self) -> float:
+        return square(self)
+
 
 def with_moments(problem: Problem) -> dict[str, Part]:
     """The same problem for more than one `solve`, of which only the first takes its moments.
@@ -67,6 +72,24 @@ def with_moments(problem: Problem) -> dict[str, Part]:
 def moments_of(linear: LinearProblem) -> Reduced:
     """Its moments: those that it keeps, if it does."""
     return linear.reduced if isinstance(linear, WithMoments) else reduce(linear)
+
+
+def square_of(linear: LinearProblem) -> float:
+    """‖R‖², in the same way."""
+    return linear.square if isinstance(linear, WithMoments) else square(linear)
+
+
+def square(linear: LinearProblem) -> float:
+    """‖R‖².
+
+    Raises:
+        UserError: rows that are not finite.
+    """
+    forget, residual, preserve = map(np.asarray, (linear.forget, linear.residual, linear.preserve))
+    found = np.einsum("ij,ij->", residual, residual, dtype=np.float64)
+    if not np.isfinite([found, *(x.sum(dtype=np.float64) for x in (forget, preserve))]).all():
+        raise UserError("the loss is not finite at the start: the features or the target are not")
+    return float(found)
 
 
 def reduce(linear: LinearProblem) -> Reduced:

@@ -12,11 +12,7 @@ c_f/(2η_f), that is a ridge regression, whose minimum of rank r is known (DESIG
     P = L⁻ᵀ · best rank r of L⁻¹ C_f = H⁻¹ C_f V Vᵀ
 
 Setting the η's to the norms of P and repeating majorises and minimises: f never rises. That may
-take a hundred factors of a D_in × D_in matrix (`stepwise`). But P depends on a and b alone, and
-smoothly: after each such step the iteration is carried to its end among the changes whose left
-factor lies in the span of H⁻¹C_f V and its derivatives by a and b (H⁻¹G_p and H⁻¹ times it), those
-of earlier steps included (`refined`). There it costs little, and begins with that very step, so
-that f cannot rise; from two to four steps do.
+take a hundred factors of a D_in × D_in matrix (`stepwise`); `subspace` says how a few do.
 
 In float64 moments ‖R − X_f P‖ below 1e-7 ‖R‖ cannot be told from zero, for two numbers cancel. No η
 is taken below that, and an iterate whose loss is not lower is not taken and ends the iteration.
@@ -25,7 +21,6 @@ is taken below that, and an iterate whose loss is not lower is not taken and end
 from collections.abc import Iterable, Iterator
 from contextlib import AbstractContextManager
 from functools import cache
-from itertools import islice
 from typing import NamedTuple
 
 import numpy as np
@@ -42,8 +37,6 @@ FLOOR, FIT = 1e-8, 2e-7
 # The least b, as a share of H's trace: for a factor to exist; and without a weight term, for the
 # change to stay so small that float32 can carry it where the rows do not determine it.
 RIDGE, RIDGE_ALONE = 2e-15, 1e-10
-# Within a span: at most so many iterations, to this share of the tolerance.
-INNER, INNER_TOLERANCE = 1000, 1e-6
 # From this size on, a few eigenvectors are found by Lanczos' method.
 LANCZOS = 256
 # Below this size BLAS' threads cost more than they save, and much more on a busy machine.
@@ -87,33 +80,29 @@ def stepwise(moments: Moments, costs: Terms, rank: int, terms: Terms) -> Iterato
     """
     settled, last, times = terms, np.inf, 1.0
     while True:
-        factors = _minimum(moments, rank, Ridge(moments, costs, terms))
+        factors = minimum(moments, rank, Ridge(moments, costs, terms))
         change = Change(*factors, _terms(moments, costs, *factors))
         if times > 1 and not change.total < last:
             terms, times = settled, 1.0
             continue
         yield change
         settled, last = change.terms, change.total
-        before, after = (_floored(moments, costs, one) for one in (terms, settled))
+        before, after = (floored(moments, costs, one) for one in (terms, settled))
         share = np.clip(after / before, 1e-3, 1e3)
         terms, times = settled * share ** (times - 1), min(2 * times, 64.0)
 
 
-def refined(
-    moments: Moments, costs: Terms, rank: int, terms: Terms, tolerance: float
-) -> Iterator[Change]:
-    """The same, each step carried to the end of the iteration in the span of all so far."""
-    span = np.zeros((len(moments.forget), 0))
-    while True:
-        ridge = Ridge(moments, costs, terms)
-        left, _ = _minimum(moments, rank, ridge)
-        span = _extended(span, moments, ridge, left)
-        outputs, small = _within(moments, span)
-        inner = islice(stepwise(small, costs, rank, terms), INNER)
-        with threads(span.shape[1]):
-            end = list(falling(inner, INNER_TOLERANCE * tolerance))[-1]
-        yield Change(span @ end.left, outputs @ end.right, end.terms)
-        terms = end.terms
+def ridge_of(
+    moments: Moments, costs: Terms, terms: Terms, alone: float = RIDGE_ALONE
+) -> tuple[float, float, float]:
+    """(a, b, the trace of G_f + a G_p) for the η's of a change with these terms.
+
+    alone: the least b without a weight term, as a share of the trace.
+    """
+    known = floored(moments, costs, terms)
+    a, b = map(float, (costs[1:] / costs[0]) ** 2 * known[0] / known[1:])
+    trace = float(a * moments.preserve.trace() + moments.forget.trace())
+    return a, max(b, (RIDGE if costs[2] > 0 else alone) * trace), trace
 
 
 class Ridge:
@@ -122,10 +111,7 @@ class Ridge:
     def __init__(
         self, moments: Moments, costs: Terms, terms: Terms, alone: float = RIDGE_ALONE
     ) -> None:
-        floored = _floored(moments, costs, terms)
-        self.a, b = (costs[1:] / costs[0]) ** 2 * floored[0] / floored[1:]
-        self.trace = float(self.a * moments.preserve.trace() + moments.forget.trace())
-        self.b = max(b, (RIDGE if costs[2] > 0 else alone) * self.trace)
+        self.a, self.b, self.trace = ridge_of(moments, costs, terms, alone)
         while True:
             h = self.a * moments.preserve
             h += moments.forget
@@ -147,18 +133,34 @@ class Ridge:
         """L⁻ᵀ x."""
         return blas.dtrsm(1.0, self.lower, x, lower=True, trans_a=True)
 
+    def inverse(self, x: Float64[ndarray, "m n"]) -> Float64[ndarray, "m n"]:
+        """H⁻¹ x."""
+        return self.backward(self.forward(x))
 
-def _minimum(
+    def bounds(self, a: float, b: float) -> tuple[float, float]:
+        """(l, u / l) with l H ≤ H' ≤ u H, where H' is that of a and b; u / l may be ∞."""
+        shares = [1.0, b / self.b]
+        if a != self.a:
+            shares.append(a / self.a if self.a else np.inf)
+        low, high = min(shares), max(shares)
+        return low, high / low if low > 0 else np.inf
+
+
+def minimum(
     moments: Moments, rank: int, ridge: Ridge
 ) -> tuple[Float64[ndarray, "m q"], Float64[ndarray, "k q"]]:
-    """(left, right) of the best P of the rank for the ridge's η's."""
+    """(left, right) of the best P of the rank for the ridge's η's.
+
+    Columns are in the order of their singular values, the largest last, but where right is I: where
+    the rank leaves nothing out.
+    """
     whitened = ridge.forward(moments.cross)
     right = _leading(whitened, rank)
     return ridge.backward(whitened @ right), right
 
 
 def _leading(x: Float64[ndarray, "m k"], rank: int) -> Float64[ndarray, "k q"]:
-    """The right singular vectors of the largest singular values, orthonormal."""
+    """The right singular vectors of the largest singular values, the largest last."""
     k = x.shape[1]
     if rank >= k:
         return np.eye(k)
@@ -166,7 +168,8 @@ def _leading(x: Float64[ndarray, "m k"], rank: int) -> Float64[ndarray, "k q"]:
     if k >= LANCZOS and 10 * rank < k:
         try:
             start = np.random.default_rng(0).normal(size=k)
-            return eigsh(squares, k=rank, v0=start)[1]
+            values, vectors = eigsh(squares, k=rank, v0=start)
+            return vectors[:, np.argsort(values)]
         except ArpackError:
             pass  # It did not converge, as where singular values are alike; what follows does.
     return eigh(squares, subset_by_index=(k - rank, k - 1), check_finite=False)[1]
@@ -181,33 +184,10 @@ def _terms(
     return costs * np.sqrt(np.maximum(squares, 0))
 
 
-def _floored(moments: Moments, costs: Terms, terms: Terms) -> Terms:
+def floored(moments: Moments, costs: Terms, terms: Terms) -> Terms:
     forget = max(terms[0], FIT * costs[0] * moments.square**0.5)
     others = np.maximum(terms[1:], FLOOR * (forget + terms[1:].sum()))
     return np.array([forget, *others])
-
-
-def _extended(
-    span: Float64[ndarray, "m p"],
-    moments: Moments,
-    ridge: Ridge,
-    left: Float64[ndarray, "m q"],
-) -> Float64[ndarray, "m s"]:
-    """Orthonormal columns: the span, a left factor and its derivatives by a and b."""
-    both = np.concatenate([moments.preserve @ left, left], axis=1)
-    added = np.concatenate([left, ridge.backward(ridge.forward(both))], axis=1)
-    sizes = np.linalg.norm(added, axis=0)
-    return np.linalg.qr(np.concatenate([span, added / np.where(sizes > 0, sizes, 1.0)], axis=1))[0]
-
-
-def _within(
-    moments: Moments, span: Float64[ndarray, "m s"]
-) -> tuple[Float64[ndarray, "k t"], Moments]:
-    """(Outputs, moments) of the changes span P' outputsᵀ: what is outside of these is no use."""
-    cross = span.T @ moments.cross
-    outputs = np.linalg.qr(cross.T)[0]
-    forget, preserve = (span.T @ g @ span for g in (moments.forget, moments.preserve))
-    return outputs, Moments(forget, cross @ outputs, moments.square, preserve)
 
 
 def threads(size: int) -> AbstractContextManager:

@@ -17,9 +17,10 @@ from numpy import ndarray
 from jax_unlearn.bound import lower_bound
 from jax_unlearn.errors import UserError
 from jax_unlearn.lora import LoraAdapter, LoraPair
-from jax_unlearn.moments import Moments, moments_of
+from jax_unlearn.moments import Moments, moments_of, square_of
 from jax_unlearn.objective import LinearProblem, Problem, loss, shapes
-from jax_unlearn.ridge import ALIKE, Change, Terms, falling, refined, threads
+from jax_unlearn.ridge import ALIKE, Change, Terms, falling, threads
+from jax_unlearn.subspace import Steps, Subspace, alone, going_on
 from jax_unlearn.train import Progress, Result, TrainConfig, check, history_of
 
 # A start near no change, if that is all it came to: what share each term has.
@@ -48,6 +49,7 @@ def solve(
     held_out: Problem | None = None,
     progress: Progress | None = None,
     bounded: bool = True,
+    spaces: dict[str, Subspace] | None = None,
 ) -> Result:
     """Minimise the three-term loss over all changes of rank r, without epochs or a step size.
 
@@ -59,6 +61,8 @@ def solve(
         held_out: rows to choose the adapter by, with `select="held_out"`.
         progress: called after each iteration with their number and the terms so far.
         bounded: also find the lower bound, which takes about as long as the rest.
+        spaces: what earlier settings of this problem left, by the Linears' names, to go on from
+            (`subspace.recycled`): many settings take little more than one. Filled here.
 
     A row of the history is an iteration of all Linears: one that has ended stays as it is. Row 0 is
     no change. Both factors of the adapter have the same singular values; where the change needs
@@ -75,11 +79,12 @@ def solve(
         raise UserError("select 'held_out' needs held-out rows to choose by")
     begun = time.perf_counter()
     costs = {name: costs_of(linear, config) for name, linear in linears.items()}
-    tell = _teller({name: _start(linears[name], costs[name]) for name in linears}, progress)
-    solved = {
-        name: _solve(linears[name], costs[name], config, partial(tell, name), bounded)
-        for name in linears
-    }
+    sizes = {name: costs[name][0] * square_of(linear) ** 0.5 for name, linear in linears.items()}
+    tell = _teller({name: np.array([size, 0.0, 0.0]) for name, size in sizes.items()}, progress)
+    solved = {}
+    for name, linear in linears.items():
+        of = alone if spaces is None else partial(going_on, spaces, name)
+        solved[name] = _solve(linear, costs[name], config, partial(tell, name), bounded, of)
 
     paths, fresh = solved.values(), config.init(problem)
     length = max(len(path.changes) for path in paths)
@@ -105,11 +110,12 @@ def _solve(
     config: TrainConfig,
     tell: Callable[[Terms], None],
     bounded: bool,
+    steps_of: Callable[[Moments], Steps],
 ) -> Solved:
     laps = [time.perf_counter()]
     reduced = moments_of(linear)
     laps.append(time.perf_counter())
-    changes = descend(reduced.moments, costs, config, tell)
+    changes = descend(reduced.moments, costs, config, tell, steps_of(reduced.moments))
     laps.append(time.perf_counter())
     bound = None
     if bounded:
@@ -121,7 +127,11 @@ def _solve(
 
 
 def descend(
-    moments: Moments, costs: Terms, config: TrainConfig, tell: Callable[[Terms], None]
+    moments: Moments,
+    costs: Terms,
+    config: TrainConfig,
+    tell: Callable[[Terms], None],
+    steps_of: Steps,
 ) -> list[Change]:
     """No change, and the lowest so far after each iteration, from the best start.
 
@@ -130,6 +140,7 @@ def descend(
     Args:
         costs: c_f, c_p and c_w.
         tell: called with the terms after each iteration.
+        steps_of: the iteration from the η's of a change with such terms.
     """
     (m, k), size = moments.cross.shape, costs[0] * moments.square**0.5
     nothing = Change(np.zeros((m, 0)), np.zeros((k, 0)), np.array([size, 0.0, 0.0]))
@@ -138,7 +149,7 @@ def descend(
 
     def run(shares: Terms) -> list[Change]:
         changes = [nothing]
-        steps = refined(moments, costs, config.rank, shares * size, config.tolerance)
+        steps = steps_of(costs, config.rank, shares * size, config.tolerance)
         for change in falling(islice(steps, config.iterations), config.tolerance):
             changes.append(_lower(change, changes[-1]))
             tell(changes[-1].terms)
@@ -206,19 +217,6 @@ def costs_of(linear: LinearProblem, config: TrainConfig) -> Terms:
         # Without rows the term is zero whatever it costs.
         return costs / np.sqrt(np.maximum(rows, 1.0))
     return np.array(costs)
-
-
-def _start(linear: LinearProblem, costs: Terms) -> Terms:
-    """The terms of no change.
-
-    Raises:
-        UserError: rows that are not finite.
-    """
-    forget, residual, preserve = map(np.asarray, (linear.forget, linear.residual, linear.preserve))
-    square = np.einsum("ij,ij->", residual, residual, dtype=np.float64)
-    if not np.isfinite([square, *(x.sum(dtype=np.float64) for x in (forget, preserve))]).all():
-        raise UserError("the loss is not finite at the start: the features or the target are not")
-    return np.array([costs[0] * square**0.5, 0.0, 0.0])
 
 
 def _teller(now: dict[str, Terms], progress: Progress | None) -> Callable[[str, Terms], None]:

@@ -13,6 +13,7 @@ from jax_unlearn.grid import Setting, Trained, target_of
 from jax_unlearn.moments import with_moments
 from jax_unlearn.objective import TERMS
 from jax_unlearn.solve import solve
+from jax_unlearn.subspace import Subspace
 from jax_unlearn.targets import TargetKind
 from jax_unlearn.train import TrainConfig
 
@@ -59,14 +60,15 @@ def solve_all(
 ) -> list[Trained]:
     """The same with the closed form, one after another; learning rates have no say in it.
 
-    Neighbours with one target share the moments of its rows; no two targets' are kept at a time.
+    Neighbours with one target share the moments of its rows, and few factors of them serve all
+    (`subspace`); no two targets' are kept at a time.
     """
     refuse_held_out(common)
     found = []
     for target, alike in itertools.groupby(settings, target_of):
-        problem = with_moments(problem_of(*target))
+        problem, spaces = with_moments(problem_of(*target)), dict[str, Subspace]()
         for setting in alike:
-            result = solve(problem, setting.config(common), bounded=False)
+            result = solve(problem, setting.config(common), bounded=False, spaces=spaces)
             row = result.history[result.epoch]
             terms = np.array([row[name] for name in TERMS])
             found.append(Trained(setting, result.adapter, terms, result.stopped is not None))

@@ -108,5 +108,12 @@ def test_sweep(tmp_path):
     found = sweep.compare(lambda *_: problem, settings[:3], config, epochs=4, rounds=2)
     assert found["rows"] == {"merger.linear_fc2": [30, 50]}
     found |= {"machine": sweep.machine(), "concept": "astronaut"}
+    products = sweep.lambdas().settings()
+    assert len(set(products)) == 256
+    solved = sweep.closed_form(problem, products[:5], checked=2, rounds=1)
+    assert abs(solved["excess"]) <= 1e-6
+    found["closed_form"] = solved | {"d_in": 16, "e": 8, "forget": 30, "preserve": 50}
     save(tmp_path / "sweep.json", found, sweep.plot(found))
-    assert "3 settings at once" in block_of("sweep", tmp_path / "sweep.json")
+    block = block_of("sweep", tmp_path / "sweep.json")
+    assert "3 settings at once" in block
+    assert "5 settings, `solve_all`" in block

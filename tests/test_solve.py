@@ -14,15 +14,16 @@ from scipy.optimize import brentq
 from jax_unlearn.errors import UserError
 from jax_unlearn.moments import reduce
 from jax_unlearn.objective import LinearProblem
-from jax_unlearn.ridge import Change, falling, refined, stepwise
+from jax_unlearn.ridge import Change, falling, stepwise
 from jax_unlearn.solve import costs_of, solve
+from jax_unlearn.subspace import refined
 from jax_unlearn.train import TrainConfig, train
 from tests import test_merger_problem
 
 NAME = "merger.linear_fc2"
 # (D_in, E, n_f, n_p): many rows; fewer than D_in; fewer than E; n_p < D_in < n_f.
 SHAPES = [(12, 7, 30, 40), (40, 6, 9, 12), (10, 25, 14, 30), (16, 8, 40, 9)]
-KINDS = ("plain", "rank-deficient", "common mean", "low-rank target", "nearly fits")
+KINDS = ("plain", "rank-deficient", "common mean", "low-rank target", "nearly fits", "one step")
 
 
 def linear(seed, shape=SHAPES[0], kind="plain"):
@@ -36,6 +37,9 @@ def linear(seed, shape=SHAPES[0], kind="plain"):
     if kind in ("low-rank target", "nearly fits"):
         delta = random.normal(size=(d_in, 2)) @ random.normal(size=(2, e))
         residual = forget @ delta + (0.01 * residual if kind == "nearly fits" else 0)
+    if kind == "one step":
+        # As of the targets that move all rows alike: of rank one, to the last digit.
+        residual = np.repeat(residual[:1], n_f, axis=0)
     rows = (x.astype(np.float32) for x in (forget, residual, preserve))
     return LinearProblem(*rows, float(n_f), float(n_p))
 

@@ -1,0 +1,130 @@
+"""The iteration within a span: of one setting, and of others that go on from what it left."""
+
+import itertools
+from dataclasses import replace
+
+import numpy as np
+import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
+from jax_unlearn import subspace
+from jax_unlearn.grid import Grid
+from jax_unlearn.moments import reduce
+from jax_unlearn.ridge import ridge_of
+from jax_unlearn.solve import costs_of, solve
+from jax_unlearn.subspace import Subspace, recycled
+from jax_unlearn.sweep import solve_all
+from jax_unlearn.train import TrainConfig
+from tests.test_solve import KINDS, NAME, linear, never_rises
+
+# More rows than columns, so that nothing is reduced; and far more columns than the spans have.
+SHAPE = (80, 30, 200, 150)
+
+
+def known(kind, seed=0, **changed):
+    """(Moments, costs)."""
+    part = linear(seed, SHAPE, kind)
+    return reduce(part).moments, costs_of(part, TrainConfig(**changed))
+
+
+def start(moments, costs):
+    return costs[0] * moments.square**0.5 * np.ones(3)
+
+
+@pytest.fixture
+def factors(monkeypatch):
+    """As for a large problem; counts the factors of whole matrices."""
+    seen, original = [], Subspace.factor
+
+    def factor(self, *arguments):
+        seen.append(arguments)
+        original(self, *arguments)
+
+    monkeypatch.setattr(Subspace, "factor", factor)
+    monkeypatch.setattr(subspace, "FACTORED", 0)
+    return seen
+
+
+@pytest.mark.parametrize("kind", KINDS)
+def test_bases_stay_orthonormal_and_products_are_theirs(kind):
+    moments, costs = known(kind)
+    space = Subspace(moments)
+    for shares in ([1, 1, 1], [1, 0.1, 1], [1, 1, 30]):
+        space.factor(costs, 3, start(moments, costs) * np.array(shares, float), 4)
+    for basis in (space.left, space.right):
+        np.testing.assert_allclose(basis.T @ basis, np.eye(basis.shape[1]), atol=1e-12)
+    left, right = space.left, space.right
+    for ours, theirs in (
+        (space.moments.forget, left.T @ moments.forget @ left),
+        (space.moments.preserve, left.T @ moments.preserve @ left),
+        (space.moments.cross, left.T @ moments.cross @ right),
+        # Nothing of the span's outputs is left out.
+        (space.moments.cross @ right.T, left.T @ moments.cross),
+    ):
+        assert np.linalg.norm(ours - theirs) <= 1e-10 * np.linalg.norm(theirs)
+
+
+def test_a_span_ends_where_there_is_no_room():
+    moments, costs = known("plain")
+    space = Subspace(moments)
+    for _ in range(6):
+        space.extend(np.random.default_rng(space.size).normal(size=(80, 30)))
+    assert space.left.shape == (80, 80)
+    assert space.right.shape == (30, 30)
+    assert space.settled(costs, 3, start(moments, costs), 1e-6).total < start(moments, costs)[0]
+
+
+@settings(max_examples=40, deadline=None)
+@given(st.integers(0, 99), st.sampled_from(KINDS), st.floats(-1.5, 1.5), st.floats(-1.5, 1.5))
+def test_no_step_outside_wins_more_than_is_said(seed, kind, more_preserve, more_weight):
+    """With the right factor held, the majorant's minimum has a left factor that is known."""
+    moments, costs = known(kind, seed)
+    space = Subspace(moments)
+    space.factor(costs, 3, start(moments, costs))
+    others = costs * 10 ** np.array([0.0, more_preserve, more_weight])
+    inner = space.settled(others, 3, start(moments, others), 1e-6)
+    lacking = space.lacking(inner, others)
+    a, b, _ = ridge_of(moments, others, inner.terms)
+    h = moments.forget + a * moments.preserve + b * np.eye(len(moments.forget))
+    change = space.outside(inner)
+    missed = moments.cross @ change.right - h @ change.left
+    fall = np.vdot(missed, np.linalg.solve(h, missed)) * others[0] ** 2 / (2 * inner.terms[0])
+    rounding = 1e-9 * inner.total
+    assert fall <= lacking.excess * (1 + 1e-6) + rounding
+    # And not wildly more: by the condition that the factor leaves.
+    assert lacking.excess <= fall * lacking.condition * (1 + 1e-6) + rounding
+
+
+@pytest.mark.parametrize("kind", KINDS)
+def test_settings_after_one_find_what_they_find_alone(kind, factors):
+    problem = {NAME: linear(1, SHAPE, kind)}
+    grid = Grid(("near",), (0,), (0.5, 1.3, 3.0), (0.0, 0.3, 1.0, 3.0), (0.3, 2.0), (0.01,), (1, 3))
+    products = grid.settings()
+    together = solve_all(lambda *_: problem, products, TrainConfig())
+    assert len(factors) < len(products) / 2
+    first = solve(problem, TrainConfig(rank=1)).history[0]["total"]
+    for one in together:
+        alone = solve(problem, one.setting.config(TrainConfig())).history[-1]["total"]
+        assert float(one.terms.sum()) <= alone * (1 + 2e-6) + 1e-7 * first
+
+
+@settings(max_examples=20, deadline=None)
+@given(st.integers(0, 99), st.sampled_from(KINDS))
+def test_the_loss_never_rises(seed, kind):
+    moments, costs = known(kind, seed)
+    space = Subspace(moments)
+    for weights in itertools.product((0.3, 3.0), (0.1, 1.0, 10.0)):
+        others = costs * np.array([1.0, *weights])
+        before = start(moments, others)
+        steps = recycled(space, others, 3, before, 1e-6)
+        assert never_rises([step.total + before[0] for step in steps], 1e-7)
+
+
+def test_small_problems_are_solved_alone():
+    problem, spaces = {NAME: linear(0, SHAPE)}, {}
+    config = TrainConfig(rank=2)
+    assert len(problem[NAME].forget[0]) < subspace.FACTORED
+    kept = solve(problem, config, spaces=spaces)
+    assert spaces == {}
+    assert kept.history == solve(problem, replace(config), spaces=None).history
