@@ -187,16 +187,18 @@ def side_facts(first: float, turns: list[tuple[float, float]]) -> dict[str, Any]
 
 
 def plot(results: dict[str, Any]) -> Figure:
-    made, axes = figure(width=6)
-    number = results["settings"]
-    bars = {
-        "one": results["one"]["seconds"],
-        f"{number} at once": results["all"]["seconds"],
-        f"{number} one by one": results["sequential"],
-    }
-    shown = axes.bar([*bars], [1000 * seconds for seconds in bars.values()])
-    axes.bar_label(shown, fmt="%.3g")
-    axes.set(yscale="log", ylabel="milliseconds an epoch")
+    made, sides = figure(columns=2, width=10)
+    solved = results["closed_form"]
+    closed = solved["one"], solved["all"], solved["one_by_one"]
+    adam = results["one"]["seconds"], results["all"]["seconds"], results["sequential"]
+    shown = (
+        ("closed form, seconds from features in memory", solved["settings"], closed),
+        ("Adam, milliseconds an epoch", results["settings"], [1000 * each for each in adam]),
+    )
+    for axes, (title, number, values) in zip(sides, shown, strict=True):
+        bars = axes.bar(["one", f"{number} at once", f"{number} one by one"], values)
+        axes.bar_label(bars, fmt="%.3g")
+        axes.set(title=title, yscale="log")
     return made
 
 
