@@ -47,6 +47,8 @@ FACTORED = 1024
 # For other settings: columns beyond the rank, what condition a preconditioner may leave,
 # and how many factors are kept, of 8 D_in² bytes each.
 MORE, FAR, KEPT = 10, 30.0, 4
+# A span of more than this share of all dimensions saves too little, and the next one begins anew.
+WIDEST = 0.25
 
 # Of costs, rank, terms to begin with and tolerance.
 Steps = Callable[[Terms, int, Terms, float], Iterator[Change]]
@@ -138,7 +140,7 @@ def going_on(spaces: dict[str, Subspace], name: str, moments: Moments) -> Steps:
     """That of a setting after others, whose span is kept by this name, or will be."""
     if len(moments.forget) < FACTORED:
         return alone(moments)
-    if name not in spaces:
+    if name not in spaces or spaces[name].size > WIDEST * len(moments.forget):
         spaces[name] = Subspace(moments)
     return partial(recycled, spaces[name])
 

@@ -43,6 +43,7 @@ def factors(monkeypatch):
 
     monkeypatch.setattr(Subspace, "factor", factor)
     monkeypatch.setattr(subspace, "FACTORED", 0)
+    monkeypatch.setattr(subspace, "WIDEST", 1.0)
     return seen
 
 
@@ -119,6 +120,21 @@ def test_the_loss_never_rises(seed, kind):
         before = start(moments, others)
         steps = recycled(space, others, 3, before, 1e-6)
         assert never_rises([step.total + before[0] for step in steps], 1e-7)
+
+
+def test_a_span_that_has_grown_too_wide_is_given_up(factors, monkeypatch):
+    problem, spaces = {NAME: linear(0, SHAPE)}, {}
+    config = TrainConfig(rank=3)
+    first = solve(problem, config, spaces=spaces)
+    kept, before = spaces[NAME], len(factors)
+    again = solve(problem, config, spaces=spaces)
+    assert spaces[NAME] is kept
+    assert len(factors) == before
+    assert again.history[-1]["total"] == pytest.approx(first.history[-1]["total"], rel=1e-6)
+    monkeypatch.setattr(subspace, "WIDEST", (kept.size - 1) / SHAPE[0])
+    solve(problem, config, spaces=spaces)
+    assert spaces[NAME] is not kept
+    assert len(factors) == 2 * before
 
 
 def test_small_problems_are_solved_alone():
