@@ -7,15 +7,16 @@ H⁻¹ times it), and only then is H factored again, for the a and b that it end
 what the last span ended with, so that f cannot rise; from two to four factors do (`refined`).
 
 Other λ's are other a and b of the same problem: their changes lie in nearly the same span
-(`recycled`). With the η's and the right factor V held, the majorant can fall by no more than
+(`recycled`). With the η's and the right factor V held, a step outside of it lowers the majorant by
 
     c_f / (2 η_f) · tr(Yᵀ H⁻¹ Y),   Y = C_f V − H P,
 
-and H ≥ min(1, a / a', b / b') H' for any factor that there is, that of H' at a' and b'. Where this
-is too much, H'⁻¹Y is what the span lacks: a step of conjugate gradients with H' as preconditioner.
-Only where a and b are far from all factors' is there a new one. That the right factor is the best
-of all, and not only of those that the span allows, rests on more columns than the rank has at each
-factor; a `solve` alone does not need that.
+and H ≥ l H' with l = min(1, a / a', b / b') for any factor that there is, that of H' at a' and b'.
+Where this is too much, H'⁻¹Y is what the span lacks: a step of conjugate gradients with H' as
+preconditioner. Another V may still be better than any in the span. So at each factor the span takes
+more columns than the rank has, of the q largest gains σ² of C_fᵀH'⁻¹C_f; what is across them gains
+at most σ²_q / l by C_fᵀH⁻¹C_f. A factor serves other a and b only as long as that is below what the
+change gains, or as they are close to its own; where none does, there is a new one.
 """
 
 from collections.abc import Callable, Iterator
@@ -40,13 +41,14 @@ from jax_unlearn.ridge import (
     threads,
 )
 
-# Within a span: at most so many iterations, to this share of the tolerance.
-INNER, INNER_TOLERANCE = 1000, 1e-6
+# Within a span: at most so many iterations, to this share of the tolerance; and of one that is used
+# again, whose end need not be the last digit's.
+INNER, SHARE, SHARE_AGAIN = 1000, 1e-6, 1e-3
 # Below this size factors cost less than what spares them.
 FACTORED = 1024
-# For other settings: columns beyond the rank, what condition a preconditioner may leave,
-# and how many factors are kept, of 8 D_in² bytes each.
-MORE, FAR, KEPT = 10, 30.0, 4
+# For other settings: columns beyond the rank, what condition a preconditioner may leave, up to what
+# condition all gains are alike, and how many factors of a Linear are kept, of 8 D_in² bytes each.
+MORE, FAR, CLOSE, KEPT = 20, 300.0, 2.0, 4
 # A span of more than this share of all dimensions saves too little, and the next one begins anew.
 WIDEST = 0.25
 
@@ -54,81 +56,111 @@ WIDEST = 0.25
 Steps = Callable[[Terms, int, Terms, float], Iterator[Change]]
 
 
+class Factor(NamedTuple):
+    """A ridge, and the least gain that the span took at it; zero if it took all."""
+
+    ridge: Ridge
+    gain: float
+
+
 class Lacking(NamedTuple):
-    """How far the loss may fall, the condition that a factor leaves, the factor, and L'⁻¹Y."""
+    """The most that a step outside may lower the majorant by, and what makes H'⁻¹Y."""
 
     excess: float
-    condition: float
     ridge: Ridge
     whitened: Float64[ndarray, "m q"]
+
+    def columns(self) -> Float64[ndarray, "m q"]:
+        """What the span lacks."""
+        return self.ridge.backward(self.whitened)
 
 
 class Subspace:
     """The changes left · P' · rightᵀ, and what is asked of the moments for them.
 
     left [m, s] and right [k, t] have orthonormal columns; those of `right` span C_fᵀ left's, for
-    what is outside of these is no use. Nothing is computed twice when they grow.
+    what is outside of these is no use. Products with whole matrices are of new columns only.
     """
 
     def __init__(self, moments: Moments) -> None:
         m, k = moments.cross.shape
-        self.whole, self.ridges = moments, list[Ridge]()
+        self.whole, self.factors = moments, list[Factor]()
         self.left, self.right = np.zeros((m, 0)), np.zeros((k, 0))
         # G_f left, G_p left and C_f right.
         self.forget = self.preserve = self.cross = self.left
+        none = np.zeros((0, 0))
+        self.moments = Moments(none, none, moments.square, none)
 
     @property
     def size(self) -> int:
         return self.left.shape[1]
 
     def factor(self, costs: Terms, rank: int, terms: Terms, more: int = 0) -> None:
-        """Extend by what the best change for the η's of these terms lies in, and keep its factor.
+        """Extend by what the best change for the η's of these terms lies in.
 
-        more: columns of `right` beyond the rank.
+        more: columns beyond the rank; if there are any, the factor is kept.
         """
         ridge = Ridge(self.whole, costs, terms)
         left, right = minimum(self.whole, rank + more, ridge)
-        self.ridges = [*self.ridges[1 - KEPT :], ridge]
-        best = left if right.shape[1] == len(right) else left[:, -rank:]
+        every = right.shape[1] == len(right)
+        if more:
+            gain = 0.0 if every else _least_gain(left, self.whole.cross @ right)
+            self.factors = [*self.factors[1 - KEPT :], Factor(ridge, gain)]
+        best = left if every else left[:, -rank:]
         both = ridge.inverse(np.concatenate([self.whole.preserve @ best, best], axis=1))
         self.extend(np.concatenate([left, both], axis=1))
 
     def extend(self, columns: Float64[ndarray, "m n"]) -> None:
         added = _orthonormal(self.left, columns)
         outputs = _orthonormal(self.right, self.whole.cross.T @ added)
+        forget, preserve = self.whole.forget @ added, self.whole.preserve @ added
+        cross, old = self.whole.cross @ outputs, self.moments.cross
         self.left = np.concatenate([self.left, added], axis=1)
         self.right = np.concatenate([self.right, outputs], axis=1)
-        self.forget = np.concatenate([self.forget, self.whole.forget @ added], axis=1)
-        self.preserve = np.concatenate([self.preserve, self.whole.preserve @ added], axis=1)
-        self.cross = np.concatenate([self.cross, self.whole.cross @ outputs], axis=1)
-        left = self.left.T
         self.moments = Moments(
-            left @ self.forget, left @ self.cross, self.whole.square, left @ self.preserve
+            _bordered(self.moments.forget, self.left.T @ forget),
+            np.concatenate(
+                [np.concatenate([old, added.T @ self.cross]), self.left.T @ cross], axis=1
+            ),
+            self.whole.square,
+            _bordered(self.moments.preserve, self.left.T @ preserve),
         )
+        self.forget = np.concatenate([self.forget, forget], axis=1)
+        self.preserve = np.concatenate([self.preserve, preserve], axis=1)
+        self.cross = np.concatenate([self.cross, cross], axis=1)
 
     def settled(self, costs: Terms, rank: int, terms: Terms, tolerance: float) -> Change:
         """The end of the iteration from these terms, in the terms of the span."""
         steps = islice(stepwise(self.moments, costs, rank, terms), INNER)
         with threads(self.size):
-            return list(falling(steps, INNER_TOLERANCE * tolerance))[-1]
+            return list(falling(steps, tolerance))[-1]
 
     def outside(self, change: Change) -> Change:
         """The same change as one of D_in × E."""
         return Change(self.left @ change.left, self.right @ change.right, change.terms)
 
-    def lacking(self, change: Change, costs: Terms) -> Lacking:
-        """What a step outside of the span could do to its end."""
+    def lacking(self, change: Change, costs: Terms) -> Lacking | None:
+        """What a step outside of the span could do to its end; None if no factor can tell."""
         a, b, _ = ridge_of(self.whole, costs, change.terms)
-        found = [(*ridge.bounds(a, b), ridge) for ridge in self.ridges]
-        low, condition, ridge = min(found, key=lambda known: known[1])
-        left = change.left
-        missed = self.cross @ change.right - self.forget @ left
-        missed -= a * (self.preserve @ left) + b * (self.left @ left)
+        left, cross = change.left, self.cross @ change.right
+        gain = _least_gain(left, self.moments.cross @ change.right)
+        near = []
+        for ridge, least in self.factors:
+            low, condition = ridge.bounds(a, b)
+            if condition <= CLOSE or (condition <= FAR and least <= low * gain):
+                near.append((condition, low, ridge))
+        if not near:
+            return None
+        _, low, ridge = min(near, key=lambda one: one[0])
+        missed = cross - self.forget @ left - a * (self.preserve @ left) - b * (self.left @ left)
         whitened = ridge.forward(missed)
         majorant = costs[0] ** 2 / (2 * floored(self.whole, costs, change.terms)[0])
-        square = float(np.vdot(whitened, whitened))
-        excess = majorant * square / low if low > 0 else np.inf
-        return Lacking(excess, condition, ridge, whitened)
+        return Lacking(majorant * float(np.vdot(whitened, whitened)) / low, ridge, whitened)
+
+
+def _least_gain(left: Float64[ndarray, "m q"], cross: Float64[ndarray, "m q"]) -> float:
+    """Of the columns of H⁻¹C_f V, with `cross` C_f V: the diagonal of VᵀC_fᵀH⁻¹C_f V."""
+    return float(np.einsum("ij,ij->j", left, cross).min(initial=np.inf))
 
 
 def alone(moments: Moments) -> Steps:
@@ -140,7 +172,8 @@ def going_on(spaces: dict[str, Subspace], name: str, moments: Moments) -> Steps:
     """That of a setting after others, whose span is kept by this name, or will be."""
     if len(moments.forget) < FACTORED:
         return alone(moments)
-    if name not in spaces or spaces[name].size > WIDEST * len(moments.forget):
+    kept = spaces.get(name)
+    if not kept or kept.whole is not moments or kept.size > WIDEST * len(moments.forget):
         spaces[name] = Subspace(moments)
     return partial(recycled, spaces[name])
 
@@ -152,7 +185,7 @@ def refined(
     space = Subspace(moments)
     while True:
         space.factor(costs, rank, terms)
-        inner = space.settled(costs, rank, terms, tolerance)
+        inner = space.settled(costs, rank, terms, SHARE * tolerance)
         yield space.outside(inner)
         terms = inner.terms
 
@@ -160,24 +193,36 @@ def refined(
 def recycled(
     space: Subspace, costs: Terms, rank: int, terms: Terms, tolerance: float
 ) -> Iterator[Change]:
-    """The same in the span that other settings left, until a step could win no more than that.
+    """The same in the span that other settings left, until a step outside would win too little.
+
+    Without a weight term b is whatever makes a factor exist, and the setting is solved alone.
 
     Args:
-        tolerance: relative to the loss.
+        tolerance: of the majorant, relative to the loss.
     """
+    if not costs[2] > 0:
+        yield from refined(space.whole, costs, rank, terms, tolerance)
     if not space.size:
         space.factor(costs, rank, terms, MORE)
     while True:
-        inner = space.settled(costs, rank, terms, tolerance)
+        inner = space.settled(costs, rank, terms, SHARE_AGAIN * tolerance)
         yield space.outside(inner)
         terms = inner.terms
         lacking = space.lacking(inner, costs)
-        if lacking.excess <= tolerance * inner.total:
-            return
-        if lacking.condition > FAR:
+        if lacking is None:
             space.factor(costs, rank, terms, MORE)
+        elif lacking.excess <= tolerance * inner.total:
+            return
         else:
-            space.extend(lacking.ridge.backward(lacking.whitened))
+            space.extend(lacking.columns())
+
+
+def _bordered(
+    gram: Float64[ndarray, "s s"], columns: Float64[ndarray, "t n"]
+) -> Float64[ndarray, "t t"]:
+    """The symmetric matrix with these last columns."""
+    new = columns[len(gram) :]
+    return np.block([[gram, columns[: len(gram)]], [columns[: len(gram)].T, (new + new.T) / 2]])
 
 
 def _orthonormal(

@@ -64,16 +64,18 @@ def solve_all(
     (`subspace`); no two targets' are kept at a time.
     """
     refuse_held_out(common)
-    found = []
-    for target, alike in itertools.groupby(settings, target_of):
+    found: dict[Setting, Trained] = {}
+    for target, group in itertools.groupby(settings, target_of):
+        # Those whose ridges are alike in a row, so that few factors need be kept.
+        alike = sorted(group, key=lambda one: one.lambda_preserve / max(one.lambda_forget, 1e-9))
         problem, spaces = with_moments(problem_of(*target)), dict[str, Subspace]()
         for setting in alike:
             result = solve(problem, setting.config(common), bounded=False, spaces=spaces)
             row = result.history[result.epoch]
             terms = np.array([row[name] for name in TERMS])
-            found.append(Trained(setting, result.adapter, terms, result.stopped is not None))
+            found[setting] = Trained(setting, result.adapter, terms, result.stopped is not None)
             progress(len(found))
-    return found
+    return [found[setting] for setting in settings]
 
 
 def refuse_held_out(common: TrainConfig) -> None:

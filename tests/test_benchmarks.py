@@ -100,7 +100,7 @@ def test_scaling(tmp_path):
     assert "| 400 | 40 | 40 + 24 |" in block_of("scaling", out)
 
 
-def test_sweep(tmp_path):
+def test_sweep(tmp_path, monkeypatch):
     settings = sweep.grid().settings()
     assert len(set(settings)) == 256
     problem = problems.problem()
@@ -108,6 +108,7 @@ def test_sweep(tmp_path):
     found = sweep.compare(lambda *_: problem, settings[:3], config, epochs=4, rounds=2)
     assert found["rows"] == {"merger.linear_fc2": [30, 50]}
     found |= {"machine": sweep.machine(), "concept": "astronaut"}
+    monkeypatch.setattr("jax_unlearn.subspace.FACTORED", 0)
     products = sweep.lambdas().settings()
     assert len(set(products)) == 256
     solved = sweep.closed_form(problem, products[:5], checked=2, rounds=1)
