@@ -326,8 +326,8 @@ def sweep(results: Row) -> str:
     sides = f"{solved['forget']:,} and {solved['preserve']:,} rows"
     note = (
         f"Closed form: {sides} of {solved['d_in']} → {solved['e']}; Adam: {results['concept']}. "
-        f"Of {solved['checked']} settings the loss is at most {max(0.0, solved['excess']):.0e} above "
-        f"that of their own `solve`. Rank {results['rank']}. {made(results['machine'], 'sweep')}"
+        f"The loss of {solved['checked']} settings is at most {max(0.0, solved['excess']):.0e} "
+        f"above that of their own `solve`. Rank {results['rank']}. {made(results['machine'], 'sweep')}"
     )
     return "\n\n".join([table(heads, closed), table(header, rows), note])
 

@@ -62,7 +62,7 @@ def solve(
         progress: called after each iteration with their number and the terms so far.
         bounded: also find the lower bound, which takes about as long as the rest.
         spaces: what earlier settings of this problem left, by the Linears' names, to go on from
-            (`subspace.recycled`): many settings take little more than one. Filled here.
+            (`subspace.recycled`): many take far less than each alone. Filled here.
 
     A row of the history is an iteration of all Linears: one that has ended stays as it is. Row 0 is
     no change. Both factors of the adapter have the same singular values; where the change needs

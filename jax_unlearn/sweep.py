@@ -60,8 +60,8 @@ def solve_all(
 ) -> list[Trained]:
     """The same with the closed form, one after another; learning rates have no say in it.
 
-    Neighbours with one target share the moments of its rows, and few factors of them serve all
-    (`subspace`); no two targets' are kept at a time.
+    Neighbours with one target share the moments of its rows, and factors of them (`subspace`, which
+    says how many are held for each Linear); no two targets' are kept at a time.
     """
     refuse_held_out(common)
     found: dict[Setting, Trained] = {}
