@@ -327,7 +327,8 @@ def sweep(results: Row) -> str:
     note = (
         f"Closed form: {sides} of {solved['d_in']} → {solved['e']}; Adam: {results['concept']}. "
         f"The loss of {solved['checked']} settings is at most {max(0.0, solved['excess']):.0e} "
-        f"above that of their own `solve`. Rank {results['rank']}. {made(results['machine'], 'sweep')}"
+        f"above that of their own `solve`. Rank {results['rank']}. "
+        f"{made(results['machine'], 'sweep')}"
     )
     return "\n\n".join([table(heads, closed), table(header, rows), note])
 
