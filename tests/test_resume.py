@@ -285,10 +285,14 @@ def snapshots(saved: Path) -> set[str]:
     return {str(path) for path in saved.glob("*/*/*") if path.name.isdigit()}
 
 
-def killed(folder, out, kills):
-    """Starts the run again and again, and kills it at random some snapshots later."""
+def killed(folder, out, whole, kills):
+    """Starts the run again and again, and kills it at random some snapshots later, so many times.
+
+    When it has ended before, it must have ended like `whole`, and begins anew.
+    """
     draw, saved = random.Random(kills), out.with_name(f"{out.name}.resume")
-    for _ in range(kills):
+    done = 0
+    while done < kills:
         process, before = launch(folder, out), snapshots(saved)
         seen: set[str] = set()
         wanted = draw.randint(0, 3)
@@ -297,24 +301,26 @@ def killed(folder, out, kills):
             time.sleep(0.002)
         time.sleep(draw.random() * (0.2 if wanted else 8))
         process.send_signal(signal.SIGKILL)
-        process.communicate()
+        _, errors = process.communicate()
+        assert process.returncode in (0, -signal.SIGKILL), errors.decode()
+        done += process.returncode != 0
         if out.exists():
-            # It was too quick.
-            return
+            assert same(out, whole)
+            shutil.rmtree(out)
+            shutil.rmtree(saved, ignore_errors=True)
     process = launch(folder, out)
     _, errors = process.communicate()
     assert process.returncode == 0, errors.decode()
+    assert same(out, whole)
 
 
 def test_killed_at_random_points_it_ends_with_the_same_bytes(folder, whole, tmp_path):
-    killed(folder, tmp_path / "out", kills=5)
-    assert same(tmp_path / "out", whole)
+    killed(folder, tmp_path / "out", whole, kills=5)
 
 
 @pytest.mark.slow
 def test_killed_fifty_times_it_ends_with_the_same_bytes(folder, whole, tmp_path):
-    killed(folder, tmp_path / "out", kills=50)
-    assert same(tmp_path / "out", whole)
+    killed(folder, tmp_path / "out", whole, kills=50)
 
 
 def test_sigterm_saves_first(folder, whole, tmp_path):
