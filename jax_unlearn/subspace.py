@@ -16,7 +16,8 @@ Where this is too much, H'⁻¹Y is what the span lacks: a step of conjugate gra
 preconditioner. Another V may still be better than any in the span. So at each factor the span takes
 more columns than the rank has, of the q largest gains σ² of C_fᵀH'⁻¹C_f; what is across them gains
 at most σ²_q / l by C_fᵀH⁻¹C_f. A factor serves other a and b only as long as that is below what the
-change gains, or as they are close to its own; where none does, there is a new one.
+change gains, or as they are close to its own; where none does, there is a new one. A step within a
+wide span costs, too: what others lacked long ago is given up in time (`narrowed`).
 """
 
 from collections.abc import Callable, Iterator
@@ -27,6 +28,7 @@ from typing import NamedTuple
 import numpy as np
 from jaxtyping import Float64
 from numpy import ndarray
+from scipy.linalg import qr
 
 from jax_unlearn.moments import Moments
 from jax_unlearn.ridge import (
@@ -43,24 +45,28 @@ from jax_unlearn.ridge import (
 
 # Within a span: at most so many iterations, to this share of the tolerance; and of one that is used
 # again, whose end need not be the last digit's.
-INNER, SHARE, SHARE_AGAIN = 1000, 1e-6, 1e-3
+INNER, SHARE, SHARE_AGAIN = 1000, 1e-6, 1e-2
 # Below this size factors cost less than what spares them.
 FACTORED = 1024
 # For other settings: columns beyond the rank, what condition a preconditioner may leave, up to what
 # condition all gains are alike, and how many factors of a Linear are kept, of 8 D_in² bytes each.
-MORE, FAR, CLOSE, KEPT = 20, 300.0, 2.0, 4
-# A span of more than this share of all dimensions saves too little, and the next one begins anew.
-WIDEST = 0.25
+MORE, FAR, CLOSE, KEPT = 20, 300.0, 2.0, 2
+# What a span saves it loses again by its width: beyond so many times a factor's columns, or this
+# share of all dimensions, it is cut to those of the newest factors, half as many at most.
+WIDE, WIDEST = 6, 0.25
+# Of a column that the span has but for less than this share, nothing is added to it.
+DEPENDENT = 1e-12
 
 # Of costs, rank, terms to begin with and tolerance.
 Steps = Callable[[Terms, int, Terms, float], Iterator[Change]]
 
 
 class Factor(NamedTuple):
-    """A ridge, and the least gain that the span took at it; zero if it took all."""
+    """A ridge, the columns for which the span took it, and the least gain; zero if it took all."""
 
     ridge: Ridge
     gain: float
+    columns: Float64[ndarray, "m q"]
 
 
 class Lacking(NamedTuple):
@@ -103,17 +109,19 @@ class Subspace:
         ridge = Ridge(self.whole, costs, terms)
         left, right = minimum(self.whole, rank + more, ridge)
         every = right.shape[1] == len(right)
-        if more:
-            gain = 0.0 if every else _least_gain(left, self.whole.cross @ right)
-            self.factors = [*self.factors[1 - KEPT :], Factor(ridge, gain)]
         best = left if every else left[:, -rank:]
         both = ridge.inverse(np.concatenate([self.whole.preserve @ best, best], axis=1))
-        self.extend(np.concatenate([left, both], axis=1))
+        columns = np.concatenate([left, both], axis=1)
+        self.extend(columns)
+        if more:
+            gain = 0.0 if every else _least_gain(left, self.whole.cross @ right)
+            self.factors = [*self.factors[1 - KEPT :], Factor(ridge, gain, columns)]
 
     def extend(self, columns: Float64[ndarray, "m n"]) -> None:
         added = _orthonormal(self.left, columns)
-        outputs = _orthonormal(self.right, self.whole.cross.T @ added)
-        forget, preserve = self.whole.forget @ added, self.whole.preserve @ added
+        # G_f and G_p are symmetric, and BLAS is faster with few rows than with few columns.
+        forget, preserve = (added.T @ self.whole.forget).T, (added.T @ self.whole.preserve).T
+        outputs = _orthonormal(self.right, (added.T @ self.whole.cross).T)
         cross, old = self.whole.cross @ outputs, self.moments.cross
         self.left = np.concatenate([self.left, added], axis=1)
         self.right = np.concatenate([self.right, outputs], axis=1)
@@ -128,6 +136,20 @@ class Subspace:
         self.forget = np.concatenate([self.forget, forget], axis=1)
         self.preserve = np.concatenate([self.preserve, preserve], axis=1)
         self.cross = np.concatenate([self.cross, cross], axis=1)
+
+    def narrowed(self) -> "Subspace":
+        """This, or the span of its newest factors where it has grown too wide."""
+        taken = [factor.columns.shape[1] for factor in self.factors]
+        most = min(WIDE * max(taken, default=0), WIDEST * len(self.left))
+        if self.size <= most:
+            return self
+        other = Subspace(self.whole)
+        for factor in reversed(self.factors):
+            if other.size + factor.columns.shape[1] > most / 2:
+                break
+            other.extend(factor.columns)
+            other.factors.insert(0, factor)
+        return other
 
     def settled(self, costs: Terms, rank: int, terms: Terms, tolerance: float) -> Change:
         """The end of the iteration from these terms, in the terms of the span."""
@@ -145,10 +167,10 @@ class Subspace:
         left, cross = change.left, self.cross @ change.right
         gain = _least_gain(left, self.moments.cross @ change.right)
         near = []
-        for ridge, least in self.factors:
-            low, condition = ridge.bounds(a, b)
-            if condition <= CLOSE or (condition <= FAR and least <= low * gain):
-                near.append((condition, low, ridge))
+        for one in self.factors:
+            low, condition = one.ridge.bounds(a, b)
+            if condition <= CLOSE or (condition <= FAR and one.gain <= low * gain):
+                near.append((condition, low, one.ridge))
         if not near:
             return None
         _, low, ridge = min(near, key=lambda one: one[0])
@@ -173,8 +195,9 @@ def going_on(spaces: dict[str, Subspace], name: str, moments: Moments) -> Steps:
     if len(moments.forget) < FACTORED:
         return alone(moments)
     kept = spaces.get(name)
-    if not kept or kept.whole is not moments or kept.size > WIDEST * len(moments.forget):
-        spaces[name] = Subspace(moments)
+    if kept is None or kept.whole is not moments:
+        kept = Subspace(moments)
+    spaces[name] = kept.narrowed()
     return partial(recycled, spaces[name])
 
 
@@ -228,11 +251,14 @@ def _bordered(
 def _orthonormal(
     basis: Float64[ndarray, "m s"], columns: Float64[ndarray, "m n"]
 ) -> Float64[ndarray, "m q"]:
-    """Columns that span what these have beyond the basis, as many as there is room for.
+    """Columns that span what these have beyond the basis, to the share `DEPENDENT` of each.
 
-    By one factorisation of both, whose columns are orthonormal even where nothing is left but
-    rounding: the first are the basis itself, up to signs.
+    What is left of a column may be so little that rounding shows in it; the second time frees it.
     """
     sizes = np.linalg.norm(columns, axis=0)
-    both = np.concatenate([basis, columns / np.where(sizes > 0, sizes, 1.0)], axis=1)
-    return np.linalg.qr(both)[0][:, basis.shape[1] :]
+    found = columns / np.where(sizes > 0, sizes, 1.0)
+    for _ in range(2):
+        rest = found - basis @ (basis.T @ found)
+        found, triangle, _ = qr(rest, mode="economic", pivoting=True, check_finite=False)
+        found = found[:, np.abs(np.diag(triangle)) > DEPENDENT]
+    return found

@@ -77,6 +77,28 @@ def test_a_span_ends_where_there_is_no_room():
     assert space.settled(costs, 3, start(moments, costs), 1e-6).total < start(moments, costs)[0]
 
 
+@pytest.mark.parametrize(("wide", "kept"), [(4, 2), (3, 1), (1, 0)])
+def test_a_span_too_wide_is_cut_to_that_of_its_newest_factors(wide, kept, monkeypatch):
+    moments, costs = known("plain")
+    space = Subspace(moments)
+    for shares in ([1, 1, 1], [1, 0.1, 1], [1, 1, 30]):
+        space.factor(costs, 3, start(moments, costs) * np.array(shares, float), 4)
+    assert len(space.factors) == subspace.KEPT
+    taken = space.factors[0].columns.shape[1]
+    assert space.size <= 3 * taken
+    assert space.narrowed() is space
+    space.extend(np.random.default_rng(0).normal(size=(160, 2 * taken)))
+    monkeypatch.setattr(subspace, "WIDEST", 1.0)
+    monkeypatch.setattr(subspace, "WIDE", wide)
+    narrow = space.narrowed()
+    assert narrow.size <= wide * taken / 2
+    # By identity: a factor has arrays.
+    assert [*map(id, narrow.factors)] == [*map(id, space.factors[2 - kept :])]
+    for factor in narrow.factors:
+        inside = narrow.left @ (narrow.left.T @ factor.columns)
+        np.testing.assert_allclose(inside, factor.columns, rtol=1e-10, atol=1e-12)
+
+
 @settings(max_examples=40, deadline=None)
 @given(st.integers(0, 99), st.sampled_from(KINDS), st.floats(-1.5, 1.5), st.floats(-1.5, 1.5))
 def test_no_step_outside_wins_more_than_is_said(seed, kind, more_preserve, more_weight):
@@ -152,7 +174,7 @@ def test_the_loss_never_rises(seed, kind):
         assert never_rises([step.total + before[0] for step in steps], 1e-7)
 
 
-def test_a_span_is_of_one_problem_and_given_up_when_it_has_grown_too_wide(factors, monkeypatch):
+def test_a_span_is_of_one_problem_and_cut_when_it_has_grown_too_wide(factors, monkeypatch):
     problem, spaces = with_moments({NAME: linear(0, SHAPE)}), {}
     config = TrainConfig(rank=3)
     first = solve(problem, config, spaces=spaces)
@@ -161,10 +183,11 @@ def test_a_span_is_of_one_problem_and_given_up_when_it_has_grown_too_wide(factor
     assert spaces[NAME] is kept
     assert len(factors) == before
     assert again.history[-1]["total"] == pytest.approx(first.history[-1]["total"], rel=1e-6)
+    kept.extend(np.random.default_rng(0).normal(size=(SHAPE[0], 20)))
     monkeypatch.setattr(subspace, "WIDEST", (kept.size - 1) / SHAPE[0])
     solve(problem, config, spaces=spaces)
-    assert spaces[NAME] is not kept
-    assert len(factors) == 2 * before
+    assert spaces[NAME].size < kept.size
+    assert len(factors) == before
     other = with_moments({NAME: linear(1, SHAPE)})
     found = solve(other, config, spaces=spaces).history[-1]["total"]
     assert found == pytest.approx(solve(other, config).history[-1]["total"], rel=2e-6)
