@@ -1,6 +1,7 @@
 """Runs that are stopped and go on: to the same bytes, or not at all."""
 
 import json
+import os
 import random
 import shutil
 import signal
@@ -282,7 +283,9 @@ def launch(folder, out):
 
 
 def snapshots(saved: Path) -> set[str]:
-    return {str(path) for path in saved.glob("*/*/*") if path.name.isdigit()}
+    # Not by glob, which fails where a directory goes while it looks.
+    walked = os.walk(saved)
+    return {f"{parent}/{name}" for parent, names, _ in walked for name in names if name.isdigit()}
 
 
 def killed(folder, out, whole, kills):
