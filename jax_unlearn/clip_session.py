@@ -183,7 +183,7 @@ def gathered(session: Session, sides: Sides) -> Sides:
         gathering = Gathering(session.linear_paths, forget, "images", features.files, session.split)
         for i in range(len(features.files)):
             gathering.add(i, {name: tap.x[i : i + 1] for name, tap in features.taps.items()})
-        return gathering.finish(features)
+        return gathering.finish(features, range(len(features.files)))
 
     return Sides(side(sides.forget, True), side(sides.preserve, False))
 

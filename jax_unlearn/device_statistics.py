@@ -14,7 +14,7 @@ is no part of the products. The host puts it back in float64.
 """
 
 from collections.abc import Mapping
-from functools import partial, reduce
+from functools import partial
 from typing import NamedTuple
 
 import jax
@@ -25,7 +25,7 @@ from jax.sharding import Mesh, PartitionSpec
 from jaxtyping import Bool, Float, Float64, Int
 
 from jax_unlearn.mesh import AXES, over_data
-from jax_unlearn.statistics import Statistics, factor, merge
+from jax_unlearn.statistics import Statistics
 
 # Pivots of the Gram matrix below this share of the largest are those products' rounding.
 SHARE = float(np.finfo(np.float32).eps)
@@ -95,7 +95,6 @@ class DeviceGram:
     def __init__(self, d_in: int, mesh: Mesh) -> None:
         self.mesh = mesh
         self.sums = zeros(d_in, mesh)
-        self.of_others: list[Statistics] = []
 
     def add(self, rows: Float[Array, "rows d_in"], mask: Bool[Array, " rows"]) -> None:
         """A batch of each device.
@@ -107,10 +106,6 @@ class DeviceGram:
                 to 2³¹ rows.
         """
         self.sums = add(self.sums, rows, mask, mesh=self.mesh)
-
-    def join(self, other: "DeviceGram") -> None:
-        """Take in what another process has summed."""
-        self.of_others.append(other.finish())
 
     def arrays(self, prefix: str) -> dict[str, np.ndarray]:
         """For `restore`: the sums of each device."""
@@ -125,22 +120,18 @@ class DeviceGram:
 
     def finish(self) -> Statistics:
         """Of all rows so far, with a Gram matrix however few they are."""
-        return reduce(merge, self.of_others, self._own())
-
-    def _own(self) -> Statistics:
         counts, centres = (np.asarray(x, np.float64) for x in (self.sums.number, self.sums.centre))
         totals = np.add(*(np.asarray(part, np.float64) for part in self.sums.total))
         # Σ (y + c)(y + c)ᵀ = Σ y yᵀ + Σ y cᵀ + c Σ yᵀ + n c cᵀ
         crossed = totals.T @ centres
         high, low = (over_devices(part) for part in self.sums.gram)
         gram = high + low
-        largest = float(gram.diagonal().max())
+        centred = float(gram.diagonal().max())
         gram += crossed + crossed.T + (counts[:, None] * centres).T @ centres
         total = (totals + counts[:, None] * centres).sum(axis=0)
         # Below the products' own rounding a pivot may be negative, or by chance far too small.
-        largest = max(largest, SHARE * float(gram.diagonal().max()))
-        known = factor(gram, largest, SHARE)
-        return Statistics(False, int(counts.sum()), total, None, known.T @ known)
+        noise = SHARE * max(centred, SHARE * float(gram.diagonal().max()))
+        return Statistics(False, int(counts.sum()), total, None, gram, noise)
 
 
 def over_devices(x: Float[Array, "devices d d"]) -> Float64[np.ndarray, "d d"]:

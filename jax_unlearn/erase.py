@@ -48,7 +48,7 @@ class Erasable:
         rows = forget.stand_in()
         x_f = np.column_stack([rows.x, rows.ones]).astype(np.float32)
         residual = residual_of(rows, self.target, self.weight, self.bias).astype(np.float32)
-        x_p = factor(gram_with_ones(preserve)).astype(np.float32)
+        x_p = factor(gram_with_ones(preserve), preserve.noise).astype(np.float32)
         counts = float(forget.count), float(preserve.count)
         return LinearProblem(jnp.asarray(x_f), jnp.asarray(residual), jnp.asarray(x_p), *counts)
 

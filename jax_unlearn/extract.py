@@ -29,7 +29,7 @@ from jax_unlearn.harvest import Harvest, Taps
 from jax_unlearn.mesh import make_mesh, over_data
 from jax_unlearn.models.qwen3_vision import Qwen3VisionTower
 from jax_unlearn.rows import Features
-from jax_unlearn.snapshot import Snapshot, Stage
+from jax_unlearn.snapshot import Stage
 from jax_unlearn.step import Step
 from jax_unlearn.taps import image_means, place_tower, tap_rows
 
@@ -146,11 +146,7 @@ class Extractor:
         stage.done(harvest.snapshot)
         # Grain's iterator refers to itself, and so keeps the shared memory that it gave last.
         gc.collect()
-        theirs = hosts.of_others(lambda: harvest.snapshot().to_bytes())
-        for snapshot in map(Snapshot.of_bytes, theirs):
-            other = Harvest(files, self.names, tokens, keep, gathering and gathering.empty())
-            other.restore(snapshot)
-            harvest.join(other)
+        harvest.share()
         self.report(harvest, reader)
         if not harvest.rows:
             raise UserError(f"{files[0].path.parent}: none of its {len(files)} images can be read")

@@ -2,7 +2,6 @@
 
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import replace
-from functools import reduce
 from typing import Any, Literal
 
 import jax
@@ -18,6 +17,7 @@ from jax_unlearn.mesh import over_data
 from jax_unlearn.path import Path
 from jax_unlearn.rows import Features, Sample
 from jax_unlearn.statistics import BLOCK, Output, Rows, Statistics, merge, statistics, summed
+from jax_unlearn.union import union
 
 Granularity = Literal["tokens", "images"]
 
@@ -38,7 +38,6 @@ class Gatherer:
         self.sums: Statistics | None = None
         # What is kept of each image; joined in the end, for each joining copies all of it.
         self.kept: list[Rows] = []
-        self.of_others: list[Statistics] = []
 
     def add(self, image: int, x: Float[np.ndarray, "n d_in"]) -> None:
         """All rows of one image; its number is called once only."""
@@ -49,11 +48,11 @@ class Gatherer:
 
     def finish(self) -> Statistics:
         """Of all images so far."""
-        return reduce(merge, self.of_others, self._own())
-
-    def join(self, other: "Gatherer") -> None:
-        """Take in what another process has gathered of other images."""
-        self.of_others.append(other.finish())
+        if self.sums is None:
+            return self._take()
+        if self.waiting:
+            self._fold()
+        return replace(self.sums, rows=self._kept())
 
     def arrays(self, prefix: str) -> dict[str, np.ndarray]:
         """For `restore`: the images that wait, and the sums of those before."""
@@ -76,13 +75,6 @@ class Gatherer:
             sums = Statistics.of_arrays(arrays, f"{prefix}.sums")
             self.kept = [sums.rows] if sums.rows else []
             self.sums = replace(sums, rows=None)
-
-    def _own(self) -> Statistics:
-        if self.sums is None:
-            return self._take()
-        if self.waiting:
-            self._fold()
-        return replace(self.sums, rows=self._kept())
 
     def _kept(self) -> Rows | None:
         return self.kept[0].joined(*self.kept[1:]) if self.kept else None
@@ -142,7 +134,6 @@ class Gathering:
         self.is_held = np.array([*(file in held for file in files), False])
         groups = range(1 if split is None else 2)
         self.gatherers = {path.last_tap: [self._gatherer(path) for _ in groups] for path in paths}
-        self.seen: list[int] = []
 
     def _gatherer(self, path: Path) -> Gatherer | DeviceGram:
         d_in = path.shapes[path.last_tap][1]
@@ -154,15 +145,8 @@ class Gathering:
         """Whether `add` asks for all tokens at a tap."""
         return name in self.gatherers and self.granularity == "tokens" and not self.mesh
 
-    def empty(self) -> "Gathering":
-        """Another one of the same, of no image yet."""
-        return Gathering(
-            self.paths, self.forget, self.granularity, self.files, self.split, self.mesh
-        )
-
     def add(self, image: int, taps: Mapping[str, Float[np.ndarray, "tokens d_in"]]) -> None:
         """The tokens of one image at each tap, or their mean where it is all that is needed."""
-        self.seen.append(image)
         for name, groups in self.gatherers.items():
             x = taps[name]
             if self.granularity == "images":
@@ -186,37 +170,34 @@ class Gathering:
 
     def arrays(self) -> dict[str, np.ndarray]:
         """For `restore`."""
-        arrays = {"seen": np.array(self.seen, int)}
-        for key, gatherer in self._each():
-            arrays |= gatherer.arrays(key)
-        return arrays
+        return {k: array for key, one in self._each() for k, array in one.arrays(key).items()}
 
     def restore(self, arrays: Mapping[str, np.ndarray]) -> None:
         """Begin where `arrays` was called."""
-        self.seen = arrays["seen"].tolist()
         for key, gatherer in self._each():
             gatherer.restore(arrays, key)
-
-    def join(self, other: "Gathering") -> None:
-        """Take in what another process has gathered of its images; no more may be added then."""
-        self.seen += other.seen
-        for (_, ours), (_, theirs) in zip(self._each(), other._each(), strict=True):
-            ours.join(theirs)
 
     def _each(self) -> Iterator[tuple[str, Any]]:
         for name, groups in self.gatherers.items():
             for number, gatherer in enumerate(groups):
                 yield f"{name}.{number}", gatherer
 
-    def finish(self, features: Features) -> Features:
-        """The features of the same images, with their statistics."""
-        places = np.array(sorted(self.seen))
-        gathered = {
-            name: tuple(group.finish().numbered(places) for group in groups)
+    def finish(self, features: Features, images: Sequence[int]) -> Features:
+        """The features of the same images, with the statistics of all processes' images.
+
+        To be called by all processes; no more may be added then.
+
+        Args:
+            images: that the features have, in their order.
+        """
+        gathered = union({key: gatherer.finish() for key, gatherer in self._each()})
+        places = np.array(images, int)
+        statistics = {
+            name: tuple(gathered[f"{name}.{i}"].numbered(places) for i in range(len(groups)))
             for name, groups in self.gatherers.items()
         }
         # Rows of some of the images are enough where statistics have all.
         choosing = None
         if self.split is not None:
             choosing = np.array([file in self.held for file in features.files])
-        return replace(features, statistics=gathered, choosing=choosing)
+        return replace(features, statistics=statistics, choosing=choosing)

@@ -5,6 +5,7 @@ from collections.abc import Collection, Mapping, Sequence
 import numpy as np
 from jaxtyping import Float
 
+from jax_unlearn import hosts
 from jax_unlearn.data.image import ImageFile
 from jax_unlearn.gather import Gathering
 from jax_unlearn.rows import Features, Tap, ends_merger
@@ -60,42 +61,53 @@ class Harvest:
 
     def snapshot(self) -> Snapshot:
         """For `restore`: the sums to their last bit."""
+        rows, sums = self._rows(), self.gathering.arrays() if self.gathering else {}
+        facts = {"plan": self.plan, "steps": self.steps}
+        return Snapshot({**rows.arrays, **sums}, {**rows.facts, **facts})
+
+    def restore(self, snapshot: Snapshot) -> None:
+        """Begin where a snapshot of a harvest of the same pass was taken."""
+        self.steps = snapshot.facts["steps"]
+        self._take(snapshot)
+        if self.gathering:
+            self.gathering.restore(snapshot.arrays)
+
+    def share(self) -> None:
+        """Take in the rows that other processes have of their images, and send them these.
+
+        To be called by all processes; no more may be added then.
+        """
+        for theirs in hosts.of_others(lambda: self._rows().to_bytes()):
+            self._take(Snapshot.of_bytes(theirs))
+
+    def features(self) -> Features:
+        """Of the images of all processes, in the files' order; there must be one.
+
+        To be called by all processes, after `share`.
+        """
+        order = sorted(self.rows)
+        taps = {name: Tap.of([self.rows[image][name] for image in order]) for name in self.names}
+        features = Features(tuple(self.files[image] for image in order), taps)
+        return self.gathering.finish(features, order) if self.gathering else features
+
+    def _rows(self) -> Snapshot:
+        """What there is but for the sums."""
         order = sorted(self.rows)
         arrays: dict[str, np.ndarray] = {"rows": np.array(order, int)}
         for name in self.names if order else ():
             parts = [self.rows[image][name] for image in order]
             arrays[f"{name}.x"] = np.concatenate(parts)
             arrays[f"{name}.counts"] = np.array([len(part) for part in parts])
-        if self.gathering:
-            arrays |= self.gathering.arrays()
         skipped = {str(image): reason for image, reason in self.skipped.items()}
-        facts = {"plan": self.plan, "steps": self.steps, "skipped": skipped}
-        return Snapshot(arrays, facts)
+        return Snapshot(arrays, {"skipped": skipped})
 
-    def restore(self, snapshot: Snapshot) -> None:
-        """Begin where a snapshot of a harvest of the same pass was taken."""
-        arrays, facts = snapshot.arrays, snapshot.facts
-        self.steps = facts["steps"]
-        self.skipped = {int(image): reason for image, reason in facts["skipped"].items()}
+    def _take(self, snapshot: Snapshot) -> None:
+        """Add what `_rows` gave."""
+        arrays, skipped = snapshot.arrays, snapshot.facts["skipped"]
+        self.skipped |= {int(image): reason for image, reason in skipped.items()}
         order = arrays["rows"].tolist()
-        self.rows = {image: {} for image in order}
+        self.rows |= {image: {} for image in order}
         for name in self.names if order else ():
             ends = np.cumsum(arrays[f"{name}.counts"])[:-1]
             for image, rows in zip(order, np.split(arrays[f"{name}.x"], ends), strict=True):
                 self.rows[image][name] = rows
-        if self.gathering:
-            self.gathering.restore(arrays)
-
-    def join(self, other: "Harvest") -> None:
-        """Take in what another process has gathered of its images; no more may be added then."""
-        self.rows |= other.rows
-        self.skipped |= other.skipped
-        if self.gathering and other.gathering:
-            self.gathering.join(other.gathering)
-
-    def features(self) -> Features:
-        """Of the images so far, in the files' order; there must be one."""
-        order = sorted(self.rows)
-        taps = {name: Tap.of([self.rows[image][name] for image in order]) for name in self.names}
-        features = Features(tuple(self.files[image] for image in order), taps)
-        return self.gathering.finish(features) if self.gathering else features

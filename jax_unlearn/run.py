@@ -100,7 +100,7 @@ def agree(session: Session) -> None:
     if hosts.count() == 1:
         return
     ours = session.identity()
-    others = list(hosts.of_others(lambda: json.dumps(ours).encode()))
+    others = hosts.of_others(lambda: json.dumps(ours).encode())
     for theirs in map(json.loads, others):
         if unlike := differences(theirs, ours, ("elsewhere", "here")):
             raise UserError(

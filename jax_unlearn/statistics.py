@@ -77,6 +77,7 @@ class Statistics:
     by_image: whether a target may depend on the image, as that of rows to forget. count: how many
     rows; total: [D_in] their sum. rows: all of them without a Gram matrix; with one, what is kept
     of each image (`Rows.heads`), None unless `by_image`. gram: [D_in, D_in] XᵀX of all rows.
+    noise: its pivots up to this may be rounding of the products that it was summed from.
     """
 
     by_image: bool
@@ -84,6 +85,7 @@ class Statistics:
     total: Float64[np.ndarray, " d_in"]
     rows: Rows | None
     gram: Float64[np.ndarray, "d_in d_in"] | None
+    noise: float = 0.0
 
     @property
     def mean(self) -> Float64[np.ndarray, " d_in"]:
@@ -97,8 +99,8 @@ class Statistics:
         return gram(self.rows.x)
 
     def numbered(self, places: Int[np.ndarray, " images"]) -> "Statistics":
-        """With each image called by its place in a sorted list of the images."""
-        if self.rows is None:
+        """With each image to forget called by its place in a sorted list of them."""
+        if self.rows is None or not self.by_image:
             return self
         return replace(
             self, rows=replace(self.rows, image=np.searchsorted(places, self.rows.image))
@@ -110,18 +112,20 @@ class Statistics:
             assert self.rows is not None
             return self.rows
         if self.rows is None:
-            return _alike(factor(self.gram))
+            return _alike(factor(self.gram, self.noise))
         rest = self.gram - self.rows.x.T @ self.rows.x
-        return self.rows.joined(_alike(factor(rest, float(self.gram.diagonal().max()))))
+        noise = max(self.noise, PIVOT * float(self.gram.diagonal().max()))
+        return self.rows.joined(_alike(factor(rest, noise)))
 
     def arrays(self, prefix: str) -> dict[str, np.ndarray]:
         """For a file; of the symmetric matrix the lower half."""
-        arrays = {"by_image": np.array(self.by_image), "count": np.array(self.count)}
+        numbers = {"by_image": self.by_image, "count": self.count, "noise": self.noise}
+        arrays = {name: np.array(value) for name, value in numbers.items()}
         arrays["total"] = self.total
         if self.rows is not None:
             arrays |= {name: getattr(self.rows, name) for name in FIELDS}
         if self.gram is not None:
-            arrays["gram"] = self.gram[np.tril_indices(len(self.gram))]
+            arrays["gram"] = lower_half(self.gram)
         return {f"{prefix}.{name}": np.ascontiguousarray(array) for name, array in arrays.items()}
 
     @classmethod
@@ -132,23 +136,30 @@ class Statistics:
         if f"{prefix}.x" in arrays:
             rows = Rows(*(arrays[f"{prefix}.{name}"] for name in FIELDS))
         if packed is not None:
-            whole = np.zeros((len(total), len(total)))
-            whole[np.tril_indices(len(total))] = packed
-            whole += np.tril(whole, -1).T
-        by_image, count = (arrays[f"{prefix}.{name}"].item() for name in ("by_image", "count"))
-        return cls(by_image, count, total, rows, whole)
+            whole = symmetric(packed, len(total))
+        names = ("by_image", "count", "noise")
+        by_image, count, noise = (arrays[f"{prefix}.{name}"].item() for name in names)
+        return cls(by_image, count, total, rows, whole, noise)
 
 
 def merge(one: Statistics, other: Statistics) -> Statistics:
     """Statistics of the union; no image may be in both."""
-    count, total = one.count + other.count, one.total + other.total
-    if one.gram is None and other.gram is None and count <= len(total):
-        assert one.rows is not None
-        assert other.rows is not None
-        return Statistics(one.by_image, count, total, one.rows.joined(other.rows), None)
+    both = joined(one, other)
+    if one.gram is None and other.gram is None and both.count <= len(both.total):
+        return both
     one, other = summed(one), summed(other)
-    heads = one.rows.joined(other.rows) if one.rows and other.rows else None
-    return Statistics(one.by_image, count, total, heads, one.full_gram() + other.full_gram())
+    return replace(joined(one, other), gram=one.full_gram() + other.full_gram())
+
+
+def joined(one: Statistics, other: Statistics) -> Statistics:
+    """Those of the union but for the Gram matrix; either both have one or none."""
+    return replace(
+        one,
+        count=one.count + other.count,
+        total=one.total + other.total,
+        rows=one.rows.joined(other.rows) if one.rows and other.rows else None,
+        noise=one.noise + other.noise,
+    )
 
 
 def summed(statistics: Statistics) -> Statistics:
@@ -258,19 +269,28 @@ def gram(*columns: Float[Array | np.ndarray, "n _"]) -> Float64[np.ndarray, "d d
     return total
 
 
-def factor(
-    gram: Float64[np.ndarray, "d d"], largest: float | None = None, share: float = PIVOT
-) -> Float64[np.ndarray, "rank d"]:
+def lower_half(gram: Float64[np.ndarray, "d d"]) -> Float64[np.ndarray, " n"]:
+    """Of a symmetric matrix, the numbers that `symmetric` needs."""
+    return gram[np.tril_indices(len(gram))]
+
+
+def symmetric(half: Float64[np.ndarray, " n"], size: int) -> Float64[np.ndarray, "d d"]:
+    """The matrix whose `lower_half` this is."""
+    whole = np.zeros((size, size))
+    whole[np.tril_indices(size)] = half
+    whole += np.tril(whole, -1).T
+    return whole
+
+
+def factor(gram: Float64[np.ndarray, "d d"], noise: float = 0.0) -> Float64[np.ndarray, "rank d"]:
     """S with SᵀS = G, by Cholesky with pivots: as many rows as G has rank.
 
-    largest: the size of what G is a difference of, if it is one; by default its largest entry.
-    share: of it, below which a pivot is none.
+    noise: pivots up to this are none, nor are any below the share `PIVOT` of the largest.
     """
-    if largest is None:
-        largest = float(gram.diagonal().max(initial=0))
-    if largest <= 0:
+    largest = float(gram.diagonal().max(initial=0))
+    if largest <= noise:
         return np.zeros((0, len(gram)))
-    upper, pivots, rank, _ = lapack.dpstrf(gram, tol=share * largest)
+    upper, pivots, rank, _ = lapack.dpstrf(gram, tol=max(noise, PIVOT * largest))
     columns = np.zeros((rank, len(gram)))
     columns[:, pivots - 1] = np.triu(upper)[:rank]
     return columns

@@ -6,6 +6,13 @@ import subprocess
 import sys
 from pathlib import Path
 
+import numpy as np
+from safetensors.numpy import load_file
+
+from jax_unlearn.saved import FILE, read_statistics
+from jax_unlearn.statistics import Statistics
+from tests.test_statistics import same_heads
+
 CLASSES = {"forget": ["red triangle"], "preserve": ["blue circle", "astronaut"]}
 
 
@@ -24,6 +31,41 @@ def arguments(folder, out, **options):
         for key, value in given.items()
     )
     return ["run", *(part for flag in flags for part in flag)]
+
+
+# The command line where rows are summed on the devices, as on an accelerator.
+ON_DEVICE = """
+import sys
+from functools import partialmethod
+from jax_unlearn.extract import Extractor
+Extractor.__init__ = partialmethod(Extractor.__init__, on_device=True)
+from jax_unlearn.cli import main
+main(sys.argv[1:])
+"""
+
+
+def same_outcome(ours, theirs):
+    """The same statistics and the same adapter, to 1e-5, of runs over tokens."""
+    (found, facts), (expected, _) = (read_statistics(run / FILE) for run in (ours, theirs))
+    for side in ("forget", "preserve"):
+        for name in facts["summed"]:
+            one, other = (Statistics.of_arrays(x, f"{side}.{name}.0") for x in (found, expected))
+            assert one.count == other.count
+            # Of the tokens to keep there are more than D_in.
+            assert (one.gram is None) == (other.gram is None) == one.by_image == (side == "forget")
+            close(one.total, other.total)
+            close(one.full_gram(), other.full_gram())
+            if one.by_image:
+                same_heads(one, other)
+    name = "adapter/adapter_model.safetensors"
+    adapter, other = load_file(ours / name), load_file(theirs / name)
+    assert adapter.keys() == other.keys()
+    for key, value in other.items():
+        close(adapter[key], value)
+
+
+def close(ours, theirs):
+    assert np.linalg.norm(ours - theirs) <= 1e-5 * np.linalg.norm(theirs)
 
 
 def read(path):

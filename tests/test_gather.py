@@ -118,8 +118,9 @@ def test_devices_gather_what_the_host_gathers(folder, granularity, select, monke
 
 def test_sums_on_devices_go_on_from_a_snapshot(folder):
     one = session(folder)
-    gathering = Gathering(
-        one.linear_paths, False, "tokens", one.images.preserve, mesh=make_mesh("data=1")
+    gathering, again = (
+        Gathering(one.linear_paths, False, "tokens", one.images.preserve, mesh=make_mesh("data=1"))
+        for _ in range(2)
     )
     shape = one.paths[0].shapes[one.paths[0].last_tap][1]
     random = np.random.default_rng(0)
@@ -131,7 +132,6 @@ def test_sums_on_devices_go_on_from_a_snapshot(folder):
         for _ in range(4)
     ]
     owner = np.array([0, 0, 1, 1, 2, -1, -1, 2])
-    again = gathering.empty()
     for number, taps in enumerate(steps):
         gathering.add_step(taps, owner)
         if number == 1:

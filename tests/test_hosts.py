@@ -16,9 +16,9 @@ from safetensors.numpy import load_file
 from jax_unlearn import hosts
 from jax_unlearn.cli import main
 from jax_unlearn.errors import UserError
-from tests.runs import arguments, read
+from tests.runs import ON_DEVICE, arguments, read, same_outcome
 
-OPTIONS = {"granularity": "tokens", "max_pixels": 512, "epochs": 30, "rank": 2}
+OPTIONS = {"granularity": "tokens", "epochs": 30, "rank": 2}
 HEARTBEAT = 10
 # A peer that is gone is noticed after this many seconds at the latest.
 BOUND = 90
@@ -30,12 +30,12 @@ def free_port():
         return one.getsockname()[1]
 
 
-def launch(folders, out, devices=2, **options):
+def launch(folders, out, devices=2, program=("-m", "jax_unlearn.cli"), **options):
     """A process for each folder, all as one run."""
     port, processes = free_port(), []
     for number, folder in enumerate(folders):
         command = [
-            *(sys.executable, "-m", "jax_unlearn.cli"),
+            *(sys.executable, *program),
             *arguments(folder, out, **OPTIONS | options),
             *("--distributed", "--coordinator", f"127.0.0.1:{port}"),
             *("--process-id", str(number), "--processes", str(len(folders))),
@@ -75,16 +75,12 @@ def alone(folder, tmp_path_factory):
     return out
 
 
-def test_two_processes_of_two_devices_give_what_one_gives(alone, folder, tmp_path):
+@pytest.mark.parametrize("program", [("-m", "jax_unlearn.cli"), ("-c", ON_DEVICE)])
+def test_two_processes_of_two_devices_give_what_one_gives(alone, folder, tmp_path, program):
     out = tmp_path / "out"
-    assert [code for code, _ in ended(launch([folder, folder], out))] == [0, 0]
-    for name in ("statistics.safetensors", "adapter/adapter_model.safetensors"):
-        ours, theirs = load_file(out / name), load_file(alone / name)
-        assert ours.keys() == theirs.keys()
-        for key, value in theirs.items():
-            if key.split(".")[-1] in ("gram", "total", "count") or name.startswith("adapter"):
-                gap = np.linalg.norm(ours[key] - value)
-                assert gap <= 1e-5 * np.linalg.norm(value), key
+    results = ended(launch([folder, folder], out, program=program))
+    assert [code for code, _ in results] == [0, 0], results
+    same_outcome(out, alone)
     one, other = (read(path / "metrics.json") for path in (out, alone))
     assert one["samples"] == other["samples"]
     assert 0 < one["tower"]["images"] < other["tower"]["images"]
