@@ -253,13 +253,15 @@ def objective(results: Row) -> str:
     if torch["extrapolated"]:
         name += f" (from {torch['timed_epochs']} of them, {torch['seconds_per_epoch']:.2f} s each)"
     rows = [[name, shown(torch["seconds"]), "1", f"{results['goal']:.3f}"]]
-    ends = {"Adam on statistics": (adam, adam["seconds"])}
+    ends = {"Adam on statistics": (adam, adam["seconds"], adam)}
     if closed["first"] is not None:
-        ends["closed form, first iteration that is there"] = closed, closed["first"]
-    ends["closed form, with its last digits and the lower bound"] = closed, closed["seconds"]
-    for label, (found, seconds) in ends.items():
+        first = "closed form, first iteration that is there"
+        ends[first] = closed, closed["first"], closed["to_first"]
+    last = "closed form, with its last digits and the lower bound"
+    ends[last] = closed, closed["seconds"], closed
+    for label, (found, seconds, ratios) in ends.items():
         label += "" if found["reached"] else ": **not reached**"
-        cells = [shown(seconds), f"**{times(torch['seconds'] / seconds)}**"]
+        cells = [shown(seconds), f"**{times(ratios['ratio'])}**"]
         rows.append([label, *cells, f"{found['objective']:.3f}"])
     parts = [
         f"Rows to forget and preserve: {results['forget']:,} and {results['preserve']:,} of "

@@ -219,8 +219,9 @@ def residual_of(
 def compress(problem: Problem) -> dict[str, Part]:
     """The same problem on at most D_in + E forget and D_in preserve rows of each Linear.
 
-    The loss and its gradient agree with the original's to float32 rounding; the number of original
-    rows is kept for the mean reduction. Other parts keep their rows: they do not combine where a
+    The loss and its gradient agree with the original's to float32 rounding, which in the gradient
+    of a change that misses the target by a share ε is that over ε; the number of original rows is
+    kept for the mean reduction. Other parts keep their rows: they do not combine where a
     GELU lies between the change and the output.
     """
     return {

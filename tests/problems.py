@@ -14,16 +14,15 @@ def arrays(
     seed: int = 0,
     common: float = 0.0,
     features_rank: int = D_IN,
-    fit: float = 1.0,
 ) -> tuple[np.ndarray, ...]:
-    """(weight, bias, forget, target, preserve); `fit` scales how far the target is."""
+    """(weight, bias, forget, target, preserve)."""
     random = np.random.default_rng(seed)
     mixing = random.normal(size=(features_rank, D_IN))
     weight, bias = random.normal(size=(E, D_IN)), random.normal(size=E)
     forget, preserve = (
         random.normal(size=(n, features_rank)) @ mixing + common for n in (n_forget, n_preserve)
     )
-    target = forget @ weight.T + bias + fit * random.normal(size=(n_forget, E))
+    target = forget @ weight.T + bias + random.normal(size=(n_forget, E))
     if common:
         # Far from the origin; the target must not follow, or float32 has nothing left to compare.
         weight, target = weight / common, random.normal(size=(n_forget, E))
