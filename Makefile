@@ -52,6 +52,7 @@ bench: $(VENV)/.test
 	$(BIN)/python -m benchmarks.time_to_objective
 	$(BIN)/python -m benchmarks.scaling
 	$(BIN)/python -m benchmarks.sweep
+	$(BIN)/python -m benchmarks.where_to_solve
 	$(BIN)/python -m benchmarks.many_images
 	$(BIN)/python -m benchmarks.processes
 	$(BIN)/python -m benchmarks.tables

@@ -294,6 +294,19 @@ def scaling(results: Row) -> str:
     return f"{table(header, rows)}\n\n{note}"
 
 
+def place(results: Row) -> str:
+    """The linear algebra of the closed form on both sides, in seconds."""
+    parts = results["parts"]
+    sides = [*next(iter(parts.values()))]
+    rows = [
+        [part, *(f"{shown(by[side]['seconds'])} ({times(by[side]['ratio'])})" for side in sides)]
+        for part, by in parts.items()
+    ]
+    what = f"{results['rows']:,} rows of {results['d_in']} → {results['e']}"
+    note = f"JAX on {results['device']}. {made(results['machine'], 'where_to_solve')}"
+    return f"{table([f'{what}: seconds, to the host', *sides], rows)}\n\n{note}"
+
+
 def sweep(results: Row) -> str:
     """An epoch of all settings against one's."""
     number, one, all_ = results["settings"], results["one"], results["all"]
@@ -492,6 +505,7 @@ TRAINING: dict[str, tuple[str, Callable[[Row], str]]] = {
     "objective": ("time_to_objective", objective),
     "scaling": ("scaling", scaling),
     "sweep": ("sweep", sweep),
+    "place": ("where_to_solve", place),
 }
 
 

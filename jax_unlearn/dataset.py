@@ -2,17 +2,22 @@
 
 import hashlib
 from collections.abc import Sequence
+from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, fields
 from pathlib import Path
 from typing import Generic, TypeVar
 
+from jax_unlearn import hosts
 from jax_unlearn.config import RunConfig
 from jax_unlearn.data.folder import check_disjoint, find_images, split_held_out
-from jax_unlearn.data.image import ImageFile, read_digests
+from jax_unlearn.data.image import ImageFile
 from jax_unlearn.data.prompts import Prompt, check_apart, prompts, read_names
 from jax_unlearn.errors import UserError
 
 S = TypeVar("S", ImageFile, Prompt)
+
+# Bytes of a sample's digest.
+DIGEST = hashlib.sha256().digest_size
 
 
 @dataclass(frozen=True)
@@ -74,7 +79,7 @@ def collect_images(config: RunConfig) -> Dataset[ImageFile]:
         "held out to test forgetting": forget_test,
         "held out to test preserving": preserve_test,
     }
-    read_digests(file for files in groups.values() for file in files)
+    read_digests([file for files in groups.values() for file in files])
     check_disjoint(groups)
     both = {f.label for f in forget + forget_test} & {f.label for f in preserve + preserve_test}
     if both:
@@ -109,3 +114,23 @@ def _choose(
         which = "is" if forget else "is not"
         raise UserError(f"{folder}: no class {which} {concept!r}; its classes are {classes}")
     return chosen
+
+
+def read_digests(files: Sequence[ImageFile]) -> None:
+    """Each file's digest, from several threads: one would wait for a disk or a network.
+
+    Of several processes each reads a part of the files and tells the others. Where they do not list
+    the same ones each reads all that it has, so that the run can say what differs.
+    """
+    new = [file for file in files if "digest" not in vars(file)]
+    listing = hashlib.sha256("\n".join(file.entry for file in new).encode()).digest()
+    alike = all(theirs == listing for theirs in hosts.of_others(lambda: listing))
+    count, here = (hosts.count(), hosts.index()) if alike else (1, 0)
+    with ThreadPoolExecutor() as pool:
+        read = b"".join(pool.map(lambda file: file.digest, new[here::count]))
+    if count == 1:
+        return
+    others = [process for process in range(count) if process != here]
+    for process, theirs in zip(others, hosts.of_others(lambda: read), strict=True):
+        for place, file in enumerate(new[process::count]):
+            vars(file)["digest"] = theirs[place * DIGEST : (place + 1) * DIGEST]

@@ -7,7 +7,14 @@ import pytest
 
 pytest.importorskip("torch")
 
-from benchmarks import jit_vs_eager, scaling, sweep, tables, time_to_objective
+from benchmarks import (
+    jit_vs_eager,
+    scaling,
+    sweep,
+    tables,
+    time_to_objective,
+    where_to_solve,
+)
 from benchmarks.exact import Exact
 from benchmarks.published import Loop, Rows, published
 from benchmarks.streamed import gather
@@ -118,3 +125,14 @@ def test_sweep(tmp_path, monkeypatch):
     block = block_of("sweep", tmp_path / "sweep.json")
     assert "3 settings at once" in block
     assert "5 settings, `solve_all`" in block
+
+
+def test_where_to_solve(tmp_path):
+    out = tmp_path / "place.json"
+    sizes = "--d-in 24 --e 16 --rows 50 --rounds 1"
+    where_to_solve.main([*sizes.split(), "--out", str(out)])
+    sides = [where_to_solve.HOST, where_to_solve.DEVICE, where_to_solve.SINGLE]
+    for part in json.loads(out.read_text())["parts"].values():
+        assert [*part] == sides
+        assert part[where_to_solve.HOST]["ratio"] == 1
+    assert "50 rows of 24 → 16" in block_of("place", out)

@@ -15,6 +15,9 @@ from safetensors.numpy import load_file
 
 from jax_unlearn import hosts
 from jax_unlearn.cli import main
+from jax_unlearn.data.folder import find_images
+from jax_unlearn.data.image import ImageFile
+from jax_unlearn.dataset import DIGEST, read_digests
 from jax_unlearn.errors import UserError
 from tests.runs import ON_DEVICE, arguments, read, same_outcome
 
@@ -177,3 +180,21 @@ def test_two_processes_go_on_after_a_stop_to_the_same_bytes(folder, tmp_path):
     name = "adapter/adapter_model.safetensors"
     assert (out / name).read_bytes() == (whole / name).read_bytes()
     assert not out.with_name("out.resume").exists()
+
+
+def test_each_process_reads_its_part_of_the_images(folder, monkeypatch):
+    whole, ours = (find_images(folder / "forget", "forget") for _ in range(2))
+    digests, opened = [file.digest for file in whole], []
+
+    def of_others(value):
+        # The first process lists the same files, and reads the first, the third, …
+        return [listing if len(listing := value()) == DIGEST else b"".join(digests[::2])]
+
+    for name, value in {"count": lambda: 2, "index": lambda: 1, "of_others": of_others}.items():
+        monkeypatch.setattr(hosts, name, value)
+    monkeypatch.setattr(ImageFile, "source", lambda file: opened.append(file) or file.path)
+    read_digests(ours)
+    assert set(opened) == set(ours[1::2])
+    assert [file.digest for file in ours] == digests
+    read_digests(ours)
+    assert len(opened) == len(ours) // 2

@@ -2,7 +2,6 @@
 
 import hashlib
 from collections.abc import Iterable, Iterator
-from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, field
 from functools import cached_property
 from io import BytesIO
@@ -26,6 +25,11 @@ class ImageFile:
         """What messages call it."""
         return str(self.path)
 
+    @property
+    def entry(self) -> str:
+        """What a listing says of it: the same on every host that has it, wherever it is there."""
+        return f"{self.label}/{self.path.name}: {self.path.stat().st_size}"
+
     def source(self) -> Path | BytesIO:
         """What Pillow opens."""
         return self.path
@@ -36,13 +40,6 @@ class ImageFile:
         source = self.source()
         data = source.read_bytes() if isinstance(source, Path) else source.getvalue()
         return hashlib.sha256(data).digest()
-
-
-def read_digests(files: Iterable[ImageFile]) -> None:
-    """Each file's digest, from several threads: one would wait for a disk or a network."""
-    with ThreadPoolExecutor() as pool:
-        for _ in pool.map(lambda file: file.digest, files):
-            pass
 
 
 def open_image(source: Path | BytesIO) -> Image.Image:

@@ -26,6 +26,10 @@ class TarMember(ImageFile):
     def name(self) -> str:
         return f"{self.path}/{self.member}"
 
+    @property
+    def entry(self) -> str:
+        return f"{self.label}/{self.path.name}/{self.member}: {self.size}"
+
     def source(self) -> BytesIO:
         with self.path.open("rb") as file:
             file.seek(self.offset)
@@ -41,6 +45,10 @@ class Record(ImageFile):
     @property
     def name(self) -> str:
         return f"{self.path}[{self.number}]"
+
+    @property
+    def entry(self) -> str:
+        return f"{super().entry}[{self.number}]"
 
     def source(self) -> BytesIO:
         return BytesIO(records(self.path)[self.number])
