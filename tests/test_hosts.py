@@ -8,9 +8,12 @@ import socket
 import subprocess
 import sys
 import time
+from unittest.mock import MagicMock
 
+import jax
 import numpy as np
 import pytest
+from jax._src import distributed
 from safetensors.numpy import load_file
 
 from jax_unlearn import hosts
@@ -151,6 +154,28 @@ def test_a_process_that_dies_ends_the_other_in_time(folder, tmp_path, gone):
 def test_processes_are_found_by_all_three_options_or_none():
     with pytest.raises(UserError, match="give all three, or none"):
         hosts.connect("127.0.0.1:1", None, 2, 10)
+
+
+@pytest.mark.parametrize(("tasks", "devices"), [(4, "all"), (8, "3")])
+def test_the_only_task_of_a_slurm_node_has_all_its_devices(monkeypatch, tasks, devices):
+    """Several share them, in JAX's own way: one each."""
+    facts = {
+        "JOB_ID": 7,
+        "STEP_NODELIST": "node[1-4]",
+        "STEP_NUM_NODES": 4,
+        "NTASKS": tasks,
+        "PROCID": 3,
+        "LOCALID": 3,
+    }
+    for name, value in facts.items():
+        monkeypatch.setenv(f"SLURM_{name}", str(value))
+    service, seen = MagicMock(), {"jax_cuda_visible_devices": "all"}
+    monkeypatch.setattr(distributed, "_jax", service)
+    monkeypatch.setattr(distributed.config, "update", seen.__setitem__)
+    monkeypatch.setattr(jax.distributed, "initialize", distributed.State().initialize)
+    hosts.connect(None, None, None, 10)
+    assert service.get_distributed_runtime_client.call_args.args == ("node1:61447", 3)
+    assert seen["jax_cuda_visible_devices"] == devices
 
 
 def test_one_process_has_no_others():
