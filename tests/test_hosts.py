@@ -4,7 +4,6 @@ import os
 import re
 import shutil
 import signal
-import socket
 import subprocess
 import sys
 import time
@@ -16,21 +15,16 @@ import pytest
 from jax._src import distributed
 from safetensors.numpy import load_file
 
+from benchmarks.crops import free_port, snapshots
 from jax_unlearn import hosts
 from jax_unlearn.cli import main
 from jax_unlearn.errors import UserError
-from tests.runs import arguments, read
+from tests.runs import arguments, heard, read
 
 OPTIONS = {"granularity": "tokens", "max_pixels": 512, "epochs": 30, "rank": 2}
 HEARTBEAT = 10
 # A peer that is gone is noticed after this many seconds at the latest.
 BOUND = 90
-
-
-def free_port():
-    with socket.socket() as one:
-        one.bind(("127.0.0.1", 0))
-        return one.getsockname()[1]
 
 
 def launch(folders, out, devices=2, **options):
@@ -138,16 +132,14 @@ def test_what_stops_one_is_told_by_all(folder, tmp_path):
 def test_a_process_that_dies_ends_the_other_in_time(folder, tmp_path, gone):
     processes = launch([folder, folder], tmp_path / "out", devices=1, epochs=10**6)
     # Training, of the first one; the other waits for it.
-    for line in processes[0].stderr:
-        if "merger.linear_fc2:" in line:
-            break
+    heard(processes[0], "merger.linear_fc2:")
     processes[gone].send_signal(signal.SIGKILL)
     begun = time.monotonic()
     ((code, message),) = ended([processes[1 - gone]], BOUND)
     assert code != 0
     assert time.monotonic() - begun < BOUND
     assert re.search("another process of this run is gone|another task died", str(message))
-    processes[gone].communicate()
+    processes[gone].communicate(timeout=BOUND)
     assert not (tmp_path / "out").exists()
 
 
@@ -194,12 +186,12 @@ def test_two_processes_go_on_after_a_stop_to_the_same_bytes(folder, tmp_path):
     # Once in a pass of the second process, once in the first one's training.
     for stage in ("1-of-2/preserve", "0-of-2/training"):
         processes = launch([folder, folder], out, devices=1, **more, resume=[])
-        while not any((tmp_path / "out.resume" / stage).glob("*/default/snapshot")):
+        while not snapshots(tmp_path / "out.resume" / stage):
             assert processes[0].poll() is None, processes[0].communicate()
             time.sleep(0.01)
         for process in processes:
             process.kill()
-            process.communicate()
+            process.communicate(timeout=BOUND)
         assert not out.exists()
     results = ended(launch([folder, folder], out, devices=1, **more, resume=[]))
     assert [code for code, _ in results] == [0, 0], results
