@@ -3,15 +3,20 @@
 import os
 import subprocess
 import sys
+from pathlib import Path
 
 import jax
 import numpy as np
 import pytest
 from flax import nnx
 from jax.sharding import PartitionSpec
+from rich.console import Console
 from safetensors.numpy import load_file
 
+from jax_unlearn.config import RunConfig
 from jax_unlearn.errors import UserError
+from jax_unlearn.identity import differences
+from jax_unlearn.image_session import ImageSession
 from jax_unlearn.mesh import FSDP, make_mesh
 from jax_unlearn.taps import place_tower, specs
 from porting import load_vision_tower
@@ -24,7 +29,7 @@ def run_on(devices, folder, out, **options):
     """A run in a process of its own: the number of CPU devices is fixed when JAX starts."""
     environment = os.environ | {"JAX_NUM_CPU_DEVICES": str(devices)}
     command = [sys.executable, "-m", "jax_unlearn.cli", *arguments(folder, out, **options)]
-    subprocess.run(command, env=environment, check=True, capture_output=True, text=True)
+    subprocess.run(command, env=environment, check=True, capture_output=True, timeout=300)
     return out
 
 
@@ -63,8 +68,26 @@ def check_shares(checkpoint):
     assert list(held.values()) == [whole // 4] * 8
 
 
-def test_a_device_holds_only_its_share_of_the_blocks(tiny_dir):
-    on_eight_devices(check_shares, str(tiny_dir))
+def check_identity(folder):
+    sides = {side: Path(folder, side) for side in ("forget", "preserve")}
+    ours, theirs = (
+        ImageSession(
+            RunConfig(checkpoint=Path(folder, "checkpoint"), **sides, out=Path(), mesh=mesh),
+            Console(quiet=True),
+        ).identity()
+        for mesh in ("data=8", "data=4,fsdp=2")
+    )
+    (changed,) = differences(theirs, ours, ("then", "now"))
+    assert changed == "devices: data=4,fsdp=2 of cpu then, data=8,fsdp=1 of cpu now"
+
+
+def check_devices(folder):
+    check_shares(Path(folder, "checkpoint"))
+    check_identity(folder)
+
+
+def test_a_device_holds_its_share_of_the_blocks_and_a_run_goes_on_with_the_same_mesh(folder):
+    on_eight_devices(check_devices, str(folder))
 
 
 def test_the_first_axis_that_fits_is_divided_and_the_rest_of_the_tower_is_not(tiny_tower):
