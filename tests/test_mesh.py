@@ -1,9 +1,11 @@
 """Several devices: the same statistics and the same adapter as one."""
 
 import os
+import shutil
 import subprocess
 import sys
 from pathlib import Path
+from unittest import mock
 
 import jax
 import numpy as np
@@ -13,8 +15,11 @@ from jax.sharding import PartitionSpec
 from rich.console import Console
 from safetensors.numpy import load_file
 
+from jax_unlearn import image_session
+from jax_unlearn.cli import main
 from jax_unlearn.config import RunConfig
 from jax_unlearn.errors import UserError
+from jax_unlearn.extract import Extractor
 from jax_unlearn.identity import differences
 from jax_unlearn.image_session import ImageSession
 from jax_unlearn.mesh import FSDP, make_mesh
@@ -81,13 +86,28 @@ def check_identity(folder):
     assert changed == "devices: data=4,fsdp=2 of cpu then, data=8,fsdp=1 of cpu now"
 
 
-def check_devices(folder):
+def check_evaluate(run):
+    before = read(run / "metrics.json")
+    given = ["--mesh", "data=4,fsdp=2", "--workers", "0", "--batch-patches", "512"]
+    with mock.patch.object(image_session, "Extractor", wraps=Extractor) as made:
+        main(["evaluate", str(run), *given])
+    mesh, workers, _, patches = made.call_args.args[3:]
+    assert (dict(mesh.shape), workers, patches) == ({"data": 4, "fsdp": 2}, 0, 512)
+    after = read(run / "metrics.json")
+    for name in ("forget", "preserve"):
+        assert after[name] == pytest.approx(before[name], rel=1e-5)
+
+
+def check_devices(folder, run):
     check_shares(Path(folder, "checkpoint"))
     check_identity(folder)
+    check_evaluate(Path(run))
 
 
-def test_a_device_holds_its_share_of_the_blocks_and_a_run_goes_on_with_the_same_mesh(folder):
-    on_eight_devices(check_devices, str(folder))
+def test_what_is_divided_what_goes_on_and_what_is_evaluated_on_many(alone, folder, tmp_path):
+    """In one process, for its start takes longer."""
+    copy = shutil.copytree(alone, tmp_path / "run")
+    on_eight_devices(check_devices, str(folder), str(copy))
 
 
 def test_the_first_axis_that_fits_is_divided_and_the_rest_of_the_tower_is_not(tiny_tower):
