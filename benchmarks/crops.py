@@ -4,6 +4,7 @@ import io
 import json
 import os
 import shutil
+import socket
 import subprocess
 import sys
 import tarfile
@@ -88,6 +89,19 @@ def peak(process: "subprocess.Popen[bytes]") -> int:
     process.returncode = os.waitstatus_to_exitcode(status)
     assert process.returncode == 0, process.args
     return usage.ru_maxrss * 1024
+
+
+def snapshots(saved: Path) -> set[str]:
+    """Directories of whole snapshots below the one where a run saves them."""
+    # Not by glob, which fails where a directory goes while it looks.
+    walked = os.walk(saved)
+    return {f"{parent}/{name}" for parent, names, _ in walked for name in names if name.isdigit()}
+
+
+def free_port() -> int:
+    with socket.socket() as one:
+        one.bind(("127.0.0.1", 0))
+        return int(one.getsockname()[1])
 
 
 def metrics(out: Path) -> dict[str, Any]:

@@ -16,7 +16,7 @@ from typing import Any
 from matplotlib.figure import Figure
 
 from benchmarks.crops import command as run_command
-from benchmarks.crops import launch, make_images, metrics, peak
+from benchmarks.crops import launch, make_images, metrics, peak, snapshots
 from benchmarks.timing import command, figure, save
 from benchmarks.tower import machine
 
@@ -61,9 +61,9 @@ def killed(folder: Path, count: int, whole: float) -> dict[str, Any]:
     """
     images, out = folder / str(count), folder / "killed"
     process = launch(run_command(images, out, *SAVING))
-    snapshots = folder / "killed.resume" / "0-of-1" / "preserve"
+    saved = folder / "killed.resume" / "0-of-1" / "preserve"
     time.sleep(whole / 2)
-    while not any(snapshots.rglob("snapshot")):
+    while not snapshots(saved):
         assert process.poll() is None, "the run ended before it could be killed"
         time.sleep(0.1)
     process.send_signal(signal.SIGKILL)

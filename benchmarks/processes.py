@@ -6,14 +6,13 @@ the checkpoint and exchange between the processes included, in turns.
 """
 
 import json
-import socket
 from collections.abc import Sequence
 from pathlib import Path
 from tempfile import TemporaryDirectory
 from typing import Any
 
 from benchmarks.crops import command as run_command
-from benchmarks.crops import launch, make_images, metrics, peak
+from benchmarks.crops import free_port, launch, make_images, metrics, peak
 from benchmarks.timing import command, figure, ratio, save
 from benchmarks.tower import machine
 
@@ -55,12 +54,6 @@ def extracted(folder: Path, out: Path, count: int) -> float:
     for process in processes:
         peak(process)
     return float(metrics(out)["seconds"]["extract"])
-
-
-def free_port() -> int:
-    with socket.socket() as one:
-        one.bind(("127.0.0.1", 0))
-        return int(one.getsockname()[1])
 
 
 if __name__ == "__main__":

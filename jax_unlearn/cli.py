@@ -15,6 +15,7 @@ from rich.table import Table
 from tyro.conf import Positional
 
 from jax_unlearn.config import (
+    OF_TOWER,
     Preset,
     RunConfig,
     SweepConfig,
@@ -80,6 +81,12 @@ class Evaluate:
     questions: Path | None = None
     """JSON list of {question, answers: {class: answer}}, for --vlm; by default the run's own, or
     "what is this?" and the classes' names."""
+    mesh: str | None = None
+    """Devices for the tower, as for `run`; by default all here."""
+    workers: int | None = None
+    """Processes that decode and pack images, as for `run`."""
+    batch_patches: int | None = None
+    """Patches of a device's batch; by default the run's."""
 
 
 @dataclass(frozen=True)
@@ -185,7 +192,9 @@ def dispatch(command: Any, console: Console) -> None:
             facts = inspect(command.checkpoint, command.plan, command.dtype, command.fsdp)
             print(json.dumps(facts, indent=2) if command.json else "\n".join(lines(facts)))
         case Evaluate():
-            finish(evaluate(command.run, command.vlm, command.questions, console), command.run)
+            how = {name: getattr(command, name) for name in OF_TOWER}
+            metrics = evaluate(command.run, command.vlm, command.questions, console, **how)
+            finish(metrics, command.run)
         case Export():
             export(command.run, command.format, command.out, command.overwrite)
             print(command.out)

@@ -253,6 +253,23 @@ def settings_of(config: RunConfig) -> dict[str, Any]:
 OF_NAMES = ("preserve_text", "images", "other_images")
 OF_IMAGES = ("forget", "preserve", "forget_held_out", "preserve_held_out", "concept", "questions")
 
+# How the tower runs, and nothing else does.
+OF_TOWER = ("mesh", "workers", "batch_patches")
+
+
+def check_no_tower(config: RunConfig) -> None:
+    """Refuse options that would be left aside where no Qwen tower runs.
+
+    Raises:
+        UserError: names the option.
+    """
+    # What the earlier run was told is not asked for now.
+    usual = read_config(config.statistics) if config.statistics else RunConfig
+    for name in OF_TOWER:
+        if getattr(config, name) != getattr(usual, name):
+            option = name.replace("_", "-")
+            raise UserError(f"--{option}: is for images through a Qwen tower; leave it out")
+
 
 def check_inputs(config: RunConfig) -> None:
     """Refuse options that would be left aside.

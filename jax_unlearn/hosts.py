@@ -4,6 +4,7 @@ They run the same program and meet only where all of them call `of_others` or `t
 pass, and before and after everything else. What one says there may also be that it has failed.
 """
 
+import os
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager, suppress
 from functools import partial
@@ -51,6 +52,7 @@ def connect(
             coordinator,
             processes,
             process,
+            local_device_ids=_local_devices(),
             cluster_detection_method=None if coordinator is None else "deactivate",
             heartbeat_timeout_seconds=heartbeat,
             shutdown_timeout_seconds=heartbeat,
@@ -61,6 +63,15 @@ def connect(
             f"--distributed: the processes did not find each other ({reason}); give "
             "--coordinator HOST:PORT, --process-id and --processes"
         ) from error
+
+
+def _local_devices() -> list[int] | None:
+    """All, which an empty list is to JAX, where SLURM runs one task a node; else JAX's own choice.
+
+    That is under SLURM one device for each task.
+    """
+    tasks, nodes = (os.environ.get(f"SLURM_{name}") for name in ("NTASKS", "STEP_NUM_NODES"))
+    return [] if tasks and tasks == nodes else None
 
 
 def index() -> int:

@@ -25,14 +25,14 @@ def identity(
     samples: Mapping[str, str],
     counts: Mapping[str, int],
     contents: Iterable[np.ndarray | bytes],
-    devices: int,
+    devices: int | str,
 ) -> Facts:
     """As JSON will have them again.
 
     Args:
         samples, counts: a fingerprint of each group of samples, and how many it has.
         contents: of what is read besides: weights, files.
-        devices: that run the tower.
+        devices: that run the tower; the shape of their mesh, where they have one.
     """
     settings = {name: value for name, value in to_json(config).items() if name not in HOW_IT_RUNS}
     facts: Facts = {

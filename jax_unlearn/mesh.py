@@ -34,6 +34,11 @@ def make_mesh(text: str | None) -> Mesh:
     return jax.make_mesh((data, fsdp), AXES, TYPES, devices=devices[: data * fsdp])
 
 
+def shape_of(mesh: Mesh) -> str:
+    """As `--mesh` takes it."""
+    return ",".join(f"{axis}={size}" for axis, size in mesh.shape.items())
+
+
 def over_data(mesh: Mesh) -> NamedSharding:
     """The first axis divided over all devices."""
     return NamedSharding(mesh, PartitionSpec(AXES))

@@ -6,13 +6,14 @@ For OUT they lie in OUT.resume/PROCESS-of-PROCESSES/STAGE/STEP, and are gone whe
 import json
 import logging
 import os
+import re
 import shutil
 import signal
 import threading
 import time
 import warnings
 from collections.abc import Callable, Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from pathlib import Path
 from types import FrameType
 
@@ -25,6 +26,9 @@ from jax_unlearn.identity import Facts, differences
 from jax_unlearn.snapshot import Snapshot, Stage
 
 FACTS = "facts.json"
+OF_PROCESS = re.compile(r"\d+-of-(\d+)")
+# Bytes of a snapshot that the memory may hold besides what it is of.
+LARGEST = 2**30
 
 
 class TerminatedError(BaseException):
@@ -63,25 +67,38 @@ class Journal:
         self.resume = resume
         self.terminated = self.working = False
         self.saved = time.monotonic()
+        # Stages that were done before a snapshot of them was due.
+        self.unsaved: dict[SavedStage, Snapshot] = {}
         with mendable(self.all):
             if resume:
                 self._check()
             elif overwrite:
                 self._remove()
-            elif self.all.exists():
+            elif self._counts():
                 raise UserError(
                     f"{self.all}: an earlier run was stopped; go on with --resume, or begin again "
                     "with --overwrite alone"
                 )
 
-    def _check(self) -> None:
+    def _counts(self) -> set[int]:
+        """How many processes the run had that left what is there."""
         there = [path.name for path in self.all.iterdir()] if self.all.exists() else []
-        if others := {name.rpartition("-")[2] for name in there} - {str(hosts.count())}:
+        return {int(match[1]) for name in there if (match := OF_PROCESS.fullmatch(name))}
+
+    def _check(self) -> None:
+        if others := self._counts() - {hosts.count()}:
             count = max(others)
             raise UserError(f"{self.all}: the run had {count} processes; resume it with as many")
-        if (self.directory / FACTS).is_file():
-            before = json.loads((self.directory / FACTS).read_text())
-            if changed := differences(before, self.facts(), ("then", "now")):
+        path = self.directory / FACTS
+        if path.is_file():
+            ours = self.facts()
+            try:
+                changed = differences(json.loads(path.read_text()), ours, ("then", "now"))
+            except (ValueError, LookupError, TypeError) as error:
+                raise UserError(
+                    f"{path}: is damaged ({error!r}); begin again with --overwrite alone"
+                ) from error
+            if changed:
                 raise UserError(
                     f"--resume: {'; '.join(changed)}; go on with the same, or begin again with "
                     "--overwrite alone"
@@ -122,12 +139,14 @@ class Journal:
     def finish(self) -> None:
         """Remove the snapshots: the run is whole."""
         shutil.rmtree(self.directory, ignore_errors=True)
-        if self.all.is_dir() and not any(self.all.iterdir()):
-            self.all.rmdir()
+        # Other processes come here at the same time, and one of them is the first to remove it.
+        with suppress(FileNotFoundError):
+            if self.all.is_dir() and not any(self.all.iterdir()):
+                self.all.rmdir()
 
     @contextmanager
     def listening(self) -> Iterator[None]:
-        """SIGTERM ends the run after the step it is at, which is saved.
+        """SIGTERM ends the run after the step it is at; what it has come to is saved.
 
         Raises:
             TerminatedError: it came.
@@ -138,6 +157,12 @@ class Journal:
         before = signal.signal(signal.SIGTERM, self._terminate)
         try:
             yield
+        except TerminatedError:
+            # It may come again.
+            self.working = True
+            for stage, snapshot in [*self.unsaved.items()]:
+                stage.save(snapshot)
+            raise
         finally:
             signal.signal(signal.SIGTERM, before)
 
@@ -185,18 +210,26 @@ class SavedStage(Stage):
         journal = self.journal
         due = time.monotonic() - journal.saved >= journal.seconds
         if due or journal.terminated or (journal.steps and self.steps % journal.steps == 0):
-            self._save(snapshot())
+            self.save(snapshot())
         journal.heed()
 
     def done(self, snapshot: Callable[[], Snapshot]) -> None:
-        # What took less than the time between snapshots is not worth one.
-        if self.ahead and self.directory.is_dir():
+        if self.ahead:
             self.steps += 1
-            self._save(snapshot())
+            self._keep(snapshot())
         self.journal.heed()
         self.journal.working = False
 
-    def _save(self, snapshot: Snapshot) -> None:
+    def _keep(self, last: Snapshot) -> None:
+        """The last snapshot in memory, if it took less than the time between two to come to it."""
+        size = sum(array.nbytes for array in last.arrays.values())
+        if self.directory.is_dir() or size > LARGEST:
+            self.save(last)
+        else:
+            self.journal.unsaved[self] = last
+
+    def save(self, snapshot: Snapshot) -> None:
+        """As the newest of this stage."""
         from jax_unlearn.store import Save, manager
 
         self.journal.begin()
@@ -205,6 +238,7 @@ class SavedStage(Stage):
             with manager(self.directory) as kept:
                 kept.save(self.steps, args=Save(snapshot))
         self.journal.saved, self.ahead = time.monotonic(), False
+        self.journal.unsaved.pop(self, None)
 
 
 @contextmanager

@@ -19,6 +19,7 @@ from jax_unlearn.config import (
     RunConfig,
     SweepConfig,
     check_inputs,
+    check_no_tower,
     read_config,
     settings_of,
     to_json,
@@ -199,6 +200,8 @@ def open_session(config: RunConfig, console: Console) -> Session:
     clip = not config.statistics and porting.is_clip(config.checkpoint)
     if hosts.count() > 1 and (clip or config.statistics):
         raise UserError("--distributed: is for images through a Qwen tower; leave it out")
+    if clip or config.statistics:
+        check_no_tower(config)
     if config.statistics:
         return SavedSession(config, console)
     if clip:
@@ -240,8 +243,13 @@ def describe_adapter(adapter: LoraAdapter, directory: Path) -> Metrics:
     }
 
 
-def evaluate(run_dir: Path, vlm: bool, questions: Path | None, console: Console) -> Metrics:
+def evaluate(
+    run_dir: Path, vlm: bool, questions: Path | None, console: Console, **how: Any
+) -> Metrics:
     """Evaluate an existing run again; `vlm` also asks the Hugging Face model.
+
+    Args:
+        how: settings to run the tower with in place of the run's own, if they are not None.
 
     Raises:
         UserError: not a run, its images or checkpoint are gone, or torch is missing for `vlm`.
@@ -254,6 +262,7 @@ def evaluate(run_dir: Path, vlm: bool, questions: Path | None, console: Console)
     if config.statistics:
         # Its own copy: the earlier run may be gone.
         config = replace(config, statistics=run_dir)
+    config = replace(config, **{name: value for name, value in how.items() if value is not None})
     session = open_session(config, console)
     if session.counts()["fingerprint"] != metrics["samples"]["fingerprint"]:
         raise UserError(f"{run_dir}: its samples have changed since, or its seed; run again")

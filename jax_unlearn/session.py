@@ -27,6 +27,7 @@ from jax_unlearn.evaluate.score import Score, fit_probes, score
 from jax_unlearn.gather import Granularity
 from jax_unlearn.identity import Facts, identity
 from jax_unlearn.lora import LoraAdapter
+from jax_unlearn.mesh import shape_of
 from jax_unlearn.objective import Part
 from jax_unlearn.path import Path
 from jax_unlearn.resume import Journal
@@ -140,7 +141,8 @@ class Session(ABC):
         groups = self.dataset.groups()
         samples = {name: self.dataset.fingerprint(name) for name in groups}
         counts = {name: len(group) for name, group in groups.items()}
-        devices = self.mesh.devices.size if self.mesh else 1
+        # By its shape: sums in another order may differ in their last bit.
+        devices = shape_of(self.mesh) if self.mesh else 1
         return identity(self.config, samples, counts, self.contents(), devices)
 
     def stage(self, name: str) -> Stage:

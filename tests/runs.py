@@ -4,6 +4,7 @@ import json
 import os
 import subprocess
 import sys
+import threading
 from pathlib import Path
 
 import numpy as np
@@ -72,6 +73,15 @@ def read(path):
     return json.loads(path.read_text())
 
 
+def heard(process, text, seconds=300):
+    """Waits until a process says something on stderr; one that takes longer is killed."""
+    clock = threading.Timer(seconds, process.kill)
+    clock.start()
+    said = any(text in line for line in process.stderr)
+    clock.cancel()
+    assert said, f"{text}: not heard in {seconds} seconds"
+
+
 def on_eight_devices(check, *arguments):
     """Call a module's function where there are eight CPU devices: their number is fixed at start.
 
@@ -85,5 +95,6 @@ def on_eight_devices(check, *arguments):
         env=os.environ | {"JAX_NUM_CPU_DEVICES": "8"},
         capture_output=True,
         text=True,
+        timeout=300,
     )
     assert done.returncode == 0, done.stderr

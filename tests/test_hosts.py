@@ -4,33 +4,30 @@ import os
 import re
 import shutil
 import signal
-import socket
 import subprocess
 import sys
 import time
+from unittest.mock import MagicMock
 
+import jax
 import numpy as np
 import pytest
+from jax._src import distributed
 from safetensors.numpy import load_file
 
+from benchmarks.crops import free_port, snapshots
 from jax_unlearn import hosts
 from jax_unlearn.cli import main
 from jax_unlearn.data.folder import find_images
 from jax_unlearn.data.image import ImageFile
 from jax_unlearn.dataset import DIGEST, read_digests
 from jax_unlearn.errors import UserError
-from tests.runs import ON_DEVICE, arguments, read, same_outcome
+from tests.runs import ON_DEVICE, arguments, heard, read, same_outcome
 
 OPTIONS = {"granularity": "tokens", "epochs": 30, "rank": 2}
 HEARTBEAT = 10
 # A peer that is gone is noticed after this many seconds at the latest.
 BOUND = 90
-
-
-def free_port():
-    with socket.socket() as one:
-        one.bind(("127.0.0.1", 0))
-        return one.getsockname()[1]
 
 
 def launch(folders, out, devices=2, program=("-m", "jax_unlearn.cli"), **options):
@@ -134,22 +131,42 @@ def test_what_stops_one_is_told_by_all(folder, tmp_path):
 def test_a_process_that_dies_ends_the_other_in_time(folder, tmp_path, gone):
     processes = launch([folder, folder], tmp_path / "out", devices=1, epochs=10**6)
     # Training, of the first one; the other waits for it.
-    for line in processes[0].stderr:
-        if "merger.linear_fc2:" in line:
-            break
+    heard(processes[0], "merger.linear_fc2:")
     processes[gone].send_signal(signal.SIGKILL)
     begun = time.monotonic()
     ((code, message),) = ended([processes[1 - gone]], BOUND)
     assert code != 0
     assert time.monotonic() - begun < BOUND
     assert re.search("another process of this run is gone|another task died", str(message))
-    processes[gone].communicate()
+    processes[gone].communicate(timeout=BOUND)
     assert not (tmp_path / "out").exists()
 
 
 def test_processes_are_found_by_all_three_options_or_none():
     with pytest.raises(UserError, match="give all three, or none"):
         hosts.connect("127.0.0.1:1", None, 2, 10)
+
+
+@pytest.mark.parametrize(("tasks", "devices"), [(4, "all"), (8, "3")])
+def test_the_only_task_of_a_slurm_node_has_all_its_devices(monkeypatch, tasks, devices):
+    """Several share them, in JAX's own way: one each."""
+    facts = {
+        "JOB_ID": 7,
+        "STEP_NODELIST": "node[1-4]",
+        "STEP_NUM_NODES": 4,
+        "NTASKS": tasks,
+        "PROCID": 3,
+        "LOCALID": 3,
+    }
+    for name, value in facts.items():
+        monkeypatch.setenv(f"SLURM_{name}", str(value))
+    service, seen = MagicMock(), {"jax_cuda_visible_devices": "all"}
+    monkeypatch.setattr(distributed, "_jax", service)
+    monkeypatch.setattr(distributed.config, "update", seen.__setitem__)
+    monkeypatch.setattr(jax.distributed, "initialize", distributed.State().initialize)
+    hosts.connect(None, None, None, 10)
+    assert service.get_distributed_runtime_client.call_args.args == ("node1:61447", 3)
+    assert seen["jax_cuda_visible_devices"] == devices
 
 
 def test_one_process_has_no_others():
@@ -168,12 +185,12 @@ def test_two_processes_go_on_after_a_stop_to_the_same_bytes(folder, tmp_path):
     # Once in a pass of the second process, once in the first one's training.
     for stage in ("1-of-2/preserve", "0-of-2/training"):
         processes = launch([folder, folder], out, devices=1, **more, resume=[])
-        while not any((tmp_path / "out.resume" / stage).glob("*/default/snapshot")):
+        while not snapshots(tmp_path / "out.resume" / stage):
             assert processes[0].poll() is None, processes[0].communicate()
             time.sleep(0.01)
         for process in processes:
             process.kill()
-            process.communicate()
+            process.communicate(timeout=BOUND)
         assert not out.exists()
     results = ended(launch([folder, folder], out, devices=1, **more, resume=[]))
     assert [code for code, _ in results] == [0, 0], results

@@ -1,15 +1,25 @@
 """Several devices: the same statistics and the same adapter as one."""
 
 import os
+import shutil
 import subprocess
 import sys
+from pathlib import Path
+from unittest import mock
 
 import jax
 import pytest
 from flax import nnx
 from jax.sharding import PartitionSpec
+from rich.console import Console
 
+from jax_unlearn import image_session
+from jax_unlearn.cli import main
+from jax_unlearn.config import RunConfig
 from jax_unlearn.errors import UserError
+from jax_unlearn.extract import Extractor
+from jax_unlearn.identity import differences
+from jax_unlearn.image_session import ImageSession
 from jax_unlearn.mesh import FSDP, make_mesh
 from jax_unlearn.taps import place_tower, specs
 from porting import load_vision_tower
@@ -22,7 +32,7 @@ def run_on(devices, folder, out, **options):
     """A run in a process of its own: the number of CPU devices is fixed when JAX starts."""
     environment = os.environ | {"JAX_NUM_CPU_DEVICES": str(devices)}
     command = [sys.executable, "-m", "jax_unlearn.cli", *arguments(folder, out, **options)]
-    subprocess.run(command, env=environment, check=True, capture_output=True, text=True)
+    subprocess.run(command, env=environment, check=True, capture_output=True, timeout=300)
     return out
 
 
@@ -52,8 +62,41 @@ def check_shares(checkpoint):
     assert list(held.values()) == [whole // 4] * 8
 
 
-def test_a_device_holds_only_its_share_of_the_blocks(tiny_dir):
-    on_eight_devices(check_shares, str(tiny_dir))
+def check_identity(folder):
+    sides = {side: Path(folder, side) for side in ("forget", "preserve")}
+    ours, theirs = (
+        ImageSession(
+            RunConfig(checkpoint=Path(folder, "checkpoint"), **sides, out=Path(), mesh=mesh),
+            Console(quiet=True),
+        ).identity()
+        for mesh in ("data=8", "data=4,fsdp=2")
+    )
+    (changed,) = differences(theirs, ours, ("then", "now"))
+    assert changed == "devices: data=4,fsdp=2 of cpu then, data=8,fsdp=1 of cpu now"
+
+
+def check_evaluate(run):
+    before = read(run / "metrics.json")
+    given = ["--mesh", "data=4,fsdp=2", "--workers", "0", "--batch-patches", "512"]
+    with mock.patch.object(image_session, "Extractor", wraps=Extractor) as made:
+        main(["evaluate", str(run), *given])
+    mesh, workers, _, patches = made.call_args.args[3:]
+    assert (dict(mesh.shape), workers, patches) == ({"data": 4, "fsdp": 2}, 0, 512)
+    after = read(run / "metrics.json")
+    for name in ("forget", "preserve"):
+        assert after[name] == pytest.approx(before[name], rel=1e-5)
+
+
+def check_devices(folder, run):
+    check_shares(Path(folder, "checkpoint"))
+    check_identity(folder)
+    check_evaluate(Path(run))
+
+
+def test_what_is_divided_what_goes_on_and_what_is_evaluated_on_many(alone, folder, tmp_path):
+    """In one process, for its start takes longer."""
+    copy = shutil.copytree(alone, tmp_path / "run")
+    on_eight_devices(check_devices, str(folder), str(copy))
 
 
 def test_the_first_axis_that_fits_is_divided_and_the_rest_of_the_tower_is_not(tiny_tower):

@@ -13,14 +13,15 @@ from pathlib import Path
 import numpy as np
 import pytest
 
+from benchmarks.crops import snapshots
 from jax_unlearn import search
 from jax_unlearn.cli import main
 from jax_unlearn.data.image import ImageFile
 from jax_unlearn.errors import UserError
 from jax_unlearn.identity import GROUPS
-from jax_unlearn.resume import Journal, SavedStage
+from jax_unlearn.resume import Journal, SavedStage, TerminatedError
 from jax_unlearn.snapshot import Snapshot
-from tests.runs import arguments, read
+from tests.runs import arguments, heard, read
 
 # Several batches in each pass, and several chunks of epochs.
 PATCHES = 512
@@ -31,6 +32,8 @@ OPTIONS = {
     "epochs": 60,
     "chunk": 10,
 }
+# Seconds in which a process must have ended.
+BOUND = 300
 SAVING = ["--save-steps", "1"]
 FILES = ("adapter/adapter_model.safetensors", "statistics.safetensors", "history.jsonl")
 
@@ -83,9 +86,8 @@ def test_a_run_goes_on_where_it_was_stopped(
     main([*arguments(folder, out, **OPTIONS), "--resume", *more])
     assert same(out, whole)
     assert not saved.exists()
-    # With SAVING nothing is done again.
-    every = steps_of(whole)
-    assert len(taken) == every - count if more else len(taken) < every
+    # Nothing is done again.
+    assert len(taken) == steps_of(whole) - count
 
 
 def steps_of(run):
@@ -147,6 +149,25 @@ def test_a_damaged_snapshot_gives_way_to_the_one_before(tmp_path):
     assert found.arrays["x"][0] == 0
 
 
+def test_a_stage_that_took_no_time_is_saved_by_sigterm_only(monkeypatch, tmp_path):
+    """Or if memory should not hold it."""
+    ours = journal(tmp_path / "out", seconds=600.0)
+    one, other = ours.stage("forget"), ours.stage("preserve")
+    for stage in (one, other):
+        stage.step(lambda: Snapshot({"x": np.zeros(1)}, {}))
+        stage.done(lambda: Snapshot({"x": np.ones(1)}, {}))
+    assert not ours.all.exists()
+    with pytest.raises(TerminatedError), ours.listening():
+        os.kill(os.getpid(), signal.SIGTERM)
+    for name in ("forget", "preserve"):
+        assert journal(tmp_path / "out").stage(name).load().arrays["x"][0] == 1
+    monkeypatch.setattr("jax_unlearn.resume.LARGEST", 7)
+    third = journal(tmp_path / "large", seconds=600.0).stage("forget")
+    third.step(dict)
+    third.done(lambda: Snapshot({"x": np.ones(1)}, {}))
+    assert third.directory.is_dir()
+
+
 def test_without_resume_nothing_is_loaded(tmp_path):
     journal(tmp_path / "out").stage("forget").step(lambda: Snapshot({"x": np.zeros(1)}, {}))
     fresh = journal(tmp_path / "out", resume=False, overwrite=True)
@@ -195,7 +216,8 @@ def test_another_run_is_refused_by_what_changed(monkeypatch, folder, tmp_path, c
 def test_overwrite_begins_again(monkeypatch, folder, whole, tmp_path):
     out = tmp_path / "out"
     saved = stopped(monkeypatch, folder, out, 2)
-    main([*arguments(folder, out, **OPTIONS), "--overwrite"])
+    # Nor does it matter that another process loads the images.
+    main([*arguments(folder, out, **OPTIONS), "--overwrite", "--workers", "1"])
     assert same(out, whole)
     assert not saved.exists()
 
@@ -239,6 +261,35 @@ def test_the_number_of_processes_must_be_the_same(tmp_path):
         journal(tmp_path / "out")
 
 
+def test_what_others_left_there_is_no_process(tmp_path):
+    directory = tmp_path / "out.resume" / "0-of-1"
+    directory.mkdir(parents=True)
+    (tmp_path / "out.resume" / ".DS_Store").touch()
+    journal(tmp_path / "out").finish()
+    journal(tmp_path / "out", resume=False)
+    for text in ("", "[]", '{"settings": {}}'):
+        directory.mkdir(exist_ok=True)
+        (directory / "facts.json").write_text(text)
+        with pytest.raises(UserError, match=r"facts.json: is damaged .* --overwrite alone"):
+            journal(tmp_path / "out")
+
+
+def test_processes_that_end_together_do_not_stumble_over_each_other(monkeypatch, tmp_path):
+    for name in ("rmdir", "iterdir"):
+        (tmp_path / "out.resume" / "0-of-1").mkdir(parents=True)
+        whole = getattr(Path, name)
+
+        def after_another(path, whole=whole):
+            shutil.rmtree(path)
+            return whole(path)
+
+        ours = journal(tmp_path / "out")
+        with monkeypatch.context() as patch:
+            patch.setattr(Path, name, after_another)
+            ours.finish()
+        assert not ours.all.exists()
+
+
 def test_a_place_that_refuses_is_one_line(folder, tmp_path, capsys):
     (tmp_path / "out.resume").write_text("a file")
     command = [*arguments(folder, tmp_path / "out", **OPTIONS), *SAVING, "--resume"]
@@ -265,7 +316,9 @@ try:
 except UserError as error:
     print(error)
 """
-    done = subprocess.run([sys.executable, "-c", program], capture_output=True, text=True)
+    done = subprocess.run(
+        [sys.executable, "-c", program], capture_output=True, text=True, timeout=BOUND
+    )
     assert len(done.stdout.splitlines()) == 1, done.stderr
     assert f"{tmp_path}/out.resume" in done.stdout
     assert "go on with --resume" in done.stdout
@@ -273,19 +326,14 @@ except UserError as error:
     np.testing.assert_array_equal(found.arrays["x"], np.arange(10))
 
 
-def launch(folder, out):
-    command = [*arguments(folder, out, **OPTIONS), "--resume", *SAVING]
+def launch(folder, out, *more):
+    command = [*arguments(folder, out, **OPTIONS), "--resume", *more]
     return subprocess.Popen(
         [sys.executable, "-m", "jax_unlearn.cli", *command],
         stdout=subprocess.PIPE,
         stderr=subprocess.PIPE,
+        text=True,
     )
-
-
-def snapshots(saved: Path) -> set[str]:
-    # Not by glob, which fails where a directory goes while it looks.
-    walked = os.walk(saved)
-    return {f"{parent}/{name}" for parent, names, _ in walked for name in names if name.isdigit()}
 
 
 def killed(folder, out, whole, kills):
@@ -296,7 +344,7 @@ def killed(folder, out, whole, kills):
     draw, saved = random.Random(kills), out.with_name(f"{out.name}.resume")
     done = 0
     while done < kills:
-        process, before = launch(folder, out), snapshots(saved)
+        process, before = launch(folder, out, *SAVING), snapshots(saved)
         seen: set[str] = set()
         wanted = draw.randint(0, 3)
         while process.poll() is None and len(seen - before) < wanted:
@@ -304,16 +352,16 @@ def killed(folder, out, whole, kills):
             time.sleep(0.002)
         time.sleep(draw.random() * (0.2 if wanted else 8))
         process.send_signal(signal.SIGKILL)
-        _, errors = process.communicate()
-        assert process.returncode in (0, -signal.SIGKILL), errors.decode()
+        _, errors = process.communicate(timeout=BOUND)
+        assert process.returncode in (0, -signal.SIGKILL), errors
         done += process.returncode != 0
         if out.exists():
             assert same(out, whole)
             shutil.rmtree(out)
             shutil.rmtree(saved, ignore_errors=True)
-    process = launch(folder, out)
-    _, errors = process.communicate()
-    assert process.returncode == 0, errors.decode()
+    process = launch(folder, out, *SAVING)
+    _, errors = process.communicate(timeout=BOUND)
+    assert process.returncode == 0, errors
     assert same(out, whole)
 
 
@@ -328,18 +376,13 @@ def test_killed_fifty_times_it_ends_with_the_same_bytes(folder, whole, tmp_path)
 
 def test_sigterm_saves_first(folder, whole, tmp_path):
     out = tmp_path / "out"
-    command = arguments(folder, out, **OPTIONS | {"epochs": 10**6})
-    process = subprocess.Popen(
-        [sys.executable, "-m", "jax_unlearn.cli", *command], stderr=subprocess.PIPE
-    )
-    # Training has begun when its rows are named.
-    for line in process.stderr:
-        if b"merger.linear_fc2:" in line:
-            break
-    time.sleep(3)
+    process = launch(folder, out)
+    heard(process, "merger.linear_fc2:")
     process.send_signal(signal.SIGTERM)
-    _, errors = process.communicate(timeout=60)
+    _, errors = process.communicate(timeout=BOUND)
     assert process.returncode == 128 + signal.SIGTERM
-    assert b"terminated" in errors
-    (newest,) = {path.parents[2].name for path in (tmp_path / "out.resume").rglob("snapshot")}
-    assert newest == "training"
+    assert "terminated" in errors
+    passes = ("forget", "preserve", "forget-held-out", "preserve-held-out")
+    assert all(snapshots(tmp_path / "out.resume" / "0-of-1" / name) for name in passes)
+    main([*arguments(folder, out, **OPTIONS), "--resume"])
+    assert same(out, whole)

@@ -118,6 +118,8 @@ def refused(run, tmp_path, capsys, options, expected):
         (["--max-pixels", "100"], "--max-pixels: .* was made with another"),
         (["--select", "held_out"], "--select held_out: .* images to choose by"),
         (["--target", "blank"], "has no blank image"),
+        (["--mesh", "data=1"], "--mesh: is for images through a Qwen tower; leave it out"),
+        (["--batch-patches", "512"], "--batch-patches: is for images through a Qwen tower"),
     ],
 )
 def test_what_needs_the_images_is_refused(run, tmp_path, capsys, options, expected):

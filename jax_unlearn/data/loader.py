@@ -1,6 +1,9 @@
 """Files into packed batches ahead of the device, by Grain: in threads, or in processes."""
 
+import multiprocessing
+import os
 import signal
+import threading
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 from typing import TypeVar
@@ -55,7 +58,16 @@ def begin_worker(number: int, count: int) -> None:
     """Called by Grain in each of its processes."""
     # A preempted machine sends it to all processes, and the first needs these until it has saved.
     signal.signal(signal.SIGTERM, signal.SIG_IGN)
+    threading.Thread(target=end_with_parent, daemon=True).start()
     hide_torch()
+
+
+def end_with_parent() -> None:
+    """End this process when its parent has, which had no time to say so if it was killed."""
+    if parent := multiprocessing.parent_process():
+        parent.join()
+        # Without the exit's own steps, which may wait for a queue that nobody reads any more.
+        os._exit(1)
 
 
 @dataclass(frozen=True)

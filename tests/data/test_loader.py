@@ -1,5 +1,11 @@
 """Loading ahead: the same results in the same order from threads and from processes."""
 
+import os
+import signal
+import subprocess
+import sys
+from pathlib import Path
+
 import numpy as np
 import pytest
 from PIL import Image
@@ -20,6 +26,31 @@ def square(x):
 def test_results_come_in_the_order_of_the_items(workers):
     assert list(load(range(10), square, workers)) == [x * x for x in range(10)]
     assert list(load([], square, workers)) == []
+
+
+def test_a_worker_ends_with_a_parent_that_was_killed():
+    """It holds the pipe that it was given, whose end comes when all that hold it have ended."""
+    program = """
+import time
+from jax_unlearn.data.loader import load
+from tests.data.test_loader import square
+for number in load(range(99), square, workers=1):
+    print(number, flush=True)
+    time.sleep(99)
+"""
+    parent = subprocess.Popen(
+        [sys.executable, "-c", program],
+        cwd=Path(__file__).parents[2],
+        stdout=subprocess.PIPE,
+        start_new_session=True,
+    )
+    assert parent.stdout.readline() == b"0\n"
+    parent.send_signal(signal.SIGKILL)
+    try:
+        parent.communicate(timeout=10)
+    except subprocess.TimeoutExpired:
+        os.killpg(parent.pid, signal.SIGKILL)
+        raise
 
 
 @pytest.fixture
