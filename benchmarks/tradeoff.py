@@ -2,7 +2,6 @@
 
 import argparse
 import json
-from dataclasses import replace
 from pathlib import Path
 
 from matplotlib.figure import Figure
@@ -27,7 +26,7 @@ def main() -> None:
     console, found = Console(stderr=True), {}
     for concept in options.concepts:
         config = demo_config(Demo(concept=concept))
-        session = ImageSession(replace(config, target="blank"), console)
+        session = ImageSession(config, console)
         train, test = session.train_features(config.granularity), session.test_features()
         tries = SweepConfig(**settings_of(config) | {"target_kinds": TARGETS})
         found[concept] = explore(session, train, test, tries, console).rows()

@@ -19,6 +19,7 @@ from jax_unlearn.data.preprocess import Preprocessor
 from jax_unlearn.data.prompts import Prompt
 from jax_unlearn.errors import UserError
 from jax_unlearn.models.clip import LINEARS, ClipFeatures
+from jax_unlearn.projection import ProjectionPath
 from jax_unlearn.rows import Features, Tap
 
 TEXT, IMAGE = LINEARS
@@ -71,6 +72,12 @@ class ClipEncoder:
             list(texts), padding="max_length", max_length=context, return_tensors="np"
         )
         return out["input_ids"], out["attention_mask"]
+
+    def projection(self, name: str) -> ProjectionPath:
+        """One of the two, frozen."""
+        weight, bias = self.clip.linear(name)
+        # In the order of a file: see `merger_path.load_paths`.
+        return ProjectionPath(name, np.ascontiguousarray(weight), bias)
 
     def contents(self) -> Iterator[np.ndarray]:
         """All weights."""

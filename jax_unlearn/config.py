@@ -203,10 +203,11 @@ class RunConfig(TrainConfig):
     """JSON list of {question, answers: {class: answer}} for `evaluate --vlm`."""
     save_statistics: bool = True
     """Leave statistics.safetensors in --out, for --statistics: of each tap, to forget and to keep,
-    half a matrix of D_in × D_in in float64, less if there were few rows."""
+    half a matrix of D_in × D_in in float64, less if there were few rows, and the mean of each image
+    that evaluation needs (of CLIP a row a prompt and an image)."""
     statistics: Path | None = None
-    """An earlier run over images, to train again on its statistics: no image is read and no tower
-    run. Its settings are the defaults; what its images were read for cannot be changed."""
+    """An earlier run, to train again on its statistics: no image is read, and no tower or encoder
+    run. Its settings are the defaults; what its samples were read for cannot be changed."""
     auto: bool = False
     """Choose --lambda-forget, --lambda-preserve and --rank by a sweep over its default values."""
     strict: bool = False

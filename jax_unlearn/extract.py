@@ -6,6 +6,7 @@ import os
 import time
 from collections.abc import Collection, Iterable, Iterator, Sequence
 from dataclasses import dataclass, field
+from math import prod
 
 import jax
 import numpy as np
@@ -104,6 +105,8 @@ class Extractor:
         self.on_device = jax.default_backend() != "cpu" if on_device is None else on_device
         self.graphdef, state = nnx.split(tower)
         self.state = place_tower(state, self.mesh)
+        # Of all passes, also of those that went on where nothing was left to do.
+        self.planned: set[tuple[int, int]] = set()
         self.work = Work()
 
     def extract(
@@ -153,10 +156,15 @@ class Extractor:
         return harvest.features()
 
     def extract_image(self, image: Image.Image) -> Taps:
-        """The taps of one image that is no file (the blank one)."""
+        """The taps of one image that is no file (the blank one), in a shape of the passes before.
+
+        The smallest that holds it, so that nothing compiles; else one of its own.
+        """
         pixels, grid = self.preprocessor(image)
         merge = self.config.spatial_merge_size
-        rows, length = batch_shape([len(pixels)], merge**2, self.config.one_row)
+        fitting = [shape for shape in self.planned if shape[1] >= len(pixels)]
+        own = batch_shape([len(pixels)], merge**2, self.config.one_row)
+        rows, length = min(fitting, key=lambda shape: (prod(shape), shape), default=own)
         side = self.config.table_side
         packed, slots = pack(pixels, grid, merge=merge, side=side, rows=rows, length=length)
         whole = jax.tree.map(lambda x: np.concatenate([x] * self.devices), packed)
@@ -181,6 +189,7 @@ class Extractor:
             yield from pool.rest()
 
         steps = list(together(batches(), self.devices))
+        self.planned |= {(batch.rows, batch.length) for step in steps for batch in step}
         planned = [[(i.index, i.patches) for b in batch for i in b.items] for batch in steps]
         harvest.plan = hashlib.sha256(repr(planned).encode()).hexdigest()
         self.report(harvest, reader)

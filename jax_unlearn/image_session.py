@@ -1,7 +1,6 @@
 """Images through a Qwen3 tower: what `run` works on unless the checkpoint is CLIP's."""
 
 from collections.abc import Iterator, Sequence
-from pathlib import Path
 
 import jax
 import numpy as np
@@ -18,7 +17,6 @@ from jax_unlearn.gather import Gathering, Granularity
 from jax_unlearn.merger_path import adapted_linears, load_paths
 from jax_unlearn.mesh import make_mesh
 from jax_unlearn.rows import Features, images
-from jax_unlearn.saved import save_statistics
 from jax_unlearn.session import Session, Sides
 
 
@@ -91,17 +89,11 @@ class ImageSession(Session):
         data = self.images
         return Sides(side(data.forget_held_out, "forget"), side(data.preserve_held_out, "preserve"))
 
-    def blank(self, sides: Sides) -> dict[str, Float[np.ndarray, " e"]]:
+    def nothing(self, sides: Sides) -> dict[str, Float[np.ndarray, " e"]]:
         """The mean embedding of a blank image of the first image's size."""
         size = read_image(images(sides.forget)[0].source()).size
         taps = self.extractor.extract_image(self.preprocessor.blank(size))
         return {path.name: path.output(taps[path.last_tap]).mean(axis=0) for path in self.paths}
-
-    def save(self, directory: Path, train: Sides, test: Sides) -> None:
-        """The statistics, unless a path needs its rows."""
-        if self.config.save_statistics and all(path.is_linear for path in self.paths):
-            blank = self.blank(train) if self.config.target == "blank" else {}
-            save_statistics(directory, self, train, test, blank)
 
     def contents(self) -> Iterator[np.ndarray | bytes]:
         """The whole tower, and what says how it is used."""

@@ -37,9 +37,10 @@ from jax_unlearn.report.page import report
 from jax_unlearn.report.tradeoff import write_tradeoff
 from jax_unlearn.resume import Journal
 from jax_unlearn.rows import images
-from jax_unlearn.saved import SavedSession
+from jax_unlearn.saved import open_saved
 from jax_unlearn.search import Search
 from jax_unlearn.session import Session, Sides
+from jax_unlearn.statistics_file import FILE
 from jax_unlearn.tradeoff import TradeOff, explore
 from jax_unlearn.train import Result
 
@@ -180,8 +181,8 @@ def sweep(config: SweepConfig, console: Console) -> TradeOff | None:
         found = explore(session, train, test, config, console)
         with fresh_directory(config.out, config.overwrite) as out:
             write_tradeoff(out, found)
-            chosen = replace(RunConfig(**settings_of(config)), **asdict(found.chosen.setting))
-            write_config(out, chosen)
+            settings = settings_of(session.config) | asdict(found.chosen.setting)
+            write_config(out, RunConfig(**settings))
             session.save(out, train, test)
         return found
 
@@ -203,7 +204,7 @@ def open_session(config: RunConfig, console: Console) -> Session:
     if clip or config.statistics:
         check_no_tower(config)
     if config.statistics:
-        return SavedSession(config, console)
+        return open_saved(config, console)
     if clip:
         kind = TextSession if config.forget_text else ClipImageSession
         return kind(config, console)
@@ -259,7 +260,7 @@ def evaluate(
     metrics: Metrics = read_json(run_dir / "metrics.json")
     if "samples" not in metrics:
         raise UserError(f"{run_dir}: was made by an earlier version; run again")
-    if config.statistics:
+    if config.statistics and (run_dir / FILE).is_file():
         # Its own copy: the earlier run may be gone.
         config = replace(config, statistics=run_dir)
     config = replace(config, **{name: value for name, value in how.items() if value is not None})

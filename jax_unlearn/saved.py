@@ -1,8 +1,7 @@
-"""A run's statistics in its directory: to train again without its images and without a tower."""
+"""Training again on a run's statistics, without its samples and without a tower."""
 
-import json
 import shutil
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator, Sequence
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -10,152 +9,140 @@ from typing import Any
 import numpy as np
 from jaxtyping import Float
 from rich.console import Console
-from safetensors import SafetensorError, safe_open
-from safetensors.numpy import save_file
 
 from jax_unlearn.config import RunConfig, read_config
 from jax_unlearn.data.image import ImageFile
-from jax_unlearn.dataset import Dataset
+from jax_unlearn.embedded import (
+    IMAGE,
+    TEXT,
+    EmbeddedImages,
+    EmbeddedNames,
+    check_targets,
+    shown_folders,
+)
 from jax_unlearn.errors import UserError
 from jax_unlearn.gather import Granularity
 from jax_unlearn.identity import Facts, identity
 from jax_unlearn.merger_path import MergerPath, adapted_linears
 from jax_unlearn.merger_problem import LAST
-from jax_unlearn.rows import Features, Tap, images
+from jax_unlearn.path import Path as EmbeddingPath
+from jax_unlearn.projection import ProjectionPath
 from jax_unlearn.session import Session, Sides
-from jax_unlearn.statistics import Statistics
+from jax_unlearn.statistics_file import FILE, GROUPS, StatisticsFile, read_statistics
 
-FILE = "statistics.safetensors"
-GROUPS = ("forget", "preserve", "forget_held_out", "preserve_held_out")
-# What was decided when the images were seen; a preset decides some of it.
+# What was decided when the samples were seen; a preset decides some of it.
 SEEN = ("checkpoint", "forget", "preserve", "forget_held_out", "preserve_held_out", "concept")
-EXTRACTED = (*SEEN, "preset", "linears", "granularity", "max_pixels", "dtype", "keep_means")
-
-Blank = dict[str, Float[np.ndarray, " e"]]
-
-
-def save_statistics(
-    directory: Path, session: Session, train: Sides, test: Sides, blank: Blank
-) -> None:
-    """Everything of a run that was made from images: statistics, images' means, frozen Linears."""
-    sides = dict(
-        zip(GROUPS, (train.forget, train.preserve, test.forget, test.preserve), strict=True)
-    )
-    arrays: dict[str, np.ndarray] = {f"blank.{name}": row for name, row in blank.items()}
-    for group, features in sides.items():
-        arrays |= feature_arrays(group, features)
-    for path in session.paths:
-        weight, bias = path.last_linear
-        arrays |= {f"path.{path.name}.weight": weight, f"path.{path.name}.bias": bias}
-    facts = {
-        "paths": [path.name for path in session.paths],
-        "summed": list(train.forget.statistics),
-        "samples": session.counts(),
-        "files": {g: [[f.name, f.label] for f in images(s)] for g, s in sides.items()},
-    }
-    dense = {name: np.ascontiguousarray(array) for name, array in arrays.items()}
-    save_file(dense, directory / FILE, metadata={"facts": json.dumps(facts)})
-
-
-def feature_arrays(group: str, features: Features) -> dict[str, np.ndarray]:
-    arrays: dict[str, np.ndarray] = {}
-    for name, tap in features.taps.items():
-        arrays |= {f"{group}.{name}.x": tap.x, f"{group}.{name}.image": tap.image}
-    for name, parts in features.statistics.items():
-        for number, part in enumerate(parts):
-            arrays |= part.arrays(f"{group}.{name}.{number}")
-    if features.choosing is not None:
-        arrays[f"{group}.choosing"] = features.choosing
-    return arrays
+NAMED = ("forget_text", "preserve_text", "train_templates", "template", "images", "other_images")
+EXTRACTED = (
+    *SEEN, *NAMED, "preset", "linears", "granularity", "max_pixels", "dtype", "keep_means",
+)  # fmt: skip
 
 
 class SavedSession(Session):
-    """The statistics of an earlier run with other settings; `config.statistics` is its directory.
+    """The statistics of an earlier run with other settings.
 
     Raises:
-        UserError: not a run, one without statistics, or a setting that its images would be needed
-            for.
+        UserError: a setting that its samples would be needed for.
     """
 
-    def __init__(self, config: RunConfig, console: Console) -> None:
-        assert config.statistics is not None
-        self.file = config.statistics / FILE
-        check_same(config, read_config(config.statistics))
-        self.arrays, self.facts = read_statistics(self.file)
-        groups = {g: self._files(g) for g in GROUPS}
-        paths = [self._path(name) for name in self.facts["paths"]]
-        adapted = adapted_linears(config.targets, config.linears, self.facts["paths"])
-        if missing := sorted(set(adapted) - set(self.facts["summed"])):
-            raise UserError(f"{self.file}: has nothing of {', '.join(missing)}; leave them out")
-        super().__init__(config, console, Dataset(**groups), paths, adapted)
-        if (f"{GROUPS[0]}.choosing" in self.arrays) != (self.split is not None):
+    def __init__(
+        self,
+        config: RunConfig,
+        console: Console,
+        file: StatisticsFile,
+        paths: Sequence[EmbeddingPath],
+        adapted: list[str],
+    ) -> None:
+        self.file = file
+        if missing := sorted(set(adapted) - set(file.summed)):
+            raise UserError(f"{file.path}: has nothing of {', '.join(missing)}; leave them out")
+        super().__init__(config, console, file.dataset(), paths, adapted)
+        if file.splits != (self.split is not None):
             raise UserError(
                 f"--select {config.select}: {config.statistics} was made without images to choose "
                 "by, or with; select held_out as it did, or not at all"
             )
 
-    def _files(self, group: str) -> list[ImageFile]:
-        return [ImageFile(Path(path), label) for path, label in self.facts["files"][group]]
-
-    def _path(self, name: str) -> MergerPath:
-        linear = (self.arrays[f"path.{name}.weight"], self.arrays[f"path.{name}.bias"])
-        return MergerPath(name, {LAST: linear})
-
-    def _features(self, group: str) -> Features:
-        arrays, taps = self.arrays, {}
-        for path in self.paths:
-            key = f"{group}.{path.last_tap}"
-            taps[path.last_tap] = Tap(arrays[f"{key}.x"], arrays[f"{key}.image"])
-        choosing = arrays.get(f"{group}.choosing")
-        parts = range(1 if choosing is None else 2)
-        gathered = {
-            name: tuple(Statistics.of_arrays(arrays, f"{group}.{name}.{part}") for part in parts)
-            for name in self.facts["summed"]
-            if f"{group}.{name}.0.count" in arrays
-        }
-        return Features(tuple(self._files(group)), taps, gathered, choosing)
-
     def train_features(self, granularity: Granularity) -> Sides:
         """The granularity is that of the earlier run."""
-        return Sides(self._features(GROUPS[0]), self._features(GROUPS[1]))
+        return Sides(*map(self.file.features, GROUPS[:2]))
 
     def test_features(self) -> Sides:
-        return Sides(self._features(GROUPS[2]), self._features(GROUPS[3]))
+        return Sides(*map(self.file.features, GROUPS[2:]))
 
-    def blank(self, sides: Sides) -> Blank:
-        blank = {
-            path.name: self.arrays[f"blank.{path.name}"]
-            for path in self.paths
-            if f"blank.{path.name}" in self.arrays
-        }
-        if not blank:
-            raise UserError(f"{self.file}: has no blank image for --target blank; run without it")
-        return blank
+    def nothing(self, sides: Sides) -> dict[str, Float[np.ndarray, " e"]]:
+        return {path.name: self.file.blank(path.name) for path in self.paths}
 
     def contents(self) -> Iterator[bytes]:
         """The file."""
-        yield self.file.read_bytes()
+        yield self.file.path.read_bytes()
 
     def identity(self) -> Facts:
-        """The images need not be there any more, and are not asked for."""
-        samples = dict.fromkeys(GROUPS, self.facts["samples"]["fingerprint"])
-        counts = {name: len(files) for name, files in self.facts["files"].items()}
+        """The samples need not be there any more, and are not asked for."""
+        samples = dict.fromkeys(GROUPS, self.counts()["fingerprint"])
+        counts = {name: len(group) for name, group in self.dataset.groups().items()}
         return identity(self.config, samples, counts, self.contents(), 1)
 
     def counts(self) -> dict[str, Any]:
         """Of the earlier run."""
-        return dict(self.facts["samples"])
+        return self.file.counts
 
     def pictures(self, test: Sides) -> list[list[ImageFile]]:
         """Those that are still there."""
-        return [
-            [file for file in images(side) if file.path.is_file()]
-            for side in (test.forget, test.preserve)
-        ]
+        return [[file for file in row if file.path.is_file()] for row in super().pictures(test)]
 
     def save(self, directory: Path, train: Sides, test: Sides) -> None:
         """A copy, so that the new run does not depend on the earlier one."""
-        shutil.copyfile(self.file, directory / FILE)
+        if self.config.save_statistics:
+            shutil.copyfile(self.file.path, directory / FILE)
+
+
+class SavedMergers(SavedSession):
+    """What `ImageSession` left."""
+
+    def __init__(self, config: RunConfig, console: Console, file: StatisticsFile) -> None:
+        paths = [MergerPath(name, {LAST: file.linear(name)}) for name in file.paths]
+        adapted = adapted_linears(config.targets, config.linears, file.paths)
+        super().__init__(config, console, file, paths, adapted)
+
+
+class SavedNames(SavedSession, EmbeddedNames):
+    """What `TextSession` left."""
+
+    def __init__(self, config: RunConfig, console: Console, file: StatisticsFile) -> None:
+        self.path, self.visual = (ProjectionPath(n, *file.linear(n)) for n in (TEXT, IMAGE))
+        folders = enumerate(shown_folders(config))
+        self.shown = {folder: file.features(f"shown.{i}") for i, folder in folders}
+        folders = enumerate(config.other_images)
+        self.others = {folder: file.features(f"others.{i}") for i, folder in folders}
+        adapted = check_targets(config, TEXT)
+        config = replace(config, targets=tuple(adapted))
+        super().__init__(config, console, file, [self.path], adapted)
+
+
+class SavedClipImages(SavedSession, EmbeddedImages):
+    """What `ClipImageSession` left."""
+
+    def __init__(self, config: RunConfig, console: Console, file: StatisticsFile) -> None:
+        self.path, self.text = (ProjectionPath(n, *file.linear(n)) for n in (IMAGE, TEXT))
+        self.names = file.features("names") if file.has("names") else None
+        adapted = check_targets(config, IMAGE)
+        config = replace(config, targets=tuple(adapted))
+        super().__init__(config, console, file, [self.path], adapted)
+
+
+def open_saved(config: RunConfig, console: Console) -> SavedSession:
+    """The session of the run whose directory is `config.statistics`.
+
+    Raises:
+        UserError: not a run, one without statistics, or a setting that its samples would be needed
+            for.
+    """
+    assert config.statistics is not None
+    check_same(config, read_config(config.statistics))
+    file = read_statistics(config.statistics)
+    kind = {TEXT: SavedNames, IMAGE: SavedClipImages}.get(file.paths[0], SavedMergers)
+    return kind(config, console, file)
 
 
 def check_same(config: RunConfig, earlier: RunConfig) -> None:
@@ -171,19 +158,3 @@ def check_same(config: RunConfig, earlier: RunConfig) -> None:
             raise UserError(
                 f"--{option}: {config.statistics} was made with another; run without --statistics"
             )
-
-
-def read_statistics(path: Path) -> tuple[Mapping[str, np.ndarray], dict[str, Any]]:
-    """The arrays and the facts about them.
-
-    Raises:
-        UserError: no such file, or one that cannot be read.
-    """
-    if not path.is_file():
-        raise UserError(f"{path}: no such file; only a run over images on linear_fc2 leaves one")
-    try:
-        with safe_open(path, framework="numpy") as file:
-            arrays = {key: file.get_tensor(key) for key in file.keys()}  # noqa: SIM118
-            return arrays, json.loads(file.metadata()["facts"])
-    except (SafetensorError, OSError, KeyError, TypeError, ValueError) as error:
-        raise UserError(f"{path}: cannot be read ({error}); run again from the images") from error

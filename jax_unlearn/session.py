@@ -33,6 +33,7 @@ from jax_unlearn.path import Path
 from jax_unlearn.resume import Journal
 from jax_unlearn.rows import Features, Sample, images, most_similar
 from jax_unlearn.snapshot import Stage
+from jax_unlearn.statistics_file import GROUPS, save_statistics
 from jax_unlearn.targets import NEIGHBOURS, Outputs, Target, neutral_target
 from jax_unlearn.train import check
 
@@ -111,8 +112,12 @@ class Session(ABC):
         """Features of the held-out samples, one row each."""
 
     @abstractmethod
-    def blank(self, sides: Sides) -> dict[str, Float[np.ndarray, " e"]]:
+    def nothing(self, sides: Sides) -> dict[str, Float[np.ndarray, " e"]]:
         """Each path's embedding of a sample that says nothing, by the path's name."""
+
+    def blank(self, sides: Sides) -> dict[str, Float[np.ndarray, " e"]]:
+        """Where the target of that name sends the rows of each path, by the path's name."""
+        return self.nothing(sides)
 
     def evaluate(self, train: Sides, test: Sides, adapter: LoraAdapter) -> dict[str, Any]:
         """What is measured on held-out samples, for metrics.json; `train` are `image_means`."""
@@ -128,9 +133,22 @@ class Session(ABC):
         """Rows of images for the report: what is forgotten, what is kept."""
         return [images(test.forget), images(test.preserve)]
 
+    @property
+    def frozen(self) -> Sequence[Path]:
+        """The paths and whatever other Linears the result is judged by."""
+        return self.paths
+
+    @property
+    def judged_by(self) -> dict[str, Features]:
+        """Features besides the samples' that the result is judged by."""
+        return {}
+
     def save(self, directory: FilePath, train: Sides, test: Sides) -> None:
-        """Leave in a run's directory what it takes to train again; nothing, if nothing will do."""
-        return
+        """Leave in a run's directory what it takes to train again, unless a path needs its rows."""
+        if self.config.save_statistics and all(path.is_linear for path in self.paths):
+            groups = (train.forget, train.preserve, test.forget, test.preserve)
+            features = dict(zip(GROUPS, groups, strict=True)) | self.judged_by
+            save_statistics(directory, features, self.frozen, self.nothing(train), self.counts())
 
     @abstractmethod
     def contents(self) -> Iterator[np.ndarray | bytes]:

@@ -10,8 +10,7 @@ from pathlib import Path
 import numpy as np
 from safetensors.numpy import load_file
 
-from jax_unlearn.saved import FILE, read_statistics
-from jax_unlearn.statistics import Statistics
+from jax_unlearn.statistics_file import read_statistics
 from tests.test_statistics import same_heads
 
 CLASSES = {"forget": ["red triangle"], "preserve": ["blue circle", "astronaut"]}
@@ -47,10 +46,10 @@ main(sys.argv[1:])
 
 def same_outcome(ours, theirs):
     """The same statistics and the same adapter, to 1e-5, of runs over tokens."""
-    (found, facts), (expected, _) = (read_statistics(run / FILE) for run in (ours, theirs))
     for side in ("forget", "preserve"):
-        for name in facts["summed"]:
-            one, other = (Statistics.of_arrays(x, f"{side}.{name}.0") for x in (found, expected))
+        found, expected = (read_statistics(run).features(side) for run in (ours, theirs))
+        for name, (other,) in expected.statistics.items():
+            (one,) = found.statistics[name]
             assert one.count == other.count
             # Of the tokens to keep there are more than D_in.
             assert (one.gram is None) == (other.gram is None) == one.by_image == (side == "forget")

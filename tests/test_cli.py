@@ -68,15 +68,20 @@ def test_the_saved_adapter_changes_the_mergers_only(run, folder):
     assert np.array_equal(before.last_hidden_state, after.last_hidden_state)
 
 
-def test_the_saved_adapter_has_the_saved_objective(run):
+def test_the_saved_adapter_has_the_saved_objective_and_a_blank_image(run):
     session = ImageSession(read_config(run), Console(quiet=True))
     config = session.config
-    problem, _ = session.problems(session.train_features(config.granularity))
+    sides = session.train_features(config.granularity)
+    problem, _ = session.problems(sides)
     total, terms = loss(porting.load_peft(run / "adapter"), problem, config.loss_weights())
     objective = read(run / "metrics.json")["objective"]
     assert float(total) == pytest.approx(objective["total"], rel=1e-4)
     saved = [objective[name] for name in TERMS]
     np.testing.assert_allclose(terms, saved, rtol=1e-4, atol=1e-5)
+    # Whatever the target was, there is what `blank` needs.
+    kept = load_file(run / "statistics.safetensors")
+    for path, row in session.nothing(sides).items():
+        np.testing.assert_allclose(kept[f"blank.{path}"], row, rtol=1e-4, atol=1e-5)
 
 
 def test_evaluating_again_gives_the_same_reading(run, folder):

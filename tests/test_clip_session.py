@@ -13,8 +13,11 @@ from peft import PeftModel
 from rich.console import Console
 from transformers import AutoTokenizer, CLIPModel, CLIPTextModelWithProjection
 
+import porting
+from jax_unlearn import clip_session
 from jax_unlearn.cli import main, parse
 from jax_unlearn.clip_session import TEXT, TextSession
+from jax_unlearn.data.image import ImageReader
 from jax_unlearn.evaluate.zero_shot import Named, classify, unit
 from jax_unlearn.lora import LoraAdapter, LoraPair
 from jax_unlearn.shipped import ASSETS, CLIP_ASSETS
@@ -51,8 +54,22 @@ def error_of(arguments, capsys):
 
 @pytest.fixture(scope="module")
 def run(tmp_path_factory):
-    out = tmp_path_factory.mktemp("clip") / "run"
-    main(text_arguments(out, "--images", IMAGES / "test", "--seed", "3"))
+    """Of names; shared, as is that of images: tests that change it take a copy."""
+    folder = tmp_path_factory.mktemp("clip")
+    for name in ("blue circle", "gray circle"):
+        shutil.copytree(IMAGES / "test" / name, folder / "shapes" / name)
+    shown = ("--images", IMAGES / "test", "--other-images", folder / "shapes")
+    main(text_arguments(folder / "run", *shown, "--seed", "3"))
+    return folder / "run"
+
+
+@pytest.fixture(scope="module")
+def image_run(tmp_path_factory):
+    out = tmp_path_factory.mktemp("clip") / "images"
+    words = ["run", "--checkpoint", CHECKPOINT, "--out", out, "--targets", "visual_projection"]
+    words += ["--forget", IMAGES / "train", "--preserve", IMAGES / "train"]
+    words += ["--forget-held-out", IMAGES / "test", "--preserve-held-out", IMAGES / "test"]
+    main([str(word) for word in [*words, "--concept", "red triangle", "--epochs", "300"]])
     return out
 
 
@@ -214,19 +231,85 @@ def test_the_published_loop_in_torch(tmp_path):
     assert shown[0] == shown[1]
 
 
-def test_the_image_side_by_the_same_code(tmp_path):
-    out = tmp_path / "run"
-    words = ["run", "--checkpoint", CHECKPOINT, "--out", out, "--targets", "visual_projection"]
-    words += ["--forget", IMAGES / "train", "--preserve", IMAGES / "train"]
-    words += ["--forget-held-out", IMAGES / "test", "--preserve-held-out", IMAGES / "test"]
-    main([str(word) for word in [*words, "--concept", "red triangle", "--epochs", "300"]])
-    metrics = read(out / "metrics.json")
+def test_the_image_side_by_the_same_code(image_run):
+    metrics = read(image_run / "metrics.json")
     assert metrics["adapter"]["targets"] == ["visual_projection"]
     assert metrics["forget"]["accuracy_before"] > 0.9
     assert metrics["forget"]["accuracy_after"] < 0.2
     assert metrics["zero_shot"]["classes"]["red triangle"]["before"] == 1.0
     assert metrics["zero_shot"]["after"]["others"] > metrics["zero_shot"]["before"]["others"] - 0.05
-    assert load_peft(out / "adapter").pairs.keys() == {"visual_projection"}
+    assert load_peft(image_run / "adapter").pairs.keys() == {"visual_projection"}
+
+
+@pytest.fixture
+def alone(monkeypatch):
+    """Neither images nor encoders in reach."""
+
+    def forbidden(*_, **__):
+        raise AssertionError("the samples or the encoders were read")
+
+    monkeypatch.setattr(porting, "load_clip", forbidden)
+    monkeypatch.setattr(ImageReader, "read", forbidden)
+    for name in ("find_images", "collect_images", "collect_prompts"):
+        monkeypatch.setattr(clip_session, name, forbidden)
+
+
+def again(run, out, *options, command="run"):
+    main([command, "--statistics", str(run), "--out", str(out), *options])
+    return out
+
+
+def weights(run):
+    return (run / "adapter" / "adapter_model.safetensors").read_bytes()
+
+
+@pytest.mark.parametrize("side", ["run", "image_run"])
+def test_its_statistics_are_enough_to_train_and_to_judge_again(side, request, alone, tmp_path):
+    earlier = tmp_path / "earlier"
+    shutil.copytree(request.getfixturevalue(side), earlier)
+    out = again(earlier, tmp_path / "out")
+    assert weights(out) == weights(earlier)
+    first, second = (read(path / "metrics.json") for path in (earlier, out))
+    assert first.keys() == second.keys()
+    for key in first.keys() - {"seconds", "optimiser_seconds", "tower"}:
+        assert first[key] == second[key], key
+    shutil.rmtree(earlier)
+    main(["evaluate", str(out)])
+    assert read(out / "metrics.json")["zero_shot"] == first["zero_shot"]
+    main(["export", str(out), "--out", str(tmp_path / "peft")])
+    assert (tmp_path / "peft" / "adapter_model.safetensors").read_bytes() == weights(out)
+
+
+def test_other_settings_on_the_statistics_are_those_on_the_names(run, tmp_path):
+    options = ("--lambda-forget", "0.7", "--rank", "3", "--seed", "5", "--target", "random")
+    main(text_arguments(tmp_path / "names", *options))
+    out = again(run, tmp_path / "statistics", *options)
+    assert weights(out) == weights(tmp_path / "names") != weights(run)
+
+
+def test_a_sweep_on_the_statistics_and_a_run_on_its_choice(run, alone, tmp_path):
+    options = (
+        "--lambda-forgets",
+        "1",
+        "--lambda-preserves",
+        "1",
+        "--target-kinds",
+        "mean",
+        "blank",
+    )
+    swept = again(run, tmp_path / "sweep", *options, command="sweep")
+    (chosen,) = (row for row in read(swept / "sweep.json") if row["chosen"])
+    metrics = read(again(swept, tmp_path / "out") / "metrics.json")
+    assert metrics["objective"]["total"] == pytest.approx(chosen["total"], rel=1e-5)
+
+
+@pytest.mark.parametrize(
+    "options", [("--template", "a {}."), ("--forget-text", "cat"), ("--images", "shapes")]
+)
+def test_what_needs_the_encoders_is_refused(options, run, alone, tmp_path, capsys):
+    words = ["run", "--statistics", run, "--out", tmp_path / "out", *options]
+    line = error_of([str(word) for word in words], capsys)
+    assert f"{options[0]}: {run} was made with another; run without --statistics" in line
 
 
 @pytest.mark.parametrize(

@@ -111,6 +111,13 @@ def test_a_handful_of_compilations_serve_500_sizes(folder, tower, many, kernel):
     work = run_of.work.metrics()
     assert work["compilations"] == tap_rows.compilations() - before <= 5
     assert work["padding"] < 0.05
+    # A blank image shares a shape, and what shares it changes nothing.
+    preprocess = run_of.preprocessor
+    taps = run_of.extract_image(preprocess.blank((20, 30)))
+    alone = tower(*preprocess(preprocess.blank((20, 30))))
+    for name, rows in taps.items():
+        np.testing.assert_allclose(rows, alone.taps[name], rtol=1e-4, atol=1e-5)
+    assert tap_rows.compilations() == before + work["compilations"]
     again = extractor(folder, tower)
     again.extract(many, ImageReader(), "", QUIET)
     assert tap_rows.compilations() == before + work["compilations"]

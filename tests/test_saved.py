@@ -117,7 +117,6 @@ def refused(run, tmp_path, capsys, options, expected):
         (["--preset", "faithful"], "--preset: .* was made with another"),
         (["--max-pixels", "100"], "--max-pixels: .* was made with another"),
         (["--select", "held_out"], "--select held_out: .* images to choose by"),
-        (["--target", "blank"], "has no blank image"),
         (["--mesh", "data=1"], "--mesh: is for images through a Qwen tower; leave it out"),
         (["--batch-patches", "512"], "--batch-patches: is for images through a Qwen tower"),
     ],
@@ -139,7 +138,14 @@ def test_a_broken_file_is_refused(run, tmp_path, capsys):
     (broken / "statistics.safetensors").write_bytes(b"broken")
     refused(broken, tmp_path, capsys, [], "statistics.safetensors: cannot be read")
     (broken / "statistics.safetensors").unlink()
-    refused(broken, tmp_path, capsys, [], "no such file; only a run over images")
+    refused(broken, tmp_path, capsys, [], "no such file; linear_fc1 and --no-save-statistics")
+
+
+def test_the_target_blank_needs_no_image_and_a_run_no_copy_of_its_statistics(alone, tmp_path):
+    out = again(alone, tmp_path / "statistics", "--target", "blank", "--no-save-statistics")
+    assert weights(out) != weights(alone)
+    assert not (out / "statistics.safetensors").exists()
+    main(["evaluate", str(out)])
 
 
 def test_no_statistics_where_they_are_not_wanted_or_will_not_do(folder, tmp_path):

@@ -89,10 +89,16 @@ def test_auto_is_a_sweep_and_then_a_run(run, tmp_path):
 
 def test_a_sweep_from_images_is_one_from_their_statistics(folder, tmp_path):
     options = ["--lambda-forgets", "1", "--lambda-preserves", "1", "--ranks", "2"]
-    main(["sweep", *arguments(folder, tmp_path / "images", epochs=10)[1:], *options])
-    out = tmp_path / "statistics"
-    main(["sweep", "--statistics", str(tmp_path / "images"), "--out", str(out), *options])
-    assert (out / "sweep.csv").read_text() == (tmp_path / "images" / "sweep.csv").read_text()
+    images, out, chosen = (tmp_path / name for name in ("images", "statistics", "chosen"))
+    # A target that the sweep's own settings do not name.
+    options += ["--target-kinds", "blank"]
+    main(["sweep", *arguments(folder, images, epochs=10)[1:], *options])
+    main(["sweep", "--statistics", str(images), "--out", str(out), *options])
+    assert (out / "sweep.csv").read_text() == (images / "sweep.csv").read_text()
+    main(["run", "--statistics", str(images), "--out", str(chosen)])
+    assert read(chosen / "config.json")["target"] == "blank"
+    (row,) = read(images / "sweep.json")
+    assert read(chosen / "metrics.json")["objective"]["total"] == pytest.approx(row["total"])
 
 
 def test_bad_sweeps_leave_nothing(run, tmp_path, capsys):

@@ -2,9 +2,13 @@
 
 from collections.abc import Sequence
 from dataclasses import dataclass
+from typing import Any
 
 import numpy as np
 from jaxtyping import Float
+
+# How many kept names count as near to each forgotten one.
+NEIGHBOURS = 5
 
 Embeddings = Float[np.ndarray, "n e"]
 
@@ -62,3 +66,38 @@ def by_class(images: Named, names: Named, classes: Sequence[str]) -> dict[str, f
     right = classify(images.embeddings, names) == images.labels
     rows = {name: images.labels == name for name in classes}
     return {name: float(right[r].mean()) if r.any() else None for name, r in rows.items()}
+
+
+def compare(
+    images_before: Named,
+    names_before: Named,
+    images_after: Named,
+    names_after: Named,
+    forget: Sequence[str],
+) -> dict[str, Any]:
+    """The zero-shot part of metrics.json, and the headline made from it."""
+    neighbours = near_names(names_before, forget, NEIGHBOURS)
+    before = shares(images_before, names_before, forget, neighbours)
+    after = shares(images_after, names_after, forget, neighbours)
+    classes = [
+        by_class(i, n, forget)
+        for i, n in ((images_before, names_before), (images_after, names_after))
+    ]
+    chance = 1 / len(np.unique(names_before.labels))
+    return {
+        "forget": {
+            "accuracy_before": before["forget"],
+            "accuracy_after": after["forget"],
+            "chance": chance,
+        },
+        "preserve": {"accuracy_before": before["others"], "accuracy_after": after["others"]},
+        "chance": {"forget": chance, "preserve": chance, "neighbours": chance},
+        "neighbours": neighbours,
+        "zero_shot": {
+            "chance": chance,
+            "neighbours": neighbours,
+            "before": before,
+            "after": after,
+            "classes": {n: {"before": classes[0][n], "after": classes[1][n]} for n in forget},
+        },
+    }
