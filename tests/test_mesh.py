@@ -25,7 +25,7 @@ from jax_unlearn.taps import place_tower, specs
 from porting import load_vision_tower
 from tests.runs import arguments, on_eight_devices, read, same_outcome
 
-ROWS = {"granularity": "tokens"}
+ROWS = {"granularity": "tokens", "optimizer": "closed_form"}
 
 
 def run_on(devices, folder, out, **options):
