@@ -10,20 +10,17 @@ from typing import Any
 
 import jax
 import jax.numpy as jnp
-from flax import nnx
 from jax import Array
 from jax.sharding import NamedSharding
 
 from jax_unlearn.device_statistics import add, zeros
 from jax_unlearn.lora import LoraAdapter, LoraPair
-from jax_unlearn.mesh import FSDP, everywhere, over_data
+from jax_unlearn.mesh import everywhere, over_data
 from jax_unlearn.models.attention import Kernel
 from jax_unlearn.models.qwen3_vision import VisionConfig
 from jax_unlearn.objective import LinearProblem, LossWeights
 from jax_unlearn.plan import Chips, shaped
-from jax_unlearn.taps import specs
 from jax_unlearn.train import run_chunk, start
-from porting.qwen3_vision import abstract_tower
 
 # The towers of Qwen3-VL 2B and 4B, and of 8B and larger ones: layers, D, MLP, heads, E.
 # An instruction of compiled HLO: what it gives, its kind, and in a chain of parts which it is of.
@@ -73,16 +70,6 @@ def on(tree: Any, place: NamedSharding) -> Any:
 def tower(name: str, kernel: Kernel) -> VisionConfig:
     """One of TOWERS in bfloat16."""
     return VisionConfig(*TOWERS[name], 2304, (5, 11, 17), dtype="bfloat16", attention=kernel)
-
-
-def weights(config: VisionConfig, chips: Chips) -> int:
-    """Bytes of the tower's weights on a device."""
-    state = nnx.split(abstract_tower(config))[1]
-    places = specs(state, chips.mesh.shape[FSDP])
-    return sum(
-        prod(NamedSharding(chips.mesh, spec).shard_shape(x.shape)) * x.dtype.itemsize
-        for x, spec in zip(jax.tree.leaves(state), jax.tree.leaves(places), strict=True)
-    )
 
 
 @dataclass(frozen=True)

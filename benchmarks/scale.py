@@ -20,10 +20,9 @@ from matplotlib.figure import Figure
 from rich.console import Console
 from rich.table import Table
 
-from benchmarks.compiled import TOWERS, received, tower, weights
+from benchmarks.compiled import TOWERS, received, tower
 from benchmarks.timing import command, figure, save
-from jax_unlearn.device_statistics import zeros
-from jax_unlearn.plan import ROW, compile_pass, find_chips, flops, memory_of
+from jax_unlearn.plan import ROW, compile_pass, find_chips, flops, memory_of, statistics, weights
 
 SLICES = ["1x1", "2x2", "4x4", "8x8", "16x16"]
 COLUMNS = {
@@ -66,13 +65,9 @@ def case(name: str, shape: str, fsdp: int, options: argparse.Namespace) -> dict[
     chips = find_chips(f"v5e:{shape}", fsdp)
     config = tower(name, chips.kernel)
     program = compile_pass(config, chips, options.rows, ROW)
-    memory = memory_of(program)
-    held = weights(config, chips)
-    memory = {"tower": held, "batch": memory.pop("tower and batch") - held, **memory}
-    sums = jax.eval_shape(lambda: zeros(config.merged_size, chips.mesh))
-    tap = sum(x.size * x.dtype.itemsize for x in jax.tree.leaves(sums))
-    taps = tap * len(config.mergers)
-    memory["statistics"] = taps // chips.mesh.size
+    sums = statistics(config, chips)
+    taps = sums * chips.mesh.size
+    memory = {**memory_of(program, weights(config, chips)), "statistics": sums}
     found = {
         "tower": name,
         "chips": chips.mesh.size,

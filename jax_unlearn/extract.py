@@ -5,6 +5,7 @@ import hashlib
 import os
 import time
 from collections.abc import Collection, Iterable, Iterator, Sequence
+from concurrent.futures import Future, ThreadPoolExecutor
 from dataclasses import dataclass, field
 from math import prod
 
@@ -42,7 +43,7 @@ class Work:
     """What this process's passes of the tower came to.
 
     patches of images, slots computed for them, shapes compiled; images, seconds, and of these those
-    spent waiting for images.
+    in which the devices had nothing to do, as the next images were not there.
     """
 
     patches: int = 0
@@ -108,6 +109,9 @@ class Extractor:
         # Of all passes, also of those that went on where nothing was left to do.
         self.planned: set[tuple[int, int]] = set()
         self.work = Work()
+        # When the devices have done the step that they were given last.
+        self.ready: Future[float] | None = None
+        self.watch = ThreadPoolExecutor(1)
 
     def extract(
         self,
@@ -228,10 +232,12 @@ class Extractor:
             begun = time.perf_counter()
 
     def waiting_for(self, loaded: Iterable[Loaded]) -> Iterator[Loaded]:
-        """The same, with the time that it takes to come."""
+        """The same, with the time that the devices wait for it to come."""
         begun = time.perf_counter()
         for step in loaded:
-            self.work.waited += time.perf_counter() - begun
+            if self.ready is None or self.ready.done():
+                idle = max(begun, self.ready.result()) if self.ready else begun
+                self.work.waited += max(0.0, time.perf_counter() - idle)
             yield step
             begun = time.perf_counter()
 
@@ -264,7 +270,9 @@ class Extractor:
     def tower(self, packed: PackedPatches) -> dict[str, Float[Array, "n d_in"]]:
         """The taps of a batch for each device, one after another; does not wait for them."""
         placed = jax.device_put(packed, over_data(self.mesh))
-        return tap_rows(self.graphdef, self.state, placed, self.names, self.mesh)
+        taps = tap_rows(self.graphdef, self.state, placed, self.names, self.mesh)
+        self.ready = self.watch.submit(ready_at, taps)
+        return taps
 
     def means(self, harvest: Harvest, step: Step, taps: dict[str, Array]) -> dict[str, Array]:
         """Of those taps of which the host needs no more, if they are taken on the devices."""
@@ -273,6 +281,12 @@ class Extractor:
             return {}
         owner = jax.device_put(step.items.ravel(), over_data(self.mesh))
         return image_means(some, owner, images=step.most_images, mesh=self.mesh)
+
+
+def ready_at(taps: dict[str, Array]) -> float:
+    """When they are, by `time.perf_counter`."""
+    jax.block_until_ready(taps)
+    return time.perf_counter()
 
 
 def usual_workers() -> int:

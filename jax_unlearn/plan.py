@@ -5,6 +5,7 @@ The compilers do not need the hardware, only their packages: the extra `aot`.
 
 import os
 from dataclasses import dataclass
+from math import prod
 from typing import Any
 
 import jax
@@ -16,12 +17,14 @@ from jax.experimental import topologies
 from jax.sharding import Mesh, NamedSharding
 
 from jax_unlearn.data.packing import PackedPatches
+from jax_unlearn.device_statistics import zeros
 from jax_unlearn.errors import UserError
 from jax_unlearn.mesh import AXES, FSDP, over_data
 from jax_unlearn.models.attention import Kernel
-from jax_unlearn.models.qwen3_vision import Qwen3VisionTower, VisionConfig
+from jax_unlearn.models.qwen3_vision import VisionConfig
 from jax_unlearn.shipped import ASSETS
 from jax_unlearn.taps import specs, tap_rows
+from porting.qwen3_vision import abstract_tower
 
 GIB = 2**30
 # Memory of a device in GiB that a program may use. v5e: what the compiler says; the others: the
@@ -100,22 +103,7 @@ def compile_pass(config: VisionConfig, chips: Chips, rows: int, length: int) -> 
     Raises:
         jax.errors.JaxRuntimeError: it does not fit (TPU only; CUDA's compiler does not look).
     """
-    tower = nnx.eval_shape(lambda: Qwen3VisionTower(config, rngs=nnx.Rngs(0)))
-    graphdef, state = nnx.split(tower)
-    data = over_data(chips.mesh)
-    state = jax.tree.map(
-        lambda x, spec: shaped(x.shape, x.dtype, NamedSharding(chips.mesh, spec)),
-        state,
-        specs(state, chips.mesh.shape[FSDP]),
-    )
-    lead = (rows * chips.mesh.devices.size, length)
-    arrays = (
-        shaped((*lead, config.patch_dim), jnp.float32, data),
-        shaped((*lead, 2), jnp.int32, data),
-        shaped((*lead, 4), jnp.int32, data),
-        shaped((*lead, 4), jnp.float32, data),
-        shaped(lead, jnp.int32, data),
-    )
+    graphdef, state = tower_on(config, chips)
     names = tuple(f"{merger}.linear_fc2" for merger in config.mergers)
 
     def program(state: nnx.State, *arrays: Array) -> dict[str, Array]:
@@ -123,47 +111,112 @@ def compile_pass(config: VisionConfig, chips: Chips, rows: int, length: int) -> 
         return tap_rows.function(graphdef, state, packed, names, chips.mesh)
 
     # What the program leaves aside of the tower is on the device all the same.
-    return jax.jit(program, keep_unused=True).lower(state, *arrays).compile()
+    compiled = jax.jit(program, keep_unused=True)
+    return compiled.lower(state, *batch_on(config, chips, rows, length)).compile()
+
+
+def tower_on(config: VisionConfig, chips: Chips) -> tuple[Any, nnx.State]:
+    """The tower as `nnx.split` gives it, in shapes with their places."""
+    graphdef, state = nnx.split(abstract_tower(config))
+    placed = jax.tree.map(
+        lambda x, spec: shaped(x.shape, x.dtype, NamedSharding(chips.mesh, spec)),
+        state,
+        specs(state, chips.mesh.shape[FSDP]),
+    )
+    return graphdef, placed
+
+
+def batch_on(
+    config: VisionConfig, chips: Chips, rows: int, length: int
+) -> tuple[jax.ShapeDtypeStruct, ...]:
+    """The fields of `PackedPatches`, a batch for each device."""
+    lead, data = (rows * chips.mesh.devices.size, length), over_data(chips.mesh)
+    return (
+        shaped((*lead, config.patch_dim), jnp.float32, data),
+        shaped((*lead, 2), jnp.int32, data),
+        shaped((*lead, 4), jnp.int32, data),
+        shaped((*lead, 4), jnp.float32, data),
+        shaped(lead, jnp.int32, data),
+    )
 
 
 def shaped(shape: tuple[int, ...], dtype: Any, sharding: NamedSharding) -> jax.ShapeDtypeStruct:
     return jax.ShapeDtypeStruct(shape, dtype, sharding=sharding)
 
 
-def plan(config: VisionConfig, chips: Chips) -> dict[str, Any]:
-    """The largest batch that fits, what its memory is made of, and the work of a pass.
+def held(tree: Any) -> int:
+    """Bytes on a device of shapes with their places."""
+    return sum(
+        prod(x.sharding.shard_shape(x.shape)) * x.dtype.itemsize for x in jax.tree.leaves(tree)
+    )
 
-    Two programs are compiled to see what a row takes, a third to see that the answer fits.
+
+def weights(config: VisionConfig, chips: Chips) -> int:
+    """Bytes of the tower on a device."""
+    return held(tower_on(config, chips)[1])
+
+
+def statistics(config: VisionConfig, chips: Chips) -> int:
+    """Bytes on a device of the sums of `device_statistics`, at the last Linear of each Merger."""
+    sums = jax.eval_shape(lambda: zeros(config.merged_size, chips.mesh))
+    size = sum(x.size * x.dtype.itemsize for x in jax.tree.leaves(sums))
+    return len(config.mergers) * size // chips.mesh.devices.size
+
+
+def plan(config: VisionConfig, chips: Chips) -> dict[str, Any]:
+    """The largest batch that fits, what the memory is made of, and the work of a pass.
+
+    Raises:
+        UserError: not even one row fits.
     """
-    one, two = (memory_of(compile_pass(config, chips, rows, ROW)) for rows in (1, 2))
-    row = max(1, sum(two.values()) - sum(one.values()))
-    rows = min(MOST_ROWS, (chips.memory - sum(one.values())) // row + 1)
-    if rows < 1:
-        raise UserError(f"--plan {chips.name}: not even one row of {ROW} patches fits")
-    rows = 1 << (int(rows).bit_length() - 1)
-    try:
-        found = memory_of(compile_pass(config, chips, rows, ROW))
-    except jax.errors.JaxRuntimeError as error:
-        if "RESOURCE_EXHAUSTED" not in str(error):
-            raise
-        # The compiler lays out more rows with less care.
+    rows, memory = most_rows(config, chips), dict[str, int]()
+    while rows and not (memory := fitting(config, chips, rows)):
         rows //= 2
-        found = memory_of(compile_pass(config, chips, rows, ROW))
+    if not memory:
+        raise UserError(f"--plan {chips.name}: not even one row of {ROW} patches fits")
     images = 1000
     return {
         "devices": chips.mesh.devices.size,
         "memory of a device in GiB": round(chips.memory / GIB, 2),
         "largest batch of a device in patches": rows * ROW,
-        "its memory in MiB": {name: round(size / 2**20, 1) for name, size in found.items()},
+        "its memory in MiB": {name: round(size / 2**20, 1) for name, size in memory.items()},
         f"TFLOP of {images} images of {ROW} patches": round(images * flops(config, ROW) / 1e12, 1),
     }
 
 
-def memory_of(program: Any) -> dict[str, int]:
-    """Bytes on a device by part."""
+def most_rows(config: VisionConfig, chips: Chips) -> int:
+    """A power of two that would leave no temporaries room, so that the next one cannot fit; or 0.
+
+    The program of so many is still quick to compile, as it is for one.
+    """
+    patches = ROW // config.spatial_merge_size**2
+    taps = len(config.mergers) * patches * config.merged_size * jnp.float32.dtype.itemsize
+    free = chips.memory - weights(config, chips) - statistics(config, chips)
+    rows = free // (2 * (held(batch_on(config, chips, 1, ROW)) + taps))
+    return min(MOST_ROWS, 1 << (rows.bit_length() - 1)) if rows > 0 else 0
+
+
+def fitting(config: VisionConfig, chips: Chips, rows: int) -> dict[str, int]:
+    """Bytes of a device by part while so many rows are computed; nothing if it has not as many."""
+    try:
+        program = compile_pass(config, chips, rows, ROW)
+    except jax.errors.JaxRuntimeError as error:
+        if "RESOURCE_EXHAUSTED" not in str(error):
+            raise
+        return {}
+    memory = memory_of(program, weights(config, chips))
+    # See `Extractor.ahead`: the batch before is still there, or the next one is already.
+    memory["the other batch in flight"] = memory["batch"] + memory["rows at the taps"]
+    memory["statistics of tokens"] = statistics(config, chips)
+    return memory if sum(memory.values()) <= chips.memory else {}
+
+
+def memory_of(program: Any, tower: int) -> dict[str, int]:
+    """Bytes on a device by part, of which the tower's are known."""
     sizes = program.memory_analysis()
     return {
-        "tower and batch": sizes.argument_size_in_bytes,
+        "tower": tower,
+        "batch": sizes.argument_size_in_bytes - tower,
         "rows at the taps": sizes.output_size_in_bytes,
         "temporaries": sizes.temp_size_in_bytes,
     }

@@ -1,6 +1,8 @@
 """Rows of images of many sizes: the tower's own, in the files' order, in few compilations."""
 
 import shutil
+import time
+from concurrent.futures import Future
 from dataclasses import replace
 
 import numpy as np
@@ -11,6 +13,7 @@ from rich.console import Console
 
 from jax_unlearn.data.folder import find_images
 from jax_unlearn.data.image import ImageFile, ImageReader
+from jax_unlearn.data.loader import PackStep
 from jax_unlearn.data.preprocess import load_preprocessor
 from jax_unlearn.errors import UserError
 from jax_unlearn.extract import Extractor
@@ -121,6 +124,34 @@ def test_a_handful_of_compilations_serve_500_sizes(folder, tower, many, kernel):
     again = extractor(folder, tower)
     again.extract(many, ImageReader(), "", QUIET)
     assert tap_rows.compilations() == before + work["compilations"]
+
+
+def test_waiting_is_the_devices_not_the_hosts(folder, tower):
+    def slow():
+        time.sleep(0.1)
+        yield None
+
+    for idle, least, most in ((-1.0, 0.1, 9.0), (0.05, 0.01, 0.1), (None, 0.0, 0.0)):
+        one = extractor(folder, tower)
+        one.ready = Future()
+        if idle is not None:
+            one.ready.set_result(time.perf_counter() + idle)
+        assert list(one.waiting_for(slow())) == [None]
+        assert least <= one.work.waited <= most
+
+
+def test_devices_wait_for_slow_images(folder, tower, monkeypatch):
+    whole = PackStep.__call__
+
+    def slow(self, batches):
+        time.sleep(0.3)
+        return whole(self, batches)
+
+    monkeypatch.setattr(PackStep, "__call__", slow)
+    one = extractor(folder, tower, patches=512)
+    one.extract(find_images(folder / "images", "x"), ImageReader(), "", QUIET)
+    # Two are loaded at once.
+    assert 0.1 < one.work.waited < one.work.seconds
 
 
 def test_large_images_are_scaled_down(folder, tower):

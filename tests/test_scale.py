@@ -8,7 +8,7 @@ from flax import nnx
 
 from benchmarks import compiled, scale
 from jax_unlearn.mesh import make_mesh
-from jax_unlearn.plan import Chips, compile_pass
+from jax_unlearn.plan import Chips, compile_pass, weights
 from porting.qwen3_vision import abstract_tower
 from tests.runs import on_eight_devices
 from tests.test_plan import SMALL
@@ -31,7 +31,7 @@ def check_bytes():
         program = compile_pass(config, place, rows=1, length=64)
         share = size(state["blocks"]) / fsdp
         assert compiled.received(program, config.depth, fsdp) == size(state["blocks"]) - share
-        assert compiled.weights(config, place) == size(state) - size(state["blocks"]) + share
+        assert weights(config, place) == size(state) - size(state["blocks"]) + share
 
 
 def check_benchmark(out):
