@@ -9,9 +9,10 @@ from rich.console import Console
 
 from benchmarks.forgetting import machine
 from jax_unlearn.cli import Demo, demo_config
-from jax_unlearn.config import SweepConfig, settings_of
+from jax_unlearn.config import settings_of
 from jax_unlearn.image_session import ImageSession
 from jax_unlearn.report.tradeoff import draw
+from jax_unlearn.sweep_config import SweepConfig
 from jax_unlearn.targets import TARGETS
 from jax_unlearn.tradeoff import explore
 

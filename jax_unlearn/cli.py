@@ -18,7 +18,6 @@ from jax_unlearn.config import (
     OF_TOWER,
     Preset,
     RunConfig,
-    SweepConfig,
     preset_settings,
     read_config,
     settings_of,
@@ -29,6 +28,7 @@ from jax_unlearn.report.page import VLM_ROWS, ZERO_SHOT_ROWS, percent
 from jax_unlearn.resume import TerminatedError
 from jax_unlearn.run import Format, Metrics, evaluate, export, run, sweep
 from jax_unlearn.shipped import ASSETS, CLIP_ASSETS
+from jax_unlearn.sweep_config import SweepConfig
 from jax_unlearn.torchless import hide_torch
 from jax_unlearn.tradeoff import TradeOff
 

@@ -33,7 +33,6 @@ SMALLEST_BATCH = 256
 
 LinearName = Literal["linear_fc1", "linear_fc2"]
 Optimizer = Literal["closed_form", "adam", "leace"]
-Then = Literal["drift", "preserve"]
 Preset = Literal["default", "faithful", "clip-rn50", "clip-vit-b16", "clip-multi"]
 
 # The published scheme, every constant of it, whatever our own defaults become.
@@ -216,35 +215,6 @@ class RunConfig(TrainConfig):
     """Replace --out if it exists."""
 
 
-@dataclass(frozen=True, kw_only=True)
-class SweepConfig(RunConfig):
-    """A run's settings, and the values of those that a sweep tries; a list that is empty stands for
-    the run's own."""
-
-    target_kinds: tuple[TargetKind, ...] = ()
-    """Values of --target."""
-    lambda_forgets: tuple[float, ...] = (0.65, 1.3, 2.6)
-    """Values of --lambda-forget."""
-    lambda_preserves: tuple[float, ...] = (0.4, 1.0, 2.5, 6.0)
-    """Values of --lambda-preserve."""
-    lambda_weights: tuple[float, ...] = ()
-    """Values of --lambda-weight."""
-    learning_rates: tuple[float, ...] = ()
-    """Values of --learning-rate."""
-    ranks: tuple[int, ...] = (1, 5)
-    """Values of --rank."""
-    seeds: tuple[int, ...] = ()
-    """Values of --seed, of the targets that are drawn and of the adapter's init."""
-    sample: int | None = None
-    """Try so many settings, drawn at random, and not all of them."""
-    forget_at_most: float | None = None
-    """What share of the held-out samples to forget may still be named for a setting to be chosen;
-    by default what a guess would name."""
-    then: Then = "drift"
-    """By what the setting is chosen among those: the least drift of what is kept, or the accuracy
-    on it."""
-
-
 def settings_of(config: RunConfig) -> dict[str, Any]:
     """The fields of a run, of a sweep's without what it tries."""
     return {field.name: getattr(config, field.name) for field in dataclasses.fields(RunConfig)}
@@ -298,8 +268,6 @@ def check_inputs(config: RunConfig) -> None:
         )
     if config.keep_means < 1:
         raise UserError(f"--keep-means {config.keep_means}: must be at least 1")
-    if config.optimizer == "leace" and isinstance(config, SweepConfig):
-        raise UserError("--optimizer leace: has nothing to sweep; take closed_form or adam")
     if config.optimizer == "leace" and (config.until_forgotten is not None or config.auto):
         option = "auto" if config.auto else "until-forgotten"
         raise UserError(f"--{option}: LEACE has nothing to choose; leave it out")

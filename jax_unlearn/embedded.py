@@ -14,6 +14,7 @@ from jax_unlearn.errors import UserError
 from jax_unlearn.evaluate.readers import drift, read_splits
 from jax_unlearn.evaluate.score import Score
 from jax_unlearn.evaluate.zero_shot import Named, classify, compare, unit
+from jax_unlearn.grid import DRAWN
 from jax_unlearn.lora import LoraAdapter
 from jax_unlearn.models.clip import LINEARS
 from jax_unlearn.path import Path as EmbeddingPath
@@ -52,6 +53,7 @@ class EmbeddedNames(Session):
     """
 
     model_type = "clip"
+    drawn = DRAWN
     path: ProjectionPath
     visual: ProjectionPath
     shown: dict[Path, Features]

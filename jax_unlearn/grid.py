@@ -1,6 +1,7 @@
 """The settings of a sweep: a product of values, or a sample of it; and what each comes to."""
 
 import itertools
+from collections.abc import Collection
 from dataclasses import asdict, dataclass, replace
 
 import numpy as np
@@ -9,7 +10,7 @@ from jaxtyping import Float
 from jax_unlearn.errors import UserError
 from jax_unlearn.lora import LoraAdapter
 from jax_unlearn.objective import TERMS
-from jax_unlearn.targets import TargetKind
+from jax_unlearn.targets import TARGETS, TargetKind
 from jax_unlearn.train import TrainConfig
 
 
@@ -32,9 +33,19 @@ class Setting:
         return replace(common, **fields)
 
 
+# `blank` where a session moves it at random (`embedded.EmbeddedNames.blank`).
+DRAWN: tuple[TargetKind, ...] = ("random", "matched", "blank")
+
+
 def target_of(setting: Setting) -> tuple[TargetKind, int]:
     """What the residual depends on: only targets that are drawn depend on the seed."""
-    return setting.target, setting.seed if setting.target in ("random", "matched") else 0
+    return setting.target, setting.seed if setting.target in DRAWN else 0
+
+
+def refuse_held_out(common: TrainConfig) -> None:
+    """Raises a `UserError` where it is asked for."""
+    if common.select == "held_out":
+        raise UserError("--select held_out: a sweep has no images to choose by; take best or last")
 
 
 @dataclass(frozen=True)
@@ -49,8 +60,13 @@ class Grid:
     learning_rate: tuple[float, ...]
     rank: tuple[int, ...]
 
-    def settings(self, sample: int | None = None) -> list[Setting]:
+    def settings(
+        self, sample: int | None = None, drawn: Collection[TargetKind] = TARGETS
+    ) -> list[Setting]:
         """Every point in the order of the fields, or so many drawn without replacement.
+
+        Args:
+            drawn: targets for which the seed matters; of others there is the first one alone.
 
         Raises:
             UserError: a setting without a value, or a sample of none.
@@ -58,7 +74,8 @@ class Grid:
         values = asdict(self)
         if empty := [name for name, given in values.items() if not given]:
             raise UserError(f"--{empty[0].replace('_', '-')}s: give at least one value")
-        points = [Setting(*point) for point in itertools.product(*values.values())]
+        product = (Setting(*point) for point in itertools.product(*values.values()))
+        points = [one for one in product if one.seed == self.seed[0] or one.target in drawn]
         if sample is None or sample >= len(points):
             return points
         if sample < 1:

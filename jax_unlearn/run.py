@@ -17,7 +17,6 @@ from jax_unlearn.adapt import adapt
 from jax_unlearn.clip_session import ClipImageSession, TextSession
 from jax_unlearn.config import (
     RunConfig,
-    SweepConfig,
     check_inputs,
     check_no_tower,
     read_config,
@@ -41,6 +40,7 @@ from jax_unlearn.saved import open_saved
 from jax_unlearn.search import Search
 from jax_unlearn.session import Session, Sides
 from jax_unlearn.statistics_file import FILE
+from jax_unlearn.sweep_config import SweepConfig, check_sweep, sweep_of
 from jax_unlearn.tradeoff import TradeOff, explore
 from jax_unlearn.train import Result
 
@@ -121,9 +121,8 @@ def made(session: Session, begun: float) -> Metrics:
     if hosts.index() > 0:
         return {}
     tradeoff = None
-    if config.auto:
-        options = SweepConfig(**settings_of(config))
-        tradeoff = explore(session, train_sides, test_sides, options, console)
+    if tried := sweep_of(config):
+        tradeoff = explore(session, train_sides, test_sides, tried, console)
         session = session.having(**asdict(tradeoff.chosen.setting), auto=False)
     adapted = adapt(session, train_sides, console)
     result = adapted.found.result
@@ -198,6 +197,7 @@ def open_session(config: RunConfig, console: Console) -> Session:
         UserError: bad input, before a tower sees the first sample.
     """
     check_inputs(config)
+    check_sweep(config)
     clip = not config.statistics and porting.is_clip(config.checkpoint)
     if hosts.count() > 1 and (clip or config.statistics):
         raise UserError("--distributed: is for images through a Qwen tower; leave it out")

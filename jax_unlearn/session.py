@@ -25,6 +25,7 @@ from jax_unlearn.errors import UserError
 from jax_unlearn.evaluate.readers import Split, read_splits
 from jax_unlearn.evaluate.score import Score, fit_probes, score
 from jax_unlearn.gather import Granularity
+from jax_unlearn.grid import Setting
 from jax_unlearn.identity import Facts, identity
 from jax_unlearn.lora import LoraAdapter
 from jax_unlearn.mesh import shape_of
@@ -34,7 +35,15 @@ from jax_unlearn.resume import Journal
 from jax_unlearn.rows import Features, Sample, images, most_similar
 from jax_unlearn.snapshot import Stage
 from jax_unlearn.statistics_file import GROUPS, save_statistics
-from jax_unlearn.targets import NEIGHBOURS, Outputs, Target, neutral_target
+from jax_unlearn.sweep_config import SweepConfig, sweep_of
+from jax_unlearn.targets import (
+    NEIGHBOURS,
+    TARGETS,
+    Outputs,
+    Target,
+    TargetKind,
+    neutral_target,
+)
 from jax_unlearn.train import check
 
 # Targets draw from a stream of their own: the adapter's init uses the seed's key itself.
@@ -84,6 +93,8 @@ class Session(ABC):
 
     # The family of a checkpoint without config.json.
     model_type = "qwen3_vl"
+    # Targets that the seed has a say in.
+    drawn: tuple[TargetKind, ...] = ("random", "matched")
     # The devices that run the tower; none where only the first of JAX's is used.
     mesh: Mesh | None = None
     # Where a run that is not finished saves what it has; none keeps nothing.
@@ -101,7 +112,9 @@ class Session(ABC):
         self.paths, self.adapted = paths, adapted
         self.reader = ImageReader(config.strict)
         shapes = {name: shape for path in paths for name, shape in path.shapes.items()}
-        check(config, {name: shapes[name] for name in adapted})
+        tried = sweep_of(config)
+        for one in [s.config(config) for s in self.settings(tried)] if tried else [config]:
+            check(one, {name: shapes[name] for name in adapted})
 
     @abstractmethod
     def train_features(self, granularity: Granularity) -> Sides:
@@ -203,6 +216,22 @@ class Session(ABC):
         """That of the config, or the closed form wherever there is one."""
         linear = {path.last_tap for path in self.linear_paths}
         return self.config.optimizer or ("closed_form" if linear >= set(self.adapted) else "adam")
+
+    def settings(self, tried: SweepConfig) -> list[Setting]:
+        """What a sweep tries: no two that would come to the same.
+
+        Raises:
+            UserError: values without a meaning, or none.
+        """
+        closed = self.optimizer == "closed_form"
+        if closed and tried.learning_rates:
+            raise UserError(
+                "--learning-rates: the closed form takes no steps; leave it out, or take "
+                "--optimizer adam"
+            )
+        # Adam's start and those over the terms' sizes are drawn whatever the target is.
+        drawn = self.drawn if closed and tried.starts == 1 else TARGETS
+        return tried.grid().settings(tried.sample, drawn)
 
     @property
     def split(self) -> int | None:

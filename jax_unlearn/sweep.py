@@ -8,8 +8,7 @@ from typing import Any
 import numpy as np
 
 from jax_unlearn.batch import ProblemOf, train_batch
-from jax_unlearn.errors import UserError
-from jax_unlearn.grid import Setting, Trained, target_of
+from jax_unlearn.grid import Setting, Trained, refuse_held_out, target_of
 from jax_unlearn.moments import with_moments
 from jax_unlearn.objective import TERMS
 from jax_unlearn.solve import solve
@@ -76,12 +75,6 @@ def solve_all(
             found[setting] = Trained(setting, result.adapter, terms, result.stopped is not None)
             progress(len(found))
     return [found[setting] for setting in settings]
-
-
-def refuse_held_out(common: TrainConfig) -> None:
-    """Raises a `UserError` where it is asked for."""
-    if common.select == "held_out":
-        raise UserError("--select held_out: a sweep has no images to choose by; take best or last")
 
 
 def by_scale(settings: Sequence[Setting], common: TrainConfig) -> dict[float, list[Setting]]:

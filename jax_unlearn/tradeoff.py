@@ -7,12 +7,12 @@ from typing import Any
 from rich.console import Console
 from rich.progress import BarColumn, Progress, TextColumn, TimeElapsedColumn
 
-from jax_unlearn.config import SweepConfig, Then
 from jax_unlearn.evaluate.score import Score
-from jax_unlearn.grid import Grid, Setting, Trained
+from jax_unlearn.grid import Setting, Trained
 from jax_unlearn.objective import Problem
 from jax_unlearn.session import Session, Sides
 from jax_unlearn.sweep import solve_all, train_all
+from jax_unlearn.sweep_config import SweepConfig, Then
 from jax_unlearn.targets import TargetKind
 
 
@@ -56,8 +56,12 @@ class TradeOff:
 def explore(
     session: Session, train: Sides, test: Sides, config: SweepConfig, console: Console
 ) -> TradeOff:
-    """Train and measure every setting of a sweep on one set of statistics."""
-    settings = grid(config).settings(config.sample)
+    """Train and measure every setting of a sweep on one set of statistics.
+
+    Raises:
+        UserError: see `Session.settings`.
+    """
+    settings = session.settings(config)
     known: dict[tuple[TargetKind, int], Problem] = {}
 
     def problem_of(target: TargetKind, seed: int) -> Problem:
@@ -82,19 +86,6 @@ def explore(
     most = points[0].score.chance if config.forget_at_most is None else config.forget_at_most
     chosen, reached = choose(points, most, config.then)
     return TradeOff(points, front(points), chosen, reached)
-
-
-def grid(config: SweepConfig) -> Grid:
-    """The values of a sweep; a list that is empty stands for the run's own setting."""
-    return Grid(
-        config.target_kinds or (config.target,),
-        config.seeds or (config.seed,),
-        config.lambda_forgets or (config.lambda_forget,),
-        config.lambda_preserves or (config.lambda_preserve,),
-        config.lambda_weights or (config.lambda_weight,),
-        config.learning_rates or (config.learning_rate,),
-        config.ranks or (config.rank,),
-    )
 
 
 def front(points: Sequence[Point]) -> list[Point]:

@@ -103,6 +103,13 @@ def test_a_sample_is_part_of_the_grid_without_a_point_twice():
     assert GRID.settings(sample=1000) == GRID.settings()
 
 
+def test_a_seed_of_what_is_not_drawn_is_tried_once():
+    settings = GRID.settings(drawn=("random",))
+    assert len(settings) == 16 + 32
+    assert {one.seed for one in settings if one.target == "shift"} == {0}
+    assert set(GRID.settings(sample=40, drawn=("random",))) < set(settings)
+
+
 def test_settings_that_cannot_be_meant():
     with pytest.raises(UserError, match="--ranks: give at least one value"):
         replace(GRID, rank=()).settings()

@@ -11,6 +11,7 @@ from jax_unlearn.cli import main
 from jax_unlearn.evaluate.score import Score
 from jax_unlearn.grid import Setting, Trained
 from jax_unlearn.lora import LoraAdapter
+from jax_unlearn.saved import SavedSession
 from jax_unlearn.tradeoff import Point, choose, front
 from tests.runs import arguments, read
 
@@ -48,23 +49,38 @@ def test_the_rule_is_enough_forgetting_then_the_least_price():
     assert choose(POINTS[3:5], 0.1, "drift") == (POINTS[3], False)
 
 
-@pytest.fixture(scope="module")
-def swept(run, tmp_path_factory):
+COMMON = ["--lambda-forgets", "0.5", "5", "--lambda-preserves", "1"]
+COMMON += ["--target-kinds", "mean", "random", "--seeds", "0", "1"]
+OPTIONS = {
+    "adam": ["--epochs", "20", "--learning-rates", "0.01", "0.02", "--sample", "16"],
+    "closed_form": [],
+}
+
+
+@pytest.fixture(scope="module", params=OPTIONS)
+def swept(request, run, tmp_path_factory):
     out = tmp_path_factory.mktemp("sweep") / "out"
-    options = ["--lambda-forgets", "0.5", "5", "--target-kinds", "mean", "near"]
-    main(["sweep", "--statistics", str(run), "--out", str(out), "--epochs", "20", *options])
+    options = [*COMMON, "--optimizer", request.param, *OPTIONS[request.param]]
+    main(["sweep", "--statistics", str(run), "--out", str(out), *options])
     return out
 
 
 def test_a_sweep_leaves_a_table_a_plot_and_the_chosen_setting(swept):
     rows = list(csv.DictReader((swept / "sweep.csv").open()))
-    assert len(rows) == 2 * 2 * 4 * 2
+    tried = {(row["target"], row["seed"], row["learning_rate"]) for row in rows}
+    if read(swept / "config.json")["optimizer"] == "adam":
+        assert len(rows) == 16
+        assert len(tried) > 4
+    else:
+        # Nothing of the mean is drawn.
+        assert len(rows) == 3 * 2 * 2
+        assert {(t, s) for t, s, _ in tried} == {("mean", "0"), ("random", "0"), ("random", "1")}
     assert read(swept / "sweep.json")[0].keys() == rows[0].keys()
     assert (swept / "sweep.png").read_bytes().startswith(b"\x89PNG")
     (chosen,) = (row for row in rows if row["chosen"] == "True")
     assert chosen["front"] == "True"
     config = read(swept / "config.json")
-    for name in ("target", "rank", "lambda_forget", "lambda_preserve"):
+    for name in ("target", "seed", "rank", "learning_rate", "lambda_forget", "lambda_preserve"):
         assert str(config[name]) == chosen[name]
 
 
@@ -79,7 +95,8 @@ def test_a_run_goes_on_from_the_chosen_setting(swept, tmp_path):
 
 
 def test_auto_is_a_sweep_and_then_a_run(run, tmp_path):
-    main(["run", "--statistics", str(run), "--out", str(tmp_path / "run"), "--auto"])
+    options = ["--auto", "--optimizer", "closed_form"]
+    main(["run", "--statistics", str(run), "--out", str(tmp_path / "run"), *options])
     (chosen,) = (row for row in read(tmp_path / "run" / "sweep.json") if row["chosen"])
     config = read(tmp_path / "run" / "config.json")
     assert config["lambda_preserve"] == chosen["lambda_preserve"]
@@ -101,14 +118,29 @@ def test_a_sweep_from_images_is_one_from_their_statistics(folder, tmp_path):
     assert read(chosen / "metrics.json")["objective"]["total"] == pytest.approx(row["total"])
 
 
-def test_bad_sweeps_leave_nothing(run, tmp_path, capsys):
-    for options, expected in (
-        (["--ranks", "999"], "--rank 999: must be from 1 to"),
-        (["--sample", "0"], "--sample 0"),
-        (["--optimizer", "leace"], "--optimizer leace: has nothing to sweep"),
+def test_bad_sweeps_leave_nothing_and_see_no_image(run, tmp_path, capsys, monkeypatch):
+    def late(*_):
+        raise AssertionError("the samples were asked for")
+
+    monkeypatch.setattr(SavedSession, "train_features", late)
+    for command, options, expected in (
+        ("sweep", ["--ranks", "1", "999"], "--rank 999: must be from 1 to"),
+        ("sweep", ["--seeds", "0", "-1"], "--seed -1: must not be negative"),
+        ("sweep", ["--sample", "0"], "--sample 0: must be at least 1"),
+        ("sweep", ["--select", "held_out"], "--select held_out: a sweep has no images"),
+        ("sweep", ["--optimizer", "leace"], "--optimizer leace: has nothing to sweep"),
+        ("sweep", ["--until-forgotten", "0.5"], "--until-forgotten: a sweep tries"),
+        ("sweep", ["--auto"], "--auto: is of run"),
+        (
+            "sweep",
+            ["--optimizer", "closed_form", "--learning-rates", "0.1"],
+            "--learning-rates: the closed form takes no steps",
+        ),
+        ("run", ["--auto", "--select", "held_out"], "--select held_out: a sweep has no images"),
+        ("run", ["--auto", "--until-forgotten", "0.5"], "--until-forgotten: a sweep tries"),
     ):
         with pytest.raises(SystemExit) as caught:
-            main(["sweep", "--statistics", str(run), "--out", str(tmp_path / "out"), *options])
+            main([command, "--statistics", str(run), "--out", str(tmp_path / "out"), *options])
         assert caught.value.code == 2
         assert expected in capsys.readouterr().err
         assert not (tmp_path / "out").exists()
