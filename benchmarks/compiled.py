@@ -10,10 +10,12 @@ from typing import Any
 
 import jax
 import jax.numpy as jnp
+import numpy as np
 from jax import Array
-from jax.sharding import NamedSharding
+from jax.sharding import Mesh, NamedSharding, PartitionSpec
 
 from jax_unlearn.device_statistics import add, zeros
+from jax_unlearn.hosts import added
 from jax_unlearn.lora import LoraAdapter, LoraPair
 from jax_unlearn.mesh import everywhere, over_data
 from jax_unlearn.models.attention import Kernel
@@ -30,7 +32,7 @@ INSTRUCTION = re.compile(
     r"(?:.*?frontend_attributes=\{chain_id=\"(?P<chain>\d+)\")?"
 )
 ARRAY = re.compile(r"\b([a-z]+\d+)\[([\d,]*)\]")
-TYPES = {"bf16": "bfloat16", "f32": "float32"}
+TYPES = {"bf16": "bfloat16", "f32": "float32", "s32": "int32"}
 TOWERS = {"24x1024": (24, 1024, 4096, 16, 2048), "27x1152": (27, 1152, 4304, 16, 4096)}
 NAME = "merger.linear_fc2"
 
@@ -60,6 +62,20 @@ def compile_training(d_in: int, e: int, rank: int, epochs: int, chips: Chips) ->
 
     arrays = (shaped(shape, jnp.float32, rows) for shape in sides)
     return jax.jit(program).lower(*factors, *arrays).compile()
+
+
+def compile_total(numbers: int, chips: Chips) -> Any:
+    """The all-reduce of `hosts.total` between the hosts that the chips are in."""
+    devices = sorted(chips.mesh.devices.flat, key=lambda device: device.process_index)
+    mesh = Mesh(np.reshape(devices, (hosts_of(chips), -1)), ("processes", "devices"))
+    place = NamedSharding(mesh, PartitionSpec("processes"))
+    return added.lower(
+        shaped((len(mesh.devices), 3, numbers), jnp.int32, place), mesh=mesh
+    ).compile()
+
+
+def hosts_of(chips: Chips) -> int:
+    return len({device.process_index for device in chips.mesh.devices.flat})
 
 
 def on(tree: Any, place: NamedSharding) -> Any:

@@ -2,8 +2,8 @@
 
 For each tower and slice, with the batches alone divided (data) and with the blocks' weights shared
 by a few neighbours too (fsdp): bytes of a device by part, bytes that it receives from others for an
-image, and what the statistics' reduction moves once a pass, however many images there are. Batches
-are of images of 4096 patches, one megapixel. Flops are counted by `plan.flops`.
+image, and once a pass from other hosts, when the statistics are summed, however many images there
+are. Batches are of images of 4096 patches, one megapixel. Flops are counted by `plan.flops`.
 
 Needs the compilers: `JAX_PLATFORMS=cpu .venv-aot/bin/python -m benchmarks.scale` after `make aot`.
 A program takes up to half a minute.
@@ -20,11 +20,23 @@ from matplotlib.figure import Figure
 from rich.console import Console
 from rich.table import Table
 
-from benchmarks.compiled import TOWERS, received, tower
+from benchmarks.compiled import TOWERS, compile_total, hosts_of, received, tower
 from benchmarks.timing import command, figure, save
-from jax_unlearn.plan import ROW, compile_pass, find_chips, flops, memory_of, statistics, weights
+from jax_unlearn.models.qwen3_vision import VisionConfig
+from jax_unlearn.plan import (
+    ROW,
+    Chips,
+    compile_pass,
+    find_chips,
+    flops,
+    memory_of,
+    statistics,
+    weights,
+)
 
 SLICES = ["1x1", "2x2", "4x4", "8x8", "16x16"]
+# That are summed at once; what is received is in proportion.
+NUMBERS = 2**20
 COLUMNS = {
     "tower": "tower, MiB",
     "batch": "batch, MiB",
@@ -65,34 +77,46 @@ def case(name: str, shape: str, fsdp: int, options: argparse.Namespace) -> dict[
     chips = find_chips(f"v5e:{shape}", fsdp)
     config = tower(name, chips.kernel)
     program = compile_pass(config, chips, options.rows, ROW)
-    sums = statistics(config, chips)
-    taps = sums * chips.mesh.size
-    memory = {**memory_of(program, weights(config, chips)), "statistics": sums}
+    memory = memory_of(program, weights(config, chips))
+    memory["statistics"] = statistics(config, chips)
+    work, size = flops(config, ROW), chips.mesh.size
     found = {
         "tower": name,
-        "chips": chips.mesh.size,
+        "chips": size,
+        "hosts": hosts_of(chips),
         "fsdp": fsdp,
         "memory": memory,
-        "flops of an image": flops(config, ROW),
+        "flops of an image": work,
+        "flops of a device in a pass": work * options.images / size,
         "bytes received for an image": received(program, config.depth, fsdp) / options.rows,
-        "bytes of the reduction": taps,
+        "bytes received once a pass": summing(config, chips),
     }
-    share = taps / options.images
+    share = found["bytes received once a pass"] * size / options.images
     found["bytes of an image of a pass"] = found["bytes received for an image"] + share
     print(json.dumps(found), flush=True)
     return found
 
 
+def summing(config: VisionConfig, chips: Chips) -> float:
+    """Bytes that a device receives while the Gram matrices of all Mergers' taps are summed."""
+    hosts = hosts_of(chips)
+    if hosts == 1:
+        return 0.0
+    half = len(config.mergers) * config.merged_size * (config.merged_size + 1) // 2
+    return received(compile_total(NUMBERS, chips), 1, hosts) * half / NUMBERS
+
+
 def show(cases: Sequence[dict[str, Any]]) -> None:
     table = Table("tower", "chips", "fsdp", *COLUMNS.values())
-    for column in ("TFLOP an image", "MiB received an image", "reduction, GiB a pass"):
+    for column in ("TFLOP an image", "PFLOP a pass", "MiB received an image", "MiB once a pass"):
         table.add_column(column)
     for one in cases:
         sizes = [f"{one['memory'][part] / 2**20:.0f}" for part in COLUMNS]
         row = [one["tower"], str(one["chips"]), str(one["fsdp"]), *sizes]
         row.append(f"{one['flops of an image'] / 1e12:.2f}")
+        row.append(f"{one['flops of a device in a pass'] / 1e15:,.0f}")
         row.append(f"{one['bytes received for an image'] / 2**20:.1f}")
-        table.add_row(*row, f"{one['bytes of the reduction'] / 2**30:.2f}")
+        table.add_row(*row, f"{one['bytes received once a pass'] / 2**20:,.0f}")
     Console(width=160).print(table)
 
 

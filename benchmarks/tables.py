@@ -478,14 +478,17 @@ def scale(results: Row) -> str:
                 str(case["chips"]),
                 *memory,
                 f"{case['flops of an image'] / 1e12:.2f}",
+                f"{case['flops of a device in a pass'] / 1e15:,.0f}",
                 f"{case['bytes received for an image'] / 2**20:.1f}",
-                f"{case['bytes of the reduction'] / 2**30:.2f}",
+                f"{case['bytes received once a pass'] / 2**20:,.0f}",
             ]
         )
     parts = [f"{part}, MiB" for part in results["cases"][0]["memory"]]
-    header = ["tower", "chips", *parts, "TFLOP an image", "MiB received an image"]
-    note = f"Compiled by jax {results['jax']} for TPU v5e, `python -m benchmarks.scale`."
-    return f"{table([*header, 'GiB reduced a pass'], rows)}\n\n{note}"
+    header = ["tower", "chips", *parts, "TFLOP an image", "PFLOP of a device a pass"]
+    header += ["MiB received an image", "MiB received once a pass"]
+    note = f"A pass is of {results['images']:,} images; what a device does, has and receives. "
+    note += f"Compiled by jax {results['jax']} for TPU v5e, `python -m benchmarks.scale`."
+    return f"{table(header, rows)}\n\n{note}"
 
 
 def sharing(case: Row) -> str:

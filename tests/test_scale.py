@@ -37,6 +37,8 @@ def check_bytes():
 def check_benchmark(out):
     compiled.TOWERS["24x1024"] = (18, 16, 32, 2, 8)
     scale.find_chips = lambda name, fsdp: chips(scale.chips_of(name.split(":")[1]) // fsdp, fsdp)
+    # Two devices a host.
+    scale.hosts_of = compiled.hosts_of = lambda chips: -(-chips.mesh.size // 2)
     scale.main(f"--towers 24x1024 --slices 1x1 2x2 --fsdp 2 --rows 1 --out {out}".split())
 
 
@@ -55,4 +57,7 @@ def test_scale(tmp_path):
         assert alone["memory"][part] == data["memory"][part] > 0
     assert fsdp["memory"]["tower"] < data["memory"]["tower"]
     assert data["bytes received for an image"] == 0 < fsdp["bytes received for an image"]
-    assert data["bytes of the reduction"] == 4 * alone["bytes of the reduction"]
+    assert alone["flops of a device in a pass"] == 4 * data["flops of a device in a pass"] > 0
+    # Half of four symmetric matrices of 64, in three int32 a number, to and from the other host.
+    assert alone["bytes received once a pass"] == 0
+    assert data["bytes received once a pass"] == 2 * 12 * 4 * 64 * 65 / 2 / 2
