@@ -60,7 +60,7 @@ def solve(
             The same seed gives the same bytes on the same machine.
         held_out: rows to choose the adapter by, with `select="held_out"`.
         progress: called after each iteration with their number and the terms so far.
-        bounded: also find the lower bound, which takes about as long as the rest.
+        bounded: also find the lower bound, which takes about a third of the whole time.
         spaces: what earlier settings of this problem left, by the Linears' names, to go on from
             (`subspace.recycled`): many take far less than each alone. Filled here.
 

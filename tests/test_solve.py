@@ -1,6 +1,7 @@
 """The closed form against Adam, analytic optima, duality, and itself in other coordinates."""
 
 from dataclasses import replace
+from functools import partial
 from itertools import islice, pairwise
 
 import jax
@@ -17,7 +18,7 @@ from jax_unlearn.objective import LinearProblem
 from jax_unlearn.ridge import Change, falling, stepwise
 from jax_unlearn.solve import costs_of, solve
 from jax_unlearn.subspace import refined
-from jax_unlearn.train import TrainConfig, train
+from jax_unlearn.train import TrainConfig, run_chunk, start, train
 from tests import test_merger_problem
 
 NAME = "merger.linear_fc2"
@@ -78,7 +79,7 @@ configs = st.builds(
 parts = st.builds(linear, st.integers(0, 99), st.sampled_from(SHAPES), st.sampled_from(KINDS))
 
 
-def never_rises(totals, rounding=0.0):
+def never_rises(totals, rounding):
     return all(after <= before * (1 + rounding) for before, after in pairwise(totals))
 
 
@@ -91,10 +92,9 @@ def moments(part, config):
 
 @settings(max_examples=100, deadline=None)
 @given(parts, configs)
-def test_the_loss_never_rises_and_is_the_adapters_and_not_below_the_bound(part, config):
+def test_the_loss_is_the_adapters_and_not_below_the_bound(part, config):
     result = solve({NAME: part}, config)
     totals = [row["total"] for row in result.history]
-    assert never_rises(totals)
     assert totals[0] == pytest.approx(float64_loss(np.zeros(part.shape), part, config), rel=1e-9)
     assert [row["epoch"] for row in result.history] == list(range(len(totals)))
     assert result.epoch == len(totals) - 1
@@ -145,6 +145,17 @@ GROUPS = [
 ]
 
 
+def adam_in_float64(part, config):
+    """The adapter of the lowest loss in the loop of `train`, on the rows as they are."""
+    with jax.enable_x64(True):
+        wide = partial(jax.tree.map, lambda x: jnp.asarray(x, jnp.float64))
+        problem, weights = {NAME: wide(part)}, config.loss_weights()
+        state, _ = start(wide(config.init({NAME: part})), problem, weights)
+        state, _ = run_chunk(state, problem, weights, config.learning_rate, length=config.epochs)
+        assert state.best.pairs[NAME].b.dtype == np.float64
+        return jax.tree.map(np.asarray, state.best)
+
+
 @pytest.mark.parametrize("group", GROUPS, ids=range(len(GROUPS)))
 def test_it_is_as_low_as_five_thousand_epochs_of_adam(group):
     shape, kinds, rank, alpha, reduction = group
@@ -157,10 +168,9 @@ def test_it_is_as_low_as_five_thousand_epochs_of_adam(group):
             alpha=alpha,
             reduction=reduction,
             epochs=5000,
-            chunk=5000,
             **dict(zip(names, map(float, lambdas), strict=True)),
         )
-        adam = loss_of(train({NAME: part}, config), part, config)
+        adam = float64_loss(delta_of(adam_in_float64(part, config)), part, config)
         assert loss_of(solve({NAME: part}, config), part, config) <= adam * (1 + 1e-6)
 
 
@@ -355,7 +365,6 @@ def test_paths_are_independent_and_history_and_progress_add_them_up():
     assert [number for number, _ in told] == list(range(1, len(told) + 1))
     assert len(told) == sum(len(result.history) - 1 for result in alone)
     assert told[-1][1]["total"] == pytest.approx(both.history[-1]["total"], rel=1e-12)
-    assert never_rises([row["total"] for _, row in told])
 
 
 def test_held_out_rows_choose_the_iteration():
@@ -377,11 +386,13 @@ def test_held_out_rows_choose_the_iteration():
         solve({NAME: fit}, config)
 
 
-def test_more_starts_are_never_worse():
-    for seed in range(5):
-        part, config = linear(seed), TrainConfig(rank=2, lambda_weight=3.0)
-        one, many = (solve({NAME: part}, replace(config, starts=n)).history for n in (1, 6))
-        assert many[-1]["total"] <= one[-1]["total"]
+def test_more_starts_may_find_less():
+    """Where the first one comes to rest too early: forgetting costs little, and can be exact."""
+    part = linear(14, SHAPES[1], "low-rank target")
+    config = TrainConfig(rank=4, lambda_forget=0.33, lambda_preserve=25.0, lambda_weight=0.036)
+    one, many = (solve({NAME: part}, replace(config, starts=n)) for n in (1, 4))
+    assert many.history[-1]["total"] < 0.997 * one.history[-1]["total"]
+    assert loss_of(many, part, config) < 0.997 * loss_of(one, part, config)
 
 
 def test_one_iteration_is_one_row_and_none_is_no_change():
