@@ -108,6 +108,9 @@ def test_a_seed_of_what_is_not_drawn_is_tried_once():
     assert len(settings) == 16 + 32
     assert {one.seed for one in settings if one.target == "shift"} == {0}
     assert set(GRID.settings(sample=40, drawn=("random",))) < set(settings)
+    # A name's blank is moved at random, with the setting's own seed.
+    assert target_of(replace(settings[0], target="blank", seed=3)) == ("blank", 3)
+    assert target_of(replace(settings[0], target="shift", seed=3)) == ("shift", 0)
 
 
 def test_settings_that_cannot_be_meant():
