@@ -35,9 +35,10 @@ check: $(VENV)/.test
 	$(BIN)/mypy
 
 # In an environment of its own: with these packages JAX looks for hardware at every start. It sees
-# those of $(VENV), and pip adds the compilers only.
+# those of $(VENV), and pip adds the compilers only. Without the tests' cache: what is compiled for
+# other machines cannot be loaded here.
 aot: $(AOT)/.made
-	JAX_PLATFORMS=cpu $(AOT)/bin/python -m pytest -m aot
+	JAX_PLATFORMS=cpu JAX_ENABLE_COMPILATION_CACHE=false $(AOT)/bin/python -m pytest -m aot
 
 SITE := import sysconfig; print(sysconfig.get_path("purelib"))
 $(AOT)/.made: $(VENV)/.test
@@ -80,4 +81,4 @@ demo-clip-model: $(VENV)/.test
 	$(BIN)/python -m benchmarks.demo_clip
 
 clean:
-	rm -rf $(VENV) $(AOT) $(OUT)
+	rm -rf $(VENV) $(AOT) $(OUT) .jax_cache

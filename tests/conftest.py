@@ -1,8 +1,10 @@
 """What several test files need: a tiny Qwen3-VL, as a model and as a checkpoint, and a run."""
 
+import os
 import shutil
 from pathlib import Path
 
+import jax
 import pytest
 from transformers import Qwen3VLForConditionalGeneration
 
@@ -11,6 +13,15 @@ from jax_unlearn.models.qwen3_vision import Qwen3VisionTower
 from jax_unlearn.shipped import ASSETS
 from porting import load_vision_tower
 from tests import runs, tiny
+
+# What one process of the tests has compiled the others load, those that tests start as well.
+for name, value in {
+    "jax_compilation_cache_dir": str(Path(__file__).parents[1] / ".jax_cache"),
+    "jax_persistent_cache_min_compile_time_secs": 0.0,
+    "jax_persistent_cache_min_entry_size_bytes": -1,
+}.items():
+    os.environ[name.upper()] = str(value)
+    jax.config.update(name, value)
 
 
 @pytest.fixture(scope="session")
