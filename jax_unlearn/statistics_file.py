@@ -2,7 +2,7 @@
 
 import json
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, fields
 from pathlib import Path as FilePath
 from typing import Any
 
@@ -20,7 +20,7 @@ from jax_unlearn.rows import Features, Sample, Tap
 from jax_unlearn.statistics import Statistics
 
 FILE = "statistics.safetensors"
-GROUPS = ("forget", "preserve", "forget_held_out", "preserve_held_out")
+GROUPS = tuple(field.name for field in fields(Dataset))
 FACTS = ("paths", "summed", "samples", "groups")
 
 
