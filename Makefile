@@ -81,4 +81,4 @@ demo-clip-model: $(VENV)/.test
 	$(BIN)/python -m benchmarks.demo_clip
 
 clean:
-	rm -rf $(VENV) $(AOT) $(OUT) .jax_cache
+	rm -rf $(VENV) $(AOT) $(OUT)

@@ -268,9 +268,8 @@ def check_inputs(config: RunConfig) -> None:
         )
     if config.keep_means < 1:
         raise UserError(f"--keep-means {config.keep_means}: must be at least 1")
-    if config.optimizer == "leace" and (config.until_forgotten is not None or config.auto):
-        option = "auto" if config.auto else "until-forgotten"
-        raise UserError(f"--{option}: LEACE has nothing to choose; leave it out")
+    if config.optimizer == "leace" and config.until_forgotten is not None:
+        raise UserError("--until-forgotten: LEACE has nothing to choose; leave it out")
     if config.until_forgotten is not None and not 0 < config.until_forgotten <= 1:
         raise UserError(f"--until-forgotten {config.until_forgotten}: must be above 0, at most 1")
 

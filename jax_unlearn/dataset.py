@@ -116,6 +116,14 @@ def _choose(
     return chosen
 
 
+def listed_alike(files: Sequence[ImageFile]) -> bool:
+    """Whether all processes list these, as far as can be told without reading them."""
+    if hosts.count() == 1:
+        return True
+    listing = hashlib.sha256("\n".join(file.entry for file in files).encode()).digest()
+    return all(theirs == listing for theirs in hosts.of_others(lambda: listing))
+
+
 def read_digests(files: Sequence[ImageFile]) -> None:
     """Each file's digest, from several threads: one would wait for a disk or a network.
 
@@ -123,9 +131,7 @@ def read_digests(files: Sequence[ImageFile]) -> None:
     the same ones each reads all that it has, so that the run can say what differs.
     """
     new = [file for file in files if "digest" not in vars(file)]
-    listing = hashlib.sha256("\n".join(file.entry for file in new).encode()).digest()
-    alike = all(theirs == listing for theirs in hosts.of_others(lambda: listing))
-    count, here = (hosts.count(), hosts.index()) if alike else (1, 0)
+    count, here = (hosts.count(), hosts.index()) if listed_alike(new) else (1, 0)
     with ThreadPoolExecutor() as pool:
         read = b"".join(pool.map(lambda file: file.digest, new[here::count]))
     if count == 1:

@@ -42,8 +42,8 @@ def check_targets(config: RunConfig, name: str) -> list[str]:
 
 
 def shown_folders(config: RunConfig) -> list[Path]:
-    """Folders whose images are classified before and after."""
-    return [folder for folder in (config.images, *config.other_images) if folder]
+    """Folders whose images are classified before and after, each once."""
+    return [*dict.fromkeys(folder for folder in (config.images, *config.other_images) if folder)]
 
 
 class EmbeddedNames(Session):

@@ -156,7 +156,10 @@ class Extractor:
         harvest.share()
         self.report(harvest, reader)
         if not harvest.rows:
-            raise UserError(f"{files[0].path.parent}: none of its {len(files)} images can be read")
+            some = f"its {len(files)} images"
+            if keep is not None:
+                some = f"the {len(keep)} images that --keep-means drew"
+            raise UserError(f"{files[0].path.parent}: none of {some} can be read")
         return harvest.features()
 
     def extract_image(self, image: Image.Image) -> Taps:

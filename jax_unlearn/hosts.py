@@ -105,9 +105,9 @@ def of_others(value: Callable[[], bytes]) -> list[bytes]:
 def total(x: Float64[np.ndarray, "*n"]) -> Float64[np.ndarray, "*n"]:
     """The sum of what all processes give at the same place of the program.
 
-    An all-reduce: what a process sends and receives does not grow with their number. It is exact
-    to 2⁻⁵⁸ of the largest number, in whatever order it is taken; where one is not finite all are
-    NaN.
+    All-reduces of whole numbers: what a process sends and receives does not grow with their number,
+    and the order does not matter. Each process adds an error of at most 2⁻⁵⁹ of the largest number
+    of all, before float64's own rounding of the sum. Where one is not finite all are NaN.
 
     Args:
         x: of the same shape everywhere.
@@ -118,9 +118,10 @@ def total(x: Float64[np.ndarray, "*n"]) -> Float64[np.ndarray, "*n"]:
     if count() == 1:
         return x
     flat, step = x.ravel(), BLOCK // x.itemsize
+    ours = _exponent(flat)
     with peers():
         _meet(x.nbytes)
-        exponent = _exponent(flat)
+        exponent = int(multihost_utils.process_allgather(np.int32(ours)).max())
         if exponent == NOT_FINITE:
             return np.full_like(x, np.nan)
         parts = [_total(flat[i : i + step], exponent) for i in range(0, len(flat), step)]
@@ -198,9 +199,8 @@ def _sent(value: bytes, process: int, size: int) -> bytes:
 
 
 def _exponent(x: Float64[np.ndarray, " n"]) -> int:
-    """The least e for which every number of every process is below 2ᵉ."""
-    ours = int(np.frexp(np.abs(x).max(initial=0))[1]) if np.isfinite(x).all() else NOT_FINITE
-    return int(multihost_utils.process_allgather(np.int32(ours)).max())
+    """The least e for which every number is below 2ᵉ."""
+    return int(np.frexp(np.abs(x).max(initial=0))[1]) if np.isfinite(x).all() else NOT_FINITE
 
 
 def _total(x: Float64[np.ndarray, " n"], exponent: int) -> Float64[np.ndarray, " n"]:

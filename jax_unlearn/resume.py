@@ -27,7 +27,7 @@ from jax_unlearn.snapshot import Snapshot, Stage
 
 FACTS = "facts.json"
 OF_PROCESS = re.compile(r"\d+-of-(\d+)")
-# Bytes of a snapshot that the memory may hold besides what it is of.
+# Bytes of snapshots that the memory may hold besides what they are of.
 LARGEST = 2**30
 
 
@@ -222,7 +222,8 @@ class SavedStage(Stage):
 
     def _keep(self, last: Snapshot) -> None:
         """The last snapshot in memory, if it took less than the time between two to come to it."""
-        size = sum(array.nbytes for array in last.arrays.values())
+        kept = (*self.journal.unsaved.values(), last)
+        size = sum(array.nbytes for one in kept for array in one.arrays.values())
         if self.directory.is_dir() or size > LARGEST:
             self.save(last)
         else:

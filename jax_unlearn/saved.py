@@ -113,7 +113,7 @@ class SavedNames(SavedSession, EmbeddedNames):
         self.path, self.visual = (ProjectionPath(n, *file.linear(n)) for n in (TEXT, IMAGE))
         folders = enumerate(shown_folders(config))
         self.shown = {folder: file.features(f"shown.{i}") for i, folder in folders}
-        folders = enumerate(config.other_images)
+        folders = enumerate(dict.fromkeys(config.other_images))
         self.others = {folder: file.features(f"others.{i}") for i, folder in folders}
         adapted = check_targets(config, TEXT)
         config = replace(config, targets=tuple(adapted))

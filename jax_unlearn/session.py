@@ -1,7 +1,7 @@
 """What a run does with its samples: features, the training problem, the paths before and after.
 
 A session is a checkpoint and the samples to forget and to keep: `ImageSession` for images through a
-Qwen3 tower, `ClipSession` for names or images through CLIP.
+Qwen3 tower, `TextSession` and `ClipImageSession` through CLIP, and those of `saved`.
 """
 
 import copy

@@ -16,7 +16,7 @@ def union(ours: Mapping[str, Statistics]) -> dict[str, Statistics]:
     Gram matrices meet in an all-reduce: what it moves grows neither with the images nor with the
     processes. Rows, which are those of images to forget or few, go to every process.
     """
-    if hosts.count() == 1:
+    if hosts.count() == 1 or not ours:
         return dict(ours)
     counts = np.array([[one.count, one.gram is not None] for one in ours.values()], np.float64)
     # What one process has summed up all must, and all know of it before any sends its rows.

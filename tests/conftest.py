@@ -3,6 +3,7 @@
 import os
 import shutil
 from pathlib import Path
+from tempfile import TemporaryDirectory
 
 import jax
 import pytest
@@ -14,9 +15,12 @@ from jax_unlearn.shipped import ASSETS
 from porting import load_vision_tower
 from tests import runs, tiny
 
-# What one process of the tests has compiled the others load, those that tests start as well.
+# What one process of the tests has compiled the others load, those that tests start as well. Not
+# beyond the session: a process that is killed may leave an entry that is not whole.
+CACHE = "jax_compilation_cache_dir"
+session = TemporaryDirectory(prefix="jax-cache-", ignore_cleanup_errors=True)
 for name, value in {
-    "jax_compilation_cache_dir": str(Path(__file__).parents[1] / ".jax_cache"),
+    CACHE: os.environ.get(CACHE.upper(), session.name),
     "jax_persistent_cache_min_compile_time_secs": 0.0,
     "jax_persistent_cache_min_entry_size_bytes": -1,
 }.items():

@@ -37,3 +37,15 @@ def pair(b_scale: float, seed: int = 7) -> LoraPair:
 
 def problem(**options: float) -> dict[str, LinearProblem]:
     return {"merger.linear_fc2": linear_problem(*arrays(**options))}
+
+
+def same_heads(one, other):
+    """What is kept of each image, in whatever order and however much was folded."""
+
+    def of(statistics):
+        rows = statistics.rows if statistics.gram is not None else statistics.rows.heads()
+        order = np.lexsort((rows.ones == 0, rows.image))
+        return [getattr(rows, name)[order] for name in ("x", "image", "ones", "norms")]
+
+    for a, b in zip(of(one), of(other), strict=True):
+        np.testing.assert_allclose(a, b, rtol=1e-5, atol=1e-5)

@@ -11,7 +11,7 @@ import numpy as np
 
 import porting
 from jax_unlearn.statistics_file import read_statistics
-from tests.test_statistics import same_heads
+from tests.problems import same_heads
 
 CLASSES = {"forget": ["red triangle"], "preserve": ["blue circle", "astronaut"]}
 

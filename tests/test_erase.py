@@ -124,7 +124,7 @@ def test_the_bias_goes_to_the_merged_checkpoint_too(erased, folder, tmp_path):
     ("flags", "expected"),
     [
         (["--linears", "linear_fc1"], "--optimizer leace: .*leave --linears"),
-        (["--auto"], "--auto: LEACE has nothing to choose"),
+        (["--auto"], "--optimizer leace: has nothing to sweep"),
         (["--until-forgotten", "0.7"], "--until-forgotten: LEACE has nothing to choose"),
     ],
 )

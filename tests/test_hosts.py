@@ -10,6 +10,7 @@ import time
 from unittest.mock import MagicMock
 
 import jax
+import numpy as np
 import pytest
 from jax._src import distributed
 
@@ -20,6 +21,7 @@ from jax_unlearn.data.folder import find_images
 from jax_unlearn.data.image import ImageFile
 from jax_unlearn.dataset import DIGEST, read_digests
 from jax_unlearn.errors import UserError
+from jax_unlearn.union import union
 from tests.runs import ON_DEVICE, arguments, heard, read, same_outcome
 
 OPTIONS = {"granularity": "tokens", "optimizer": "closed_form"}
@@ -211,3 +213,22 @@ def test_each_process_reads_its_part_of_the_images(folder, monkeypatch):
     assert [file.digest for file in ours] == digests
     read_digests(ours)
     assert len(opened) == len(ours) // 2
+
+
+def test_numbers_are_whole_in_parts_to_the_share_of_the_largest_that_is_said():
+    """The way to a sum and back, with one process in it; what a float64 holds beyond is lost."""
+    random = np.random.default_rng(0)
+    x = random.normal(size=1000) * 2.0 ** random.integers(-80, 40, size=1000)
+    x[:3] = 0.0, -np.abs(x).max(), 5e-324
+    exponent = hosts._exponent(x)
+    error = np.abs(hosts._total(x, exponent) - x)
+    assert np.all(error <= 2.0 ** (exponent - 59))
+    large = np.abs(x) > 2.0 ** (exponent - 6)
+    np.testing.assert_array_equal(error[large], 0)
+    assert hosts._exponent(np.array([1.0, np.nan])) == hosts.NOT_FINITE
+
+
+def test_without_a_path_there_is_nothing_to_add_up(monkeypatch):
+    """As where linear_fc1 is adapted, which has no statistics."""
+    monkeypatch.setattr(hosts, "count", lambda: 2)
+    assert union({}) == {}

@@ -23,6 +23,7 @@ from jax_unlearn.statistics import (
 )
 from jax_unlearn.targets import TARGETS, Outputs, neutral_target
 from tests import problems
+from tests.problems import same_heads
 
 D_IN, E = problems.D_IN, problems.E
 # Few images and many, of few tokens and many: rows fewer than D_in, about as many, many more.
@@ -173,18 +174,6 @@ def test_merged_statistics_are_those_of_the_union(seed, first, second, by_image)
     np.testing.assert_allclose(merged.full_gram(), both.full_gram(), rtol=1e-9, atol=1e-7)
     if by_image:
         same_heads(merged, both)
-
-
-def same_heads(one, other):
-    """What is kept of each image, in whatever order and however much was folded."""
-
-    def of(statistics):
-        rows = statistics.rows if statistics.gram is not None else statistics.rows.heads()
-        order = np.lexsort((rows.ones == 0, rows.image))
-        return [getattr(rows, name)[order] for name in ("x", "image", "ones", "norms")]
-
-    for a, b in zip(of(one), of(other), strict=True):
-        np.testing.assert_allclose(a, b, rtol=1e-5, atol=1e-5)
 
 
 def test_order_and_blocks_of_the_stream_do_not_matter(monkeypatch):

@@ -48,7 +48,7 @@ class Record(ImageFile):
 
     @property
     def entry(self) -> str:
-        return f"{super().entry}[{self.number}]"
+        return f"{self.label}/{self.path.name}[{self.number}]"
 
     def source(self) -> BytesIO:
         return BytesIO(records(self.path)[self.number])
