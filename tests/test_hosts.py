@@ -177,7 +177,7 @@ def test_one_process_has_no_others():
 
 
 def test_two_processes_go_on_after_a_stop_to_the_same_bytes(folder, tmp_path):
-    more = ADAM | {"epochs": 400, "chunk": 5, "batch_patches": 256, "save_steps": 1}
+    more = ADAM | {"epochs": 100, "chunk": 5, "batch_patches": 256, "save_steps": 1}
     whole, out = tmp_path / "whole", tmp_path / "out"
     assert [code for code, _ in ended(launch([folder, folder], whole, devices=1, **more))] == [0, 0]
     # Once in a pass of the second process, once in the first one's training.

@@ -93,7 +93,7 @@ def near(ours, theirs, tolerance=1e-5):
         assert np.linalg.norm(one - other) <= tolerance * np.linalg.norm(other)
 
 
-@settings(max_examples=150, deadline=None)
+@settings(max_examples=80, deadline=None)
 @given(
     st.integers(0, 2**31),
     st.sampled_from(list(SHAPES)),
