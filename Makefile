@@ -38,7 +38,7 @@ check: $(VENV)/.test
 # those of $(VENV), and pip adds the compilers only. Without the tests' cache: what is compiled for
 # other machines cannot be loaded here.
 aot: $(AOT)/.made
-	JAX_PLATFORMS=cpu JAX_ENABLE_COMPILATION_CACHE=false $(AOT)/bin/python -m pytest -m aot
+	JAX_PLATFORMS=cpu JAX_ENABLE_COMPILATION_CACHE=false $(AOT)/bin/python -m pytest -n 2 -m aot
 
 SITE := import sysconfig; print(sysconfig.get_path("purelib"))
 $(AOT)/.made: $(VENV)/.test
