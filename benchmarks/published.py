@@ -20,6 +20,8 @@ from jax_unlearn.lora import LoraAdapter, LoraPair
 from jax_unlearn.objective import LossWeights
 
 WEIGHTS = LossWeights()
+# Where JAX would compute too.
+DEVICE = torch.device("cuda" if torch.cuda.is_available() else "cpu")
 Loss = Callable[[Tensor, Tensor], Tensor]
 
 
@@ -35,8 +37,8 @@ class Rows(NamedTuple):
 
     @classmethod
     def of(cls, *arrays: np.ndarray) -> "Rows":
-        """From weight, bias, forget, target and preserve, whose memory they share."""
-        weight, bias, forget, target, preserve = map(torch.from_numpy, arrays)
+        """From weight, bias, forget, target and preserve, whose memory they share on a CPU."""
+        weight, bias, forget, target, preserve = (torch.from_numpy(x).to(DEVICE) for x in arrays)
         return cls(weight, bias, forget, target, preserve, linear(preserve, weight, bias))
 
 
@@ -97,7 +99,9 @@ class Loop:
 
     def begin(self) -> None:
         (pair,) = self.init.pairs.values()
-        self.a, self.b = (torch.tensor(np.asarray(x), requires_grad=True) for x in (pair.a, pair.b))
+        self.a, self.b = (
+            torch.tensor(np.asarray(x), device=DEVICE, requires_grad=True) for x in (pair.a, pair.b)
+        )
         self.adam = torch.optim.Adam([self.a, self.b], lr=self.learning_rate)
 
     def step(self) -> float:
@@ -115,5 +119,5 @@ class Loop:
     def adapter(self) -> LoraAdapter:
         """A copy of the pair as it is now."""
         (name,) = self.init.pairs
-        pair = LoraPair(*(x.detach().numpy().copy() for x in (self.a, self.b)))
+        pair = LoraPair(*(x.detach().cpu().numpy().copy() for x in (self.a, self.b)))
         return replace(self.init, pairs={name: pair})

@@ -467,6 +467,43 @@ def processes(results: Row) -> str:
     return f"{table(header, rows)}\n\n{made(results['machine'], 'processes')}"
 
 
+def accelerator(results: Row) -> str:
+    """The programs of a pass on a real device."""
+    rows, notes = [], []
+    for row in results["tower"]["rows"]:
+        if "images" not in row:
+            continue
+        size = "of a megapixel" if row["images"] == "equal" else "of all sizes"
+        beside = f" (beside {row['beside']})" if "beside" in row else ""
+        name = f"{row['tower'].replace('x', ' × ')}, {row['n_images']} images {size}{beside}"
+        for kernel, speed in row["images_per_second"].items():
+            ours = kernel in row["ratio"]
+            times = f"**{row['ratio'][kernel]['ratio']:.2f} ×**" if ours else "1"
+            work = f"{row['tflops'][kernel]:.0f}"
+            label = kernel if ours else "Hugging Face, PyTorch, sdpa"
+            rows.append([f"{name}: {label}", f"{speed:.1f}", work, times])
+    for row in results["memory"]["rows"]:
+        notes.append(
+            f"Of {row['limit']:,.0f} MiB the plan for {row['tower'].replace('x', ' × ')} took "
+            f"{row['planned_sum']:,.0f} with batches of {row['patches']:,} patches, the device "
+            f"{row['peak']:,.0f}; a batch of twice as many "
+            + ("did not fit, as planned." if "twice" in row else "fitted, unlike planned.")
+        )
+    for row in results["statistics"]["rows"]:
+        seconds = row["seconds"]
+        notes.append(
+            f"{row['rows']:,} rows of {row['d_in']} are added up in {1000 * seconds['device']:.0f} "
+            f"ms on the device and {1000 * seconds['host']:.0f} ms on the host ({row['ratio']:.0f} "
+            f"×), to {row['relative_error']:.0e} of the Gram matrix."
+        )
+    header = ["batch in bfloat16", "images/s", "TFLOP/s", "ratio, median"]
+    found = results["tower"]["machine"]
+    versions = ", ".join(f"{name} {version}" for name, version in found["versions"].items())
+    where = f"{found['accelerator']}, {versions}, {found['date']}"
+    notes.append(f"{where}, `python -m benchmarks.accelerator`.")
+    return f"{table(header, rows)}\n\n{' '.join(notes)}"
+
+
 def scale(results: Row) -> str:
     """A device's memory and work, and what it receives, against the number of chips."""
     rows = []
@@ -499,6 +536,7 @@ def sharing(case: Row) -> str:
 SCALE: dict[str, tuple[str, Callable[[Row], str]]] = {
     "many images": ("many_images", many_images),
     "processes": ("processes", processes),
+    "accelerator": ("accelerator", accelerator),
     "scale": ("scale", scale),
 }
 

@@ -96,8 +96,13 @@ def grids(model: str, images: str) -> np.ndarray:
     square, sides = SIDES[model]
     if images == "equal":
         return np.array([[1, square, square]] * (PATCHES[model] // square**2))
+    return mixed(PATCHES[model], sides, one_row=True)
+
+
+def mixed(patches: int, sides: range, one_row: bool) -> np.ndarray:
+    """[n, 3] of the first batch that extraction would make of images with such sides."""
     random = np.random.default_rng(0)
-    pool, drawn = Pool(PATCHES[model], block=4, one_row=True), []
+    pool, drawn = Pool(patches, block=4, one_row=one_row), []
     for index in count():
         drawn.append([1, *random.choice(sides, size=2)])
         for batch in pool.add(Item(index, int(np.prod(drawn[-1])))):
@@ -229,8 +234,10 @@ def machine() -> dict[str, Any]:
         if line.startswith("model name")
     )
     versions = {"jax": jax.__version__, "torch": torch.__version__}
+    accelerator = [device.device_kind for device in jax.local_devices() if device.platform != "cpu"]
     return {
         "cpu": cpu,
+        **({"accelerator": accelerator[0]} if accelerator else {}),
         "cores": os.cpu_count(),
         "torch_threads": torch.get_num_threads(),
         "python": platform.python_version(),

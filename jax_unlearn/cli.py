@@ -23,6 +23,7 @@ from jax_unlearn.config import (
     settings_of,
 )
 from jax_unlearn.errors import UserError
+from jax_unlearn.gpu_flags import make_reproducible
 from jax_unlearn.inspect import inspect, lines
 from jax_unlearn.report.page import VLM_ROWS, ZERO_SHOT_ROWS, percent
 from jax_unlearn.resume import TerminatedError
@@ -177,6 +178,7 @@ def option_of(arguments: Sequence[str], name: str) -> Path | None:
 
 def dispatch(command: Any, console: Console) -> None:
     """Run a parsed command; results go to stdout, progress and warnings to stderr."""
+    make_reproducible()
     if not (isinstance(command, Evaluate) and command.vlm):
         hide_torch()
     match command:

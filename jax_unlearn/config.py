@@ -178,7 +178,7 @@ class RunConfig(TrainConfig):
     """Patches of a device's batch, a power of two; `inspect --plan` says how many fit."""
     workers: int | None = None
     """Processes that decode and pack images; by default none on a CPU, where the tower needs the
-    cores, and up to 8 elsewhere."""
+    cores, and elsewhere up to 8, one for each 128 megapixels, as it takes seconds to start."""
     resume: bool = False
     """Go on from the snapshots in OUT.resume, if there are some, with the same settings, checkpoint
     and images."""

@@ -36,6 +36,9 @@ from jax_unlearn.step import Step
 from jax_unlearn.taps import image_means, place_tower, tap_rows
 
 MOST_WORKERS = 8
+# Patches in a pass, 128 images of a megapixel, for each process that decodes them: a thread takes
+# about as long for them as a process takes to start.
+PER_WORKER = 2**19
 
 
 @dataclass
@@ -77,8 +80,7 @@ class Extractor:
 
     Args:
         mesh: the devices of this process; one, if not given.
-        workers: processes that decode and pack images; if not given none on a CPU, where the tower
-            needs the cores, and up to 8 elsewhere.
+        workers: processes that decode and pack images; if not given see `usual_workers`.
         seed: of the order in which images come.
         patches: of a batch, a power of two.
         on_device: whether rows are averaged and summed where they are, in float32, and not on the
@@ -101,7 +103,7 @@ class Extractor:
         self.names = tuple(names)
         self.mesh = mesh or make_mesh("data=1")
         self.devices = self.mesh.devices.size
-        self.workers = usual_workers() if workers is None else workers
+        self.workers = workers
         self.seed, self.patches = seed, patches
         self.on_device = jax.default_backend() != "cpu" if on_device is None else on_device
         self.graphdef, state = nnx.split(tower)
@@ -219,7 +221,9 @@ class Extractor:
             config.table_side,
             self.devices,
         )
-        loaded = self.waiting_for(load(steps, packing, min(self.workers, len(steps))))
+        patches = sum(batch.patches for batches in steps for batch in batches)
+        workers = usual_workers(patches) if self.workers is None else self.workers
+        loaded = self.waiting_for(load(steps, packing, min(workers, len(steps))))
         for step, taps, means in self.ahead(harvest, steps, loaded):
             self.work.add(step.batches, self.devices)
             if harvest.gathering and self.on_device:
@@ -292,10 +296,15 @@ def ready_at(taps: dict[str, Array]) -> float:
     return time.perf_counter()
 
 
-def usual_workers() -> int:
+def usual_workers(patches: int) -> int:
+    """Processes that decode a pass of so many patches.
+
+    None on a CPU, where the tower needs the cores; elsewhere as many as are worth their start, up
+    to 8.
+    """
     if jax.default_backend() == "cpu":
         return 0
-    return min(MOST_WORKERS, len(os.sched_getaffinity(0)))
+    return min(MOST_WORKERS, len(os.sched_getaffinity(0)), patches // PER_WORKER)
 
 
 def images_in(steps: Iterable[Sequence[Batch]]) -> int:

@@ -27,9 +27,12 @@ from jax_unlearn.taps import specs, tap_rows
 from porting.qwen3_vision import abstract_tower
 
 GIB = 2**30
-# Memory of a device in GiB that a program may use. v5e: what the compiler says; the others: the
-# pages of Google's TPU versions, NVIDIA's data sheet of the H100 SXM.
-MEMORY = {"v4": 32.0, "v5e": 15.75, "v5p": 95.0, "v6e": 31.25, "tpu7x": 192.0, "h100": 79.0}
+# Memory of a device in GiB. v5e: what the compiler says; the other TPUs: the pages of Google's TPU
+# versions; H100 SXM: what its driver says.
+MEMORY = {"v4": 32.0, "v5e": 15.75, "v5p": 95.0, "v6e": 31.25, "tpu7x": 192.0, "h100": 79.1}
+# Of a GPU's memory JAX takes this share unless this variable says another
+# (https://docs.jax.dev/en/latest/gpu_memory_allocation.html).
+GPU_SHARE, SHARE_VARIABLE = "0.75", "XLA_PYTHON_CLIENT_MEM_FRACTION"
 # Without these libtpu looks for a TPU, and for the machine that it is in.
 TPU_ENVIRONMENT = {
     "TPU_SKIP_MDS_QUERY": "1",
@@ -47,7 +50,7 @@ MOST_ROWS = 256
 
 @dataclass(frozen=True)
 class Chips:
-    """Accelerators to compile for. memory: bytes of one."""
+    """Accelerators to compile for. memory: bytes of one that a program may use."""
 
     name: str
     mesh: Mesh
@@ -78,7 +81,24 @@ def find_chips(text: str, fsdp: int = 1) -> Chips:
         raise UserError(f"--fsdp {fsdp}: must divide the {devices.size} devices of {text}")
     devices = devices.reshape(-1, fsdp)
     kernel: Kernel = "triton" if kind == "h100" else "splash"
-    return Chips(text, Mesh(devices, AXES), int(MEMORY[kind] * GIB), kernel)
+    share = gpu_share() if kind == "h100" else 1
+    return Chips(text, Mesh(devices, AXES), int(share * MEMORY[kind] * GIB), kernel)
+
+
+def gpu_share() -> float:
+    """Of a GPU's memory, what JAX will take.
+
+    Raises:
+        UserError: the variable that says so is no share.
+    """
+    text = os.environ.get(SHARE_VARIABLE, GPU_SHARE)
+    try:
+        share = float(text)
+    except ValueError:
+        share = 0.0
+    if not 0 < share <= 1:
+        raise UserError(f"{SHARE_VARIABLE}={text}: must be a number up to 1, as {GPU_SHARE}")
+    return share
 
 
 def tpu(name: str) -> Any:

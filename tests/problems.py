@@ -48,4 +48,4 @@ def same_heads(one, other):
         return [getattr(rows, name)[order] for name in ("x", "image", "ones", "norms")]
 
     for a, b in zip(of(one), of(other), strict=True):
-        np.testing.assert_allclose(a, b, rtol=1e-5, atol=1e-5)
+        np.testing.assert_allclose(a, b, rtol=1e-5, atol=1e-5 * np.abs(b).max(initial=1))

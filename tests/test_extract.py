@@ -5,6 +5,7 @@ import time
 from concurrent.futures import Future
 from dataclasses import replace
 
+import jax
 import numpy as np
 import pytest
 from flax import nnx
@@ -16,7 +17,7 @@ from jax_unlearn.data.image import ImageFile, ImageReader
 from jax_unlearn.data.loader import PackStep
 from jax_unlearn.data.preprocess import load_preprocessor
 from jax_unlearn.errors import UserError
-from jax_unlearn.extract import Extractor
+from jax_unlearn.extract import MOST_WORKERS, PER_WORKER, Extractor, usual_workers
 from jax_unlearn.taps import tap_rows
 from porting import load_vision_tower
 from porting.qwen3_vision import abstract_tower
@@ -167,3 +168,14 @@ def test_nothing_readable_is_an_error(folder, tower):
     files = [ImageFile(folder / "images" / "07.png", "x")]
     with pytest.raises(UserError, match="none of its 1 images can be read"):
         run(folder, tower, "images", files)
+
+
+def test_workers_are_started_where_they_are_worth_it(monkeypatch):
+    monkeypatch.setattr("os.sched_getaffinity", lambda _: range(MOST_WORKERS + 1))
+    most = 100 * PER_WORKER
+    assert usual_workers(most) == 0  # on a CPU
+    monkeypatch.setattr(jax, "default_backend", lambda: "gpu")
+    assert usual_workers(most) == MOST_WORKERS
+    assert [usual_workers(n * PER_WORKER - 1) for n in (1, 3)] == [0, 2]
+    monkeypatch.setattr("os.sched_getaffinity", lambda _: range(2))
+    assert usual_workers(most) == 2

@@ -13,12 +13,16 @@ from jax_unlearn.errors import UserError
 from jax_unlearn.mesh import make_mesh
 from jax_unlearn.models.qwen3_vision import VisionConfig
 from jax_unlearn.plan import (
+    GIB,
+    MEMORY,
     MOST_ROWS,
+    SHARE_VARIABLE,
     Chips,
     compile_pass,
     find_chips,
     fitting,
     flops,
+    gpu_share,
     memory_of,
     plan,
 )
@@ -50,6 +54,17 @@ def test_unknown_chips_are_one_line(text, tiny_dir, capsys):
         main(["inspect", str(tiny_dir), "--plan", text])
     assert caught.value.code == 2
     assert f"--plan {text}: must be KIND:SHAPE" in capsys.readouterr().err
+
+
+def test_a_plan_for_a_gpu_reckons_with_the_share_that_jax_takes(monkeypatch):
+    monkeypatch.delenv(SHARE_VARIABLE, raising=False)
+    assert gpu_share() == 0.75
+    monkeypatch.setenv(SHARE_VARIABLE, "0.9")
+    assert gpu_share() == 0.9
+    for text in ("0", "1.5", "most"):
+        monkeypatch.setenv(SHARE_VARIABLE, text)
+        with pytest.raises(UserError, match=f"{SHARE_VARIABLE}={text}: must be a number up to 1"):
+            gpu_share()
 
 
 @pytest.mark.skipif(importlib.util.find_spec("libtpu") is not None, reason="libtpu is here")
@@ -115,7 +130,9 @@ def test_training_adds_up_gradients_and_no_more(name, d_in, e):
 
 @pytest.mark.aot
 def test_fsdp_must_divide_the_devices():
-    assert find_chips("h100:8", 2).mesh.shape == {"data": 4, "fsdp": 2}
+    chips = find_chips("h100:8", 2)
+    assert chips.mesh.shape == {"data": 4, "fsdp": 2}
+    assert chips.memory == int(gpu_share() * MEMORY["h100"] * GIB)
     for fsdp in (0, 3):
         with pytest.raises(UserError, match=f"--fsdp {fsdp}: must divide the 8 devices"):
             find_chips("h100:8", fsdp)

@@ -20,7 +20,7 @@ BEST: dict[str, Kernel] = {"cpu": "blockwise", "gpu": "triton", "tpu": "splash"}
 MASKED = -1e30
 # Queries, and keys, in a block of `blockwise`: measured against 128 and 512 on two CPU cores.
 BLOCK = 256
-# The Pallas kernels need lengths of whole tiles.
+# The Pallas kernels need lengths of whole tiles; what is added is padding.
 TILE = 128
 
 Heads = Float[Array, "rows length heads head_dim"]
@@ -49,8 +49,7 @@ def segment_attention(
     Args:
         segment: segments are contiguous and numbered from 1, all different; 0 is padding.
         kernel: `blockwise` skips blocks of other segments (lax loops, made for CPU), `xla` is
-            dense, `triton` (GPU) and `splash` (TPU) are JAX's Pallas kernels, whose lengths must
-            be multiples of 128.
+            dense, `triton` (GPU) and `splash` (TPU) are JAX's Pallas kernels.
         interpret: run a Pallas kernel without its hardware, to compare numbers.
     """
     if kernel == "blockwise" and q.shape[1] > BLOCK:
@@ -60,7 +59,12 @@ def segment_attention(
         mask = segment[:, None, :, None] == segment[:, None, None, :]
         return jax.nn.dot_product_attention(q, k, v, mask=mask)
     pallas = triton if kernel == "triton" else splash
-    return pallas(q, k, v, segment, interpret)
+    # Of the ladder's lengths only those of short rows, and of merge blocks of 3 × 3, lack some.
+    spare = -q.shape[1] % TILE
+    q, k, v, segment = (
+        jnp.pad(x, ((0, 0), (0, spare), *((0, 0),) * (x.ndim - 2))) for x in (q, k, v, segment)
+    )
+    return pallas(q, k, v, segment, interpret)[:, : q.shape[1] - spare]
 
 
 def blockwise(q: Heads, k: Heads, v: Heads, segment: Int[Array, "rows length"]) -> Heads:
@@ -128,7 +132,7 @@ def key_blocks(
 def triton(
     q: Heads, k: Heads, v: Heads, segment: Int[Array, "rows length"], interpret: bool
 ) -> Heads:
-    """JAX's Pallas kernel for NVIDIA GPUs."""
+    """JAX's Pallas kernel for NVIDIA GPUs; lengths are multiples of TILE."""
     from jax.experimental.pallas.ops.gpu.attention import BlockSizes, mha
 
     # In float32 two stages of 128 × 128 tiles are more than a block's shared memory.
@@ -141,7 +145,7 @@ def triton(
 def splash(
     q: Heads, k: Heads, v: Heads, segment: Int[Array, "rows length"], interpret: bool
 ) -> Heads:
-    """JAX's Pallas kernel for TPUs."""
+    """JAX's Pallas kernel for TPUs; lengths are multiples of TILE."""
     from jax.experimental.pallas.ops.tpu.splash_attention import (
         splash_attention_kernel as kernels,
     )
