@@ -4,7 +4,7 @@ import os
 
 FLAGS = {
     # A run that goes on in another process must come to the same bytes. Measuring which kernel is
-    # fastest, each time anew, comes to another one now and then, and takes minutes for products in
+    # fastest, each time anew, comes to another one now and then, and takes long for products in
     # whole float32.
     "xla_gpu_deterministic_ops": "true",
     "xla_gpu_autotune_level": "0",
