@@ -24,6 +24,7 @@ from jax_unlearn.config import (
 )
 from jax_unlearn.errors import UserError
 from jax_unlearn.gpu_flags import make_reproducible
+from jax_unlearn.hosts import leave
 from jax_unlearn.inspect import inspect, lines
 from jax_unlearn.report.page import VLM_ROWS, ZERO_SHOT_ROWS, percent
 from jax_unlearn.resume import TerminatedError
@@ -136,7 +137,7 @@ def main(arguments: Sequence[str] | None = None) -> None:
         sys.exit(2)
     except TerminatedError:
         print("jax-unlearn: terminated; the same command with --resume goes on", file=sys.stderr)
-        sys.exit(128 + signal.SIGTERM)
+        leave(128 + signal.SIGTERM)
     except KeyboardInterrupt:
         print("jax-unlearn: interrupted", file=sys.stderr)
         sys.exit(130)

@@ -2,16 +2,23 @@
 
 They run the same program and meet only where all of them call `of_others` or `total`: after each
 pass, and before and after everything else. What one says there may also be that it has failed.
+Where the first has more to do than the others, and where they end early, they look for notes that
+it, or each of them, leaves with the coordinator: unlike a collective that has no time limit, and
+signals are heeded meanwhile.
 """
 
 import os
+import sys
+import time
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager, suppress
 from functools import partial
+from typing import Any, NoReturn
 
 import jax
 import numpy as np
 from jax import Array
+from jax._src import distributed
 from jax.experimental import multihost_utils
 from jax.sharding import Mesh, NamedSharding, PartitionSpec
 from jaxtyping import Float64, Int
@@ -22,6 +29,10 @@ from jax_unlearn.errors import UserError
 BLOCK = 64 * 2**20
 # Bits of a part of a number to be summed: int32 then holds the sum of 2¹¹ processes.
 PART = 20
+# Notes with the coordinator: the first has done its part; a process is about to end early.
+DONE, LEAVING = "jax_unlearn/done", "jax_unlearn/leaving"
+# Seconds from one look for a note to the next; at most so many until the others leave too.
+POLL, PATIENCE = 0.2, 20
 # In place of an exponent; that of a finite number is at most 1024.
 NOT_FINITE = 2**20
 
@@ -128,13 +139,57 @@ def total(x: Float64[np.ndarray, "*n"]) -> Float64[np.ndarray, "*n"]:
     return np.concatenate(parts).reshape(x.shape)
 
 
-def meet() -> None:
-    """Wait for the others.
+def await_first() -> None:
+    """Meet the others, however long the first works on until then.
 
     Raises:
         PeerError: one of them has failed, or is gone.
     """
+    if count() == 1:
+        return
+    _tell_done()
+    with peers():
+        while not _notes(DONE):
+            time.sleep(POLL)
     of_others(bytes)
+
+
+def leave(code: int) -> NoReturn:
+    """End this process early, if others do so too not before they have come here.
+
+    Otherwise the first would take them down, with whom the coordinator goes. JAX's own end is not
+    waited for: it is an abort where another is gone.
+    """
+    if count() > 1:
+        until = time.monotonic() + PATIENCE
+        with suppress(jax.errors.JaxRuntimeError):
+            _coordinator().key_value_set(f"{LEAVING}/{index()}", "")
+            while len(_notes(LEAVING)) < count() and time.monotonic() < until:
+                time.sleep(POLL)
+        if index() == 0:
+            # Until the others have seen it.
+            time.sleep(5 * POLL)
+        sys.stdout.flush()
+        sys.stderr.flush()
+        os._exit(code)
+    sys.exit(code)
+
+
+def _tell_done() -> None:
+    """That the first has nothing more to do than the others."""
+    if index() == 0:
+        with peers():
+            _coordinator().key_value_set(f"{DONE}/0", "", allow_overwrite=True)
+
+
+def _notes(directory: str) -> list[tuple[str, str]]:
+    found: list[tuple[str, str]] = _coordinator().key_value_dir_get(directory)
+    return found
+
+
+def _coordinator() -> Any:
+    # JAX has no public name for it; Orbax and others take it from there too.
+    return distributed.global_state.client
 
 
 @contextmanager
@@ -148,6 +203,8 @@ def failing_together() -> Iterator[None]:
         if count() > 1:
             with suppress(PeerError), peers():
                 reason = str(error).encode()
+                # They may wait for that.
+                _tell_done()
                 _meet(len(reason), reason)
         raise
 

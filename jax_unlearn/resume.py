@@ -27,6 +27,8 @@ from jax_unlearn.snapshot import Snapshot, Stage
 
 FACTS = "facts.json"
 OF_PROCESS = re.compile(r"\d+-of-(\d+)")
+# Seconds after which an end that was asked for is asked for again.
+AGAIN = 0.5
 # Bytes of snapshots that the memory may hold besides what they are of.
 LARGEST = 2**30
 
@@ -164,11 +166,17 @@ class Journal:
                 stage.save(snapshot)
             raise
         finally:
+            if self.terminated:
+                signal.setitimer(signal.ITIMER_REAL, 0)
+                signal.signal(signal.SIGALRM, signal.SIG_DFL)
             signal.signal(signal.SIGTERM, before)
 
     def _terminate(self, _: int, __: FrameType | None) -> None:
         self.terminated = True
         if not self.working:
+            # Where a finaliser is at work, or a callback of JAX's, what is raised is lost.
+            signal.signal(signal.SIGALRM, self._terminate)
+            signal.setitimer(signal.ITIMER_REAL, AGAIN)
             self.heed()
 
 

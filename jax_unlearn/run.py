@@ -88,8 +88,8 @@ def opened(config: RunConfig, console: Console) -> Iterator[Session]:
         agree(session)
         with journal.listening():
             yield session
-        # Not before the first has written.
-        hosts.meet()
+            # Until the first has written.
+            hosts.await_first()
         journal.finish()
 
 

@@ -27,6 +27,22 @@ from tests.runs import ON_DEVICE, arguments, heard, read, same_outcome
 OPTIONS = {"granularity": "tokens", "optimizer": "closed_form"}
 ADAM = {"optimizer": "adam", "max_pixels": 512}
 HEARTBEAT = 10
+# In a pass of the second process, and in the first one's training, for which the other waits.
+STOPS = [
+    (stage, number)
+    for stage in ("1-of-2/preserve", "0-of-2/training")
+    for number in (signal.SIGTERM, signal.SIGKILL)
+]
+# A run whose training fails.
+FAILING = """
+import sys
+from unittest.mock import Mock
+from jax_unlearn import run
+from jax_unlearn.errors import UserError
+run.adapt = Mock(side_effect=UserError("no room"))
+from jax_unlearn.cli import main
+main(sys.argv[1:])
+"""
 # A peer that is gone is noticed after this many seconds at the latest.
 BOUND = 90
 
@@ -125,6 +141,15 @@ def test_what_stops_one_is_told_by_all(folder, tmp_path):
     assert sum("has stopped: " in line for line in lines) == 1
 
 
+def test_what_stops_the_first_alone_is_told_by_the_other_too(folder, tmp_path):
+    """Where it works on and the other waits."""
+    programs = launch([folder, folder], tmp_path / "out", devices=1, program=("-c", FAILING))
+    results = ended(programs)
+    assert [code for code, _ in results] == [2, 2], results
+    lines = [line for _, (line,) in results]
+    assert lines == ["jax-unlearn: no room", "jax-unlearn: process 0 has stopped: no room"]
+
+
 @pytest.mark.parametrize("gone", [0, 1])
 def test_a_process_that_dies_ends_the_other_in_time(folder, tmp_path, gone):
     processes = launch([folder, folder], tmp_path / "out", devices=1, **ADAM, epochs=10**6)
@@ -180,15 +205,16 @@ def test_two_processes_go_on_after_a_stop_to_the_same_bytes(folder, tmp_path):
     more = ADAM | {"epochs": 100, "chunk": 5, "batch_patches": 256, "save_steps": 1}
     whole, out = tmp_path / "whole", tmp_path / "out"
     assert [code for code, _ in ended(launch([folder, folder], whole, devices=1, **more))] == [0, 0]
-    # Once in a pass of the second process, once in the first one's training.
-    for stage in ("1-of-2/preserve", "0-of-2/training"):
+    for stage, number in STOPS:
         processes = launch([folder, folder], out, devices=1, **more, resume=[])
         while not snapshots(tmp_path / "out.resume" / stage):
             assert processes[0].poll() is None, processes[0].communicate()
             time.sleep(0.01)
         for process in processes:
-            process.kill()
-            process.communicate(timeout=BOUND)
+            process.send_signal(number)
+        results = ended(processes, BOUND)
+        code = 128 + number if number == signal.SIGTERM else -number
+        assert [found for found, _ in results] == [code, code], results
         assert not out.exists()
     results = ended(launch([folder, folder], out, devices=1, **more, resume=[]))
     assert [code for code, _ in results] == [0, 0], results

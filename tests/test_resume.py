@@ -374,6 +374,31 @@ def test_killed_fifty_times_it_ends_with_the_same_bytes(folder, whole, tmp_path)
     killed(folder, tmp_path / "out", whole, kills=50)
 
 
+class Terminated:
+    """Is terminated while it is finalised, where what is raised is lost."""
+
+    def __del__(self):
+        os.kill(os.getpid(), signal.SIGTERM)
+        time.sleep(0.1)
+
+
+@pytest.mark.filterwarnings("ignore::pytest.PytestUnraisableExceptionWarning")
+def test_sigterm_is_heeded_whatever_was_at_work(monkeypatch, tmp_path):
+    monkeypatch.setattr("jax_unlearn.resume.AGAIN", 0.2)
+    begun = time.monotonic()
+
+    def work():
+        Terminated()
+        time.sleep(BOUND)
+
+    with pytest.raises(TerminatedError), journal(tmp_path / "out").listening():
+        work()
+    assert time.monotonic() - begun < BOUND
+    # Nothing of it is left.
+    assert signal.getsignal(signal.SIGALRM) == signal.SIG_DFL
+    assert signal.getitimer(signal.ITIMER_REAL) == (0, 0)
+
+
 def test_sigterm_saves_first(folder, whole, tmp_path):
     out = tmp_path / "out"
     process = launch(folder, out)
