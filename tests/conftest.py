@@ -10,6 +10,7 @@ import pytest
 from transformers import Qwen3VLForConditionalGeneration
 
 from jax_unlearn.cli import main
+from jax_unlearn.gpu_flags import make_reproducible
 from jax_unlearn.models.qwen3_vision import Qwen3VisionTower
 from jax_unlearn.shipped import ASSETS
 from porting import load_vision_tower
@@ -26,6 +27,8 @@ for name, value in {
 }.items():
     os.environ[name.upper()] = str(value)
     jax.config.update(name, value)
+# As a command does, also for what is compiled for a GPU that is not here.
+make_reproducible()
 
 
 @pytest.fixture(scope="session")
