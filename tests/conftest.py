@@ -1,13 +1,22 @@
 """What several test files need: a tiny Qwen3-VL, as a model and as a checkpoint, and a run."""
 
+import gc
 import os
 import shutil
 from pathlib import Path
 from tempfile import TemporaryDirectory
 
+# Before NumPy and PyTorch are there. Two processes on two cores, with two threads each, wait for
+# one another.
+os.environ.setdefault("OMP_NUM_THREADS", "1")
+
 import jax
 import pytest
 from transformers import Qwen3VLForConditionalGeneration
+
+# Not first by modules of ours: while one of those is loaded, the run-time checks of shapes have all
+# others compiled anew.
+import flax.nnx, matplotlib.figure, optax, sklearn.linear_model, sklearn.neighbors, tyro  # isort: skip # noqa: E401, F401
 
 from jax_unlearn.cli import main
 from jax_unlearn.models.qwen3_vision import Qwen3VisionTower
@@ -26,6 +35,15 @@ for name, value in {
 }.items():
     os.environ[name.upper()] = str(value)
     jax.config.update(name, value)
+
+
+def pytest_collection_finish() -> None:
+    """What was imported stays, so that a pass, which ends by collecting, need not look through it.
+
+    With PyTorch and transformers that takes half a second, and a run has four passes.
+    """
+    gc.collect()
+    gc.freeze()
 
 
 @pytest.fixture(scope="session")
