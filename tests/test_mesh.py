@@ -45,7 +45,7 @@ def make_runs(folder, out):
 
 @pytest.fixture(scope="module")
 def many(folder, tmp_path_factory):
-    """Of eight, both runs in one process, for its start takes as long as they do."""
+    """Both runs of eight in one process, for its start takes as long as they do."""
     out = tmp_path_factory.mktemp("mesh")
     on_eight_devices(make_runs, str(folder), str(out))
     return out
