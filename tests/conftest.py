@@ -1,12 +1,25 @@
 """What several test files need: a tiny Qwen3-VL, as a model and as a checkpoint, and a run."""
 
+import gc
 import os
 import shutil
 from pathlib import Path
 from tempfile import TemporaryDirectory
 
+# Before NumPy and PyTorch are there. Two processes on two cores, with two threads each, wait for
+# one another.
+os.environ.setdefault("OMP_NUM_THREADS", "1")
+
+# Those that nobody here uses: what is first loaded by a module of ours, whose shapes are checked at
+# run time, is compiled to bytecode anew each time.
+import flax.nnx  # noqa: F401
 import jax
+import matplotlib.figure  # noqa: F401
+import optax  # noqa: F401
 import pytest
+import sklearn.linear_model
+import sklearn.neighbors  # noqa: F401
+import tyro  # noqa: F401
 from transformers import Qwen3VLForConditionalGeneration
 
 from jax_unlearn.cli import main
@@ -29,6 +42,15 @@ for name, value in {
     jax.config.update(name, value)
 # As a command does, also for what is compiled for a GPU that is not here.
 make_reproducible()
+
+
+def pytest_collection_finish() -> None:
+    """What was imported stays, so that a pass, which ends by collecting, need not look through it.
+
+    With PyTorch and transformers that takes half a second, and a run has four passes.
+    """
+    gc.collect()
+    gc.freeze()
 
 
 @pytest.fixture(scope="session")

@@ -1,11 +1,14 @@
 """Small training problems with every part drawn at random."""
 
+import jax
 import numpy as np
 
 from jax_unlearn.lora import LoraPair
-from jax_unlearn.objective import LinearProblem, linear_problem
+from jax_unlearn.objective import LinearProblem, linear_problem, loss
 
 D_IN, E, RANK = 16, 8, 3
+# One program of each shape, as in training, in place of dozens of operations that compile alone.
+value_and_gradient = jax.jit(jax.value_and_grad(loss, has_aux=True))
 
 
 def arrays(

@@ -219,12 +219,17 @@ def test_the_faithful_preset_is_the_published_scheme(folder):
     assert (parse(command).target, parse(command).reduction) == ("near", "sum")
 
 
-def test_a_concept_splits_one_folder(folder):
-    images = ASSETS / "images" / "test"
-    out = folder / "concept"
-    main(arguments(folder, out, forget=images, preserve=images, concept="red triangle", epochs=1))
+def test_a_concept_splits_one_folder(folder, tmp_path):
+    images, kept = tmp_path / "images", ("red circle", "blue triangle", "astronaut")
+    for name in ("red triangle", *kept):
+        (images / name).mkdir(parents=True)
+        for file in sorted((ASSETS / "images" / "test" / name).iterdir())[:10]:
+            shutil.copy(file, images / name)
+    out, both = tmp_path / "run", {"forget": images, "preserve": images}
+    main(arguments(folder, out, **both, concept="red triangle"))
     counts = read(out / "metrics.json")["samples"]
-    assert counts["forget"] + counts["forget_held_out"] == len(list(images.glob("red triangle/*")))
+    assert counts["forget"] + counts["forget_held_out"] == 10
+    assert counts["preserve"] + counts["preserve_held_out"] == 10 * len(kept)
 
 
 def test_a_run_killed_by_its_loss_keeps_the_last_good_adapter(folder, capsys):
@@ -488,7 +493,7 @@ assert sys.modules.get("torch") is None
 
 
 def test_a_run_never_imports_torch(folder, tmp_path):
-    command = arguments(folder, tmp_path / "run", epochs=2)
+    command = arguments(folder, tmp_path / "run")
     done = subprocess.run([sys.executable, "-c", WITHOUT_TORCH, *command], capture_output=True)
     assert done.returncode == 0, done.stderr.decode()
     assert (tmp_path / "run" / "adapter" / "adapter_model.safetensors").is_file()

@@ -11,8 +11,9 @@ from jax_unlearn import statistics
 from jax_unlearn.device_statistics import DeviceGram, Pair, add
 from jax_unlearn.lora import LoraAdapter
 from jax_unlearn.mesh import make_mesh, over_data
-from jax_unlearn.objective import LinearProblem, LossWeights, loss
+from jax_unlearn.objective import LinearProblem, LossWeights
 from tests import problems
+from tests.problems import value_and_gradient
 from tests.runs import on_eight_devices
 from tests.test_statistics import KINDS, near, side
 
@@ -47,7 +48,7 @@ def preserve_term(x, pair):
     x = jnp.asarray(x.astype(np.float32))
     part = LinearProblem(jnp.zeros((1, D_IN)), jnp.zeros((1, E)), x, 1.0, 1.0)
     adapter = LoraAdapter({"x": pair}, alpha=3.0, rank=3)
-    (_, terms), gradient = jax.value_and_grad(loss, has_aux=True)(adapter, {"x": part}, WEIGHTS)
+    (_, terms), gradient = value_and_gradient(adapter, {"x": part}, WEIGHTS)
     return float(terms[1]), (gradient.pairs["x"].a, gradient.pairs["x"].b)
 
 

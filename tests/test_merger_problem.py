@@ -9,14 +9,14 @@ import torch
 from jax_unlearn import TrainConfig, merger_problem, merger_tokens, train
 from jax_unlearn.lora import LoraAdapter, LoraPair
 from jax_unlearn.merger_problem import FIRST, LAST, gelu, gelu_change
-from jax_unlearn.objective import LossWeights, loss, shapes
+from jax_unlearn.objective import LossWeights, shapes
 from jax_unlearn.statistics import compress
+from tests.problems import value_and_gradient
 from tests.test_objective import close
 
 D_IN, HIDDEN, E, RANK = 16, 12, 8, 3
 SHAPES = {FIRST: (HIDDEN, D_IN), LAST: (E, HIDDEN)}
 ONE, BOTH = (FIRST,), (FIRST, LAST)
-value_and_gradient = jax.jit(jax.value_and_grad(loss, has_aux=True))
 CASES = [
     pytest.mark.parametrize("linears", [ONE, BOTH], ids=["fc1", "both"]),
     pytest.mark.parametrize("rows", ["tokens", "images"]),

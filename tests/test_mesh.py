@@ -1,9 +1,6 @@
 """Several devices: the same statistics and the same adapter as one."""
 
-import os
 import shutil
-import subprocess
-import sys
 from pathlib import Path
 from unittest import mock
 
@@ -28,25 +25,36 @@ from tests.runs import arguments, on_eight_devices, read, same_outcome
 ROWS = {"granularity": "tokens", "optimizer": "closed_form"}
 
 
-def run_on(devices, folder, out, **options):
-    """A run in a process of its own: the number of CPU devices is fixed when JAX starts."""
-    environment = os.environ | {"JAX_NUM_CPU_DEVICES": str(devices)}
-    command = [sys.executable, "-m", "jax_unlearn.cli", *arguments(folder, out, **options)]
-    subprocess.run(command, env=environment, check=True, capture_output=True, timeout=300)
-    return out
+# Of the last two devices are left over, and three cannot share an axis of 32: they share others.
+MESHES = {"all": {}, "some": {"mesh": "data=2,fsdp=3"}}
 
 
 @pytest.fixture(scope="module")
 def alone(folder, tmp_path_factory):
-    return run_on(1, folder, tmp_path_factory.mktemp("mesh") / "alone", **ROWS)
+    """The run of one device, which is what there is in this process."""
+    assert jax.local_device_count() == 1
+    out = tmp_path_factory.mktemp("mesh") / "alone"
+    main(arguments(folder, out, **ROWS))
+    return out
 
 
-# Of the last two devices are left over, and three cannot share an axis of 32: they share others.
-@pytest.mark.parametrize("mesh", [{}, {"mesh": "data=2,fsdp=3"}])
-def test_devices_give_the_statistics_and_the_adapter_of_one(alone, folder, tmp_path, mesh):
-    out = run_on(8, folder, tmp_path / "many", **ROWS, **mesh)
-    same_outcome(out, alone)
-    first, second = (read(path / "metrics.json") for path in (out, alone))
+def make_runs(folder, out):
+    for name, mesh in MESHES.items():
+        main(arguments(Path(folder), Path(out, name), **ROWS, **mesh))
+
+
+@pytest.fixture(scope="module")
+def many(folder, tmp_path_factory):
+    """Both runs of eight in one process, for its start takes as long as they do."""
+    out = tmp_path_factory.mktemp("mesh")
+    on_eight_devices(make_runs, str(folder), str(out))
+    return out
+
+
+@pytest.mark.parametrize("mesh", MESHES)
+def test_devices_give_the_statistics_and_the_adapter_of_one(alone, many, mesh):
+    same_outcome(many / mesh, alone)
+    first, second = (read(path / "metrics.json") for path in (many / mesh, alone))
     assert first["samples"] == second["samples"]
     assert first["tower"]["patches"] == second["tower"]["patches"]
 

@@ -9,6 +9,7 @@ from jax_unlearn.lora import LoraAdapter, LoraPair
 from jax_unlearn.objective import LossWeights, linear_problem, loss, product_norm, safe_norm
 from jax_unlearn.statistics import compress
 from tests import problems
+from tests.problems import value_and_gradient
 
 WEIGHTS = LossWeights(1.3, 0.4, 1.0)
 
@@ -30,7 +31,7 @@ def torch_loss(arrays, a, b, scale, mean=False):
 def ours(problem, pair, scale=0.2, weights=WEIGHTS):
     rank = pair.a.shape[0]
     adapter = LoraAdapter({"x": pair}, alpha=scale * rank, rank=rank)
-    (total, _), gradient = jax.value_and_grad(loss, has_aux=True)(adapter, problem, weights)
+    (total, _), gradient = value_and_gradient(adapter, problem, weights)
     return float(total), gradient.pairs["x"]
 
 

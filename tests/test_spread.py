@@ -47,12 +47,14 @@ def check_shares():
     assert not np.any(found.residual[21:])
 
 
-def test_eight_devices_give_the_adapter_of_one():
-    on_eight_devices(check_training)
+def check_devices():
+    check_shares()
+    check_training()
 
 
-def test_each_device_has_its_share_of_the_rows():
-    on_eight_devices(check_shares)
+def test_eight_devices_have_their_shares_of_the_rows_and_give_the_adapter_of_one():
+    """In one process, for its start takes longer than the shares."""
+    on_eight_devices(check_devices)
 
 
 def test_one_device_keeps_the_problem_as_it_is():
