@@ -35,13 +35,14 @@ from benchmarks.compiled import tower as tower_config
 from benchmarks.synthetic import PRESERVE, Source
 from benchmarks.timing import RESULTS, clocked, ratio
 from benchmarks.tower import in_turns, machine, mixed
+from jax_unlearn.chips import Chips
 from jax_unlearn.data.packing import PackedPatches, batch_shape, frame_sizes, pack
 from jax_unlearn.device_statistics import DeviceGram
 from jax_unlearn.gpu_flags import make_reproducible
 from jax_unlearn.mesh import make_mesh, over_data
 from jax_unlearn.models.attention import Kernel, best_kernel
 from jax_unlearn.models.qwen3_vision import Qwen3VisionTower, VisionConfig
-from jax_unlearn.plan import ROW, Chips, batch_on, flops, plan
+from jax_unlearn.plan import ROW, batch_on, flops, plan
 from jax_unlearn.taps import place_tower, tap_rows
 from porting import load_vision_tower
 from porting.qwen3_vision import abstract_tower

@@ -1,6 +1,6 @@
 """Programs beside the tower's compiled for accelerators that need not be here, and what is in them.
 
-See `jax_unlearn.plan`, whose chips these are.
+See `jax_unlearn.chips`.
 """
 
 import re
@@ -14,6 +14,7 @@ import numpy as np
 from jax import Array
 from jax.sharding import Mesh, NamedSharding, PartitionSpec
 
+from jax_unlearn.chips import Chips
 from jax_unlearn.device_statistics import add, zeros
 from jax_unlearn.hosts import added
 from jax_unlearn.lora import LoraAdapter, LoraPair
@@ -21,7 +22,7 @@ from jax_unlearn.mesh import everywhere, over_data
 from jax_unlearn.models.attention import Kernel
 from jax_unlearn.models.qwen3_vision import VisionConfig
 from jax_unlearn.objective import LinearProblem, LossWeights
-from jax_unlearn.plan import Chips, shaped
+from jax_unlearn.plan import shaped
 from jax_unlearn.train import run_chunk, start
 
 # The towers of Qwen3-VL 2B and 4B, and of 8B and larger ones: layers, D, MLP, heads, E.

@@ -22,17 +22,9 @@ from rich.table import Table
 
 from benchmarks.compiled import TOWERS, compile_total, hosts_of, received, tower
 from benchmarks.timing import command, figure, save
+from jax_unlearn.chips import Chips, find_chips
 from jax_unlearn.models.qwen3_vision import VisionConfig
-from jax_unlearn.plan import (
-    ROW,
-    Chips,
-    compile_pass,
-    find_chips,
-    flops,
-    memory_of,
-    statistics,
-    weights,
-)
+from jax_unlearn.plan import ROW, compile_pass, flops, memory_of, statistics, weights
 
 SLICES = ["1x1", "2x2", "4x4", "8x8", "16x16"]
 # That are summed at once; what is received is in proportion.

@@ -5,11 +5,12 @@ from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
+from jax_unlearn.chips import find_chips
 from jax_unlearn.data.batches import PATCHES
 from jax_unlearn.errors import UserError
 from jax_unlearn.models.clip_towers import ClipTextConfig, ClipVisionConfig
 from jax_unlearn.models.qwen3_vision import VisionConfig
-from jax_unlearn.plan import find_chips, plan
+from jax_unlearn.plan import plan
 from porting import is_clip
 from porting.checkpoint import Checkpoint
 from porting.clip import clip_config

@@ -8,25 +8,13 @@ import jax
 import pytest
 
 from benchmarks.compiled import TOWERS, collectives, compile_statistics, compile_training, tower
+from jax_unlearn.chips import GIB, MEMORY, SHARE_VARIABLE, Chips, find_chips, gpu_share
 from jax_unlearn.cli import main
 from jax_unlearn.errors import UserError
 from jax_unlearn.mesh import make_mesh
 from jax_unlearn.models.attention import Kernel
 from jax_unlearn.models.qwen3_vision import VisionConfig
-from jax_unlearn.plan import (
-    GIB,
-    MEMORY,
-    MOST_ROWS,
-    SHARE_VARIABLE,
-    Chips,
-    compile_pass,
-    find_chips,
-    fitting,
-    flops,
-    gpu_share,
-    memory_of,
-    plan,
-)
+from jax_unlearn.plan import MOST_ROWS, compile_pass, fitting, flops, memory_of, plan
 
 # Each tower with each attention that there is for the platform, and some with the blocks' weights
 # shared.

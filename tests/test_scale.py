@@ -7,8 +7,9 @@ import jax
 from flax import nnx
 
 from benchmarks import compiled, scale
+from jax_unlearn.chips import Chips
 from jax_unlearn.mesh import make_mesh
-from jax_unlearn.plan import Chips, compile_pass, weights
+from jax_unlearn.plan import compile_pass, weights
 from porting.qwen3_vision import abstract_tower
 from tests.runs import on_eight_devices
 from tests.test_plan import SMALL
