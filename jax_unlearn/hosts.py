@@ -2,9 +2,8 @@
 
 They run the same program and meet only where all of them call `of_others` or `total`: after each
 pass, and before and after everything else. What one says there may also be that it has failed.
-Where the first has more to do than the others, and where they end early, they look for notes that
-it, or each of them, leaves with the coordinator: unlike a collective that has no time limit, and
-signals are heeded meanwhile.
+Before they exchange anything they wait for one another, by notes with the coordinator: a collective
+would have a time limit, which the first passes when it trains for long, and would heed no signal.
 """
 
 import os
@@ -13,6 +12,8 @@ import time
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager, suppress
 from functools import partial
+from itertools import count as counter
+from math import inf
 from typing import Any, NoReturn
 
 import jax
@@ -29,10 +30,14 @@ from jax_unlearn.errors import UserError
 BLOCK = 64 * 2**20
 # Bits of a part of a number to be summed: int32 then holds the sum of 2¹¹ processes.
 PART = 20
-# Notes with the coordinator: the first has done its part; a process is about to end early.
-DONE, LEAVING = "jax_unlearn/done", "jax_unlearn/leaving"
-# Seconds from one look for a note to the next; at most so many until the others leave too.
-POLL, PATIENCE = 0.2, 20
+# Notes with the coordinator: a process has come to a meeting; it is about to end early.
+MEETING, LEAVING = "jax_unlearn/meeting", "jax_unlearn/leaving"
+# Seconds from one look for notes to the next: at first, at most.
+SOON, LATER = 0.01, 0.2
+# Seconds until the others leave too, at most.
+PATIENCE = 20
+# The number of the next meeting, the same in all processes.
+meetings = counter()
 # In place of an exponent; that of a finite number is at most 1024.
 NOT_FINITE = 2**20
 
@@ -139,57 +144,31 @@ def total(x: Float64[np.ndarray, "*n"]) -> Float64[np.ndarray, "*n"]:
     return np.concatenate(parts).reshape(x.shape)
 
 
-def await_first() -> None:
-    """Meet the others, however long the first works on until then.
+def meet() -> None:
+    """Wait for the others.
 
     Raises:
         PeerError: one of them has failed, or is gone.
     """
-    if count() == 1:
-        return
-    _tell_done()
-    with peers():
-        while not _notes(DONE):
-            time.sleep(POLL)
     of_others(bytes)
 
 
 def leave(code: int) -> NoReturn:
-    """End this process early, if others do so too not before they have come here.
+    """End this process early, when the others are about to do so too, or after a while.
 
-    Otherwise the first would take them down, with whom the coordinator goes. JAX's own end is not
-    waited for: it is an abort where another is gone.
+    Until then they may need the coordinator, which is in the first. JAX's own end is not waited
+    for: it is an abort where another is gone.
     """
     if count() > 1:
-        until = time.monotonic() + PATIENCE
         with suppress(jax.errors.JaxRuntimeError):
-            _coordinator().key_value_set(f"{LEAVING}/{index()}", "")
-            while len(_notes(LEAVING)) < count() and time.monotonic() < until:
-                time.sleep(POLL)
+            _await_all(LEAVING, PATIENCE)
         if index() == 0:
             # Until the others have seen it.
-            time.sleep(5 * POLL)
+            time.sleep(5 * LATER)
         sys.stdout.flush()
         sys.stderr.flush()
         os._exit(code)
     sys.exit(code)
-
-
-def _tell_done() -> None:
-    """That the first has nothing more to do than the others."""
-    if index() == 0:
-        with peers():
-            _coordinator().key_value_set(f"{DONE}/0", "", allow_overwrite=True)
-
-
-def _notes(directory: str) -> list[tuple[str, str]]:
-    found: list[tuple[str, str]] = _coordinator().key_value_dir_get(directory)
-    return found
-
-
-def _coordinator() -> Any:
-    # JAX has no public name for it; Orbax and others take it from there too.
-    return distributed.global_state.client
 
 
 @contextmanager
@@ -203,8 +182,6 @@ def failing_together() -> Iterator[None]:
         if count() > 1:
             with suppress(PeerError), peers():
                 reason = str(error).encode()
-                # They may wait for that.
-                _tell_done()
                 _meet(len(reason), reason)
         raise
 
@@ -221,6 +198,17 @@ def peers() -> Iterator[None]:
         ) from error
 
 
+def _await_all(place: str, seconds: float = inf) -> None:
+    """Leave a note and look for those of the others until they are there, or so long."""
+    # JAX has no public name for it; Orbax and others take it from there too.
+    coordinator: Any = distributed.global_state.client
+    coordinator.key_value_set(f"{place}/{index()}", "")
+    until, pause = time.monotonic() + seconds, SOON
+    while len(coordinator.key_value_dir_get(place)) < count() and time.monotonic() < until:
+        time.sleep(pause)
+        pause = min(LATER, 2 * pause)
+
+
 def _meet(size: int, reason: bytes | None = None) -> list[int]:
     """How many bytes each process is about to send.
 
@@ -230,6 +218,7 @@ def _meet(size: int, reason: bytes | None = None) -> list[int]:
     Raises:
         PeerError: one has; nothing else is sent then.
     """
+    _await_all(f"{MEETING}/{next(meetings)}")
     ours = np.array([reason is not None, *divmod(size, BLOCK)], np.int32)
     everyone = multihost_utils.process_allgather(ours).tolist()
     sizes = [blocks * BLOCK + rest for _, blocks, rest in everyone]

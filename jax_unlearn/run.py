@@ -89,7 +89,7 @@ def opened(config: RunConfig, console: Console) -> Iterator[Session]:
         with journal.listening():
             yield session
             # Until the first has written.
-            hosts.await_first()
+            hosts.meet()
         journal.finish()
 
 
