@@ -9,6 +9,7 @@ from dataclasses import replace
 from functools import partial
 from typing import NamedTuple
 
+import jax
 import numpy as np
 import torch
 from jaxtyping import Float
@@ -20,8 +21,6 @@ from jax_unlearn.lora import LoraAdapter, LoraPair
 from jax_unlearn.objective import LossWeights
 
 WEIGHTS = LossWeights()
-# Where JAX would compute too.
-DEVICE = torch.device("cuda" if torch.cuda.is_available() else "cpu")
 Loss = Callable[[Tensor, Tensor], Tensor]
 
 
@@ -38,7 +37,7 @@ class Rows(NamedTuple):
     @classmethod
     def of(cls, *arrays: np.ndarray) -> "Rows":
         """From weight, bias, forget, target and preserve, whose memory they share on a CPU."""
-        weight, bias, forget, target, preserve = (torch.from_numpy(x).to(DEVICE) for x in arrays)
+        weight, bias, forget, target, preserve = (torch.from_numpy(x).to(device()) for x in arrays)
         return cls(weight, bias, forget, target, preserve, linear(preserve, weight, bias))
 
 
@@ -76,6 +75,11 @@ def norm(x: Tensor) -> Tensor:
     return vector_norm(vector_norm(x, dim=1))
 
 
+def device() -> str:
+    """Where JAX computes too."""
+    return "cuda" if jax.default_backend() == "gpu" else "cpu"
+
+
 def published(rows: Rows, scale: float) -> Loss:
     return partial(loss, rows, scale)
 
@@ -100,7 +104,8 @@ class Loop:
     def begin(self) -> None:
         (pair,) = self.init.pairs.values()
         self.a, self.b = (
-            torch.tensor(np.asarray(x), device=DEVICE, requires_grad=True) for x in (pair.a, pair.b)
+            torch.tensor(np.asarray(x), device=device(), requires_grad=True)
+            for x in (pair.a, pair.b)
         )
         self.adam = torch.optim.Adam([self.a, self.b], lr=self.learning_rate)
 

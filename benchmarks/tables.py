@@ -468,40 +468,44 @@ def processes(results: Row) -> str:
 
 
 def accelerator(results: Row) -> str:
-    """The programs of a pass on a real device."""
-    rows, notes = [], []
-    for row in results["tower"]["rows"]:
-        if "images" not in row:
-            continue
-        size = "of a megapixel" if row["images"] == "equal" else "of all sizes"
-        beside = f" (beside {row['beside']})" if "beside" in row else ""
-        name = f"{row['tower'].replace('x', ' × ')}, {row['n_images']} images {size}{beside}"
-        for kernel, speed in row["images_per_second"].items():
-            ours = kernel in row["ratio"]
-            times = f"**{row['ratio'][kernel]['ratio']:.2f} ×**" if ours else "1"
-            work = f"{row['tflops'][kernel]:.0f}"
-            label = kernel if ours else "Hugging Face, PyTorch, sdpa"
-            rows.append([f"{name}: {label}", f"{speed:.1f}", work, times])
-    for row in results["memory"]["rows"]:
-        notes.append(
-            f"Of {row['limit']:,.0f} MiB the plan for {row['tower'].replace('x', ' × ')} took "
-            f"{row['planned_sum']:,.0f} with batches of {row['patches']:,} patches, the device "
-            f"{row['peak']:,.0f}; a batch of twice as many "
-            + ("did not fit, as planned." if "twice" in row else "fitted, unlike planned.")
-        )
-    for row in results["statistics"]["rows"]:
-        seconds = row["seconds"]
-        notes.append(
-            f"{row['rows']:,} rows of {row['d_in']} are added up in {1000 * seconds['device']:.0f} "
-            f"ms on the device and {1000 * seconds['host']:.0f} ms on the host ({row['ratio']:.0f} "
-            f"×), to {row['relative_error']:.0e} of the Gram matrix."
-        )
-    header = ["batch in bfloat16", "images/s", "TFLOP/s", "ratio, median"]
-    found = results["tower"]["machine"]
+    """The programs of a pass on a real device; of what was measured there."""
+    blocks = []
+    if "tower" in results:
+        measured = [row for row in results["tower"]["rows"] if "images" in row]
+        rows = [line for row in measured for line in kernels(row)]
+        header = ["batch in bfloat16", "images/s", "TFLOP/s", "ratio, median"]
+        blocks.append(table(header, rows))
+    notes = [
+        f"Of {row['limit']:,.0f} MiB the plan for {row['tower'].replace('x', ' × ')} took "
+        f"{row['planned_sum']:,.0f} with batches of {row['patches']:,} patches, the device "
+        f"{row['peak']:,.0f}; a batch of twice as many "
+        + ("did not fit, as planned." if "twice" in row else "fitted, unlike planned.")
+        for row in results.get("memory", {}).get("rows", [])
+    ]
+    notes += [
+        f"{row['rows']:,} rows of {row['d_in']} were added up in "
+        f"{1000 * row['seconds']['device']:.0f} ms on the device and "
+        f"{1000 * row['seconds']['host']:.0f} ms on the host ({row['ratio']:.0f} ×), to "
+        f"{row['relative_error']:.0e} of the Gram matrix."
+        for row in results.get("statistics", {}).get("rows", [])
+    ]
+    found = next(iter(results.values()))["machine"]
     versions = ", ".join(f"{name} {version}" for name, version in found["versions"].items())
-    where = f"{found['accelerator']}, {versions}, {found['date']}"
-    notes.append(f"{where}, `python -m benchmarks.accelerator`.")
-    return f"{table(header, rows)}\n\n{' '.join(notes)}"
+    notes.append(f"{found['accelerator']}, {versions}, {found['date']}.")
+    return "\n\n".join([*blocks, " ".join(notes)])
+
+
+def kernels(row: Row) -> list[list[str]]:
+    """A batch through Hugging Face's tower, and through ours with each attention."""
+    size = "of a megapixel" if row["images"] == "equal" else "of all sizes"
+    name = f"{row['tower'].replace('x', ' × ')}, {row['n_images']} images {size}"
+    lines = []
+    for kernel, speed in row["images_per_second"].items():
+        ours = kernel in row["ratio"]
+        times = f"**{row['ratio'][kernel]['ratio']:.2f} ×**" if ours else "1"
+        label = kernel if ours else "Hugging Face, PyTorch, sdpa"
+        lines.append([f"{name}: {label}", f"{speed:.1f}", f"{row['tflops'][kernel]:.0f}", times])
+    return lines
 
 
 def scale(results: Row) -> str:

@@ -228,7 +228,7 @@ def jax_parts(config: VisionConfig, grid: np.ndarray) -> dict[str, Callable[[], 
 
 
 def machine() -> dict[str, Any]:
-    cpu = next(
+    names = (
         line.split(":")[1].strip()
         for line in Path("/proc/cpuinfo").read_text().splitlines()
         if line.startswith("model name")
@@ -236,7 +236,7 @@ def machine() -> dict[str, Any]:
     versions = {"jax": jax.__version__, "torch": torch.__version__}
     accelerator = [device.device_kind for device in jax.local_devices() if device.platform != "cpu"]
     return {
-        "cpu": cpu,
+        "cpu": next(names, "not said"),
         **({"accelerator": accelerator[0]} if accelerator else {}),
         "cores": os.cpu_count(),
         "torch_threads": torch.get_num_threads(),

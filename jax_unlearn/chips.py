@@ -20,9 +20,10 @@ GIB = 2**30
 # Memory of a device in GiB. v5e: what the compiler says; the other TPUs: the pages of Google's TPU
 # versions; H100 SXM: 79.6 by `nvidia-smi`, of which the driver keeps some (an H200's keeps 0.4 %).
 MEMORY = {"v4": 32.0, "v5e": 15.75, "v5p": 95.0, "v6e": 31.25, "tpu7x": 192.0, "h100": 79.0}
-# Of a GPU's memory JAX takes this share unless this variable says another
-# (https://docs.jax.dev/en/latest/gpu_memory_allocation.html).
-GPU_SHARE, SHARE_VARIABLE = "0.75", "XLA_PYTHON_CLIENT_MEM_FRACTION"
+# Of a GPU's memory JAX takes this share, unless one of these variables says another; the second is
+# the first's old name (https://docs.jax.dev/en/latest/gpu_memory_allocation.html).
+GPU_SHARE = 0.75
+SHARE_VARIABLES = ("XLA_CLIENT_MEM_FRACTION", "XLA_PYTHON_CLIENT_MEM_FRACTION")
 # Without these libtpu looks for a TPU, and for the machine that it is in.
 TPU_ENVIRONMENT = {
     "TPU_SKIP_MDS_QUERY": "1",
@@ -77,14 +78,16 @@ def gpu_share() -> float:
     Raises:
         UserError: the variable that says so is no share.
     """
-    text = os.environ.get(SHARE_VARIABLE, GPU_SHARE)
-    try:
-        share = float(text)
-    except ValueError:
-        share = 0.0
-    if not 0 < share <= 1:
-        raise UserError(f"{SHARE_VARIABLE}={text}: must be a number up to 1, as {GPU_SHARE}")
-    return share
+    for name in SHARE_VARIABLES:
+        if text := os.environ.get(name):
+            try:
+                share = float(text)
+            except ValueError:
+                share = 0.0
+            if not 0 < share <= 1:
+                raise UserError(f"{name}={text}: must be a number up to 1, as {GPU_SHARE}")
+            return share
+    return GPU_SHARE
 
 
 def tpu(name: str) -> Any:

@@ -29,8 +29,8 @@ from jax_unlearn.statistics import Statistics
 
 # Pivots of the Gram matrix below this share of the largest are those products' rounding.
 SHARE = float(np.finfo(np.float32).eps)
-# Rows of one product. An H200 adds up 8,192 of them one after another in float32, and was off by
-# 7e-7 of the matrix where a CPU, which adds up parts, was by 6e-8.
+# Rows of one product, whose sums are float32's own. With all 8,192 of a batch in one product an
+# H200 was off by 7e-7 of the matrix (benchmarks/results/accelerator.json).
 BLOCK = 512
 
 

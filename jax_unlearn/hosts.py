@@ -30,14 +30,18 @@ from jax_unlearn.errors import UserError
 BLOCK = 64 * 2**20
 # Bits of a part of a number to be summed: int32 then holds the sum of 2¹¹ processes.
 PART = 20
-# Notes with the coordinator: a process has come to a meeting; it is about to end early.
-MEETING, LEAVING = "jax_unlearn/meeting", "jax_unlearn/leaving"
+# Notes with the coordinator: a process has come to a meeting; whether the meeting takes place; a
+# process is about to end early.
+MEETING, DECIDED, LEAVING = (f"jax_unlearn/{name}" for name in ("meeting", "decided", "leaving"))
+GO, OFF = "go", "off"
 # Seconds from one look for notes to the next: at first, at most.
 SOON, LATER = 0.01, 0.2
 # Seconds until the others leave too, at most.
 PATIENCE = 20
 # The number of the next meeting, the same in all processes.
 meetings = counter()
+# Whether others are in a collective with this process, which must not end then.
+exchanging = False
 # In place of an exponent; that of a finite number is at most 1024.
 NOT_FINITE = 2**20
 
@@ -60,6 +64,8 @@ def connect(
     Raises:
         UserError: they were not found.
     """
+    # Its part of JAX would take SIGTERM, and do nothing about it.
+    jax.config.update("jax_enable_preemption_service", False)
     by_hand = (coordinator, process, processes)
     if any(x is not None for x in by_hand) and None in by_hand:
         raise UserError("--coordinator, --process-id and --processes: give all three, or none")
@@ -112,7 +118,7 @@ def of_others(value: Callable[[], bytes]) -> list[bytes]:
     if count() == 1:
         return []
     ours = value()
-    with peers():
+    with peers(), _meeting():
         sizes = _meet(len(ours))
         sent = [_sent(ours, process, size) for process, size in enumerate(sizes)]
     return [other for process, other in enumerate(sent) if process != index()]
@@ -135,7 +141,7 @@ def total(x: Float64[np.ndarray, "*n"]) -> Float64[np.ndarray, "*n"]:
         return x
     flat, step = x.ravel(), BLOCK // x.itemsize
     ours = _exponent(flat)
-    with peers():
+    with peers(), _meeting():
         _meet(x.nbytes)
         exponent = int(multihost_utils.process_allgather(np.int32(ours)).max())
         if exponent == NOT_FINITE:
@@ -154,16 +160,17 @@ def meet() -> None:
 
 
 def leave(code: int) -> NoReturn:
-    """End this process early, when the others are about to do so too, or after a while.
+    """End this process early. If the others do so too, wait for them, PATIENCE seconds at most.
 
-    Until then they may need the coordinator, which is in the first. JAX's own end is not waited
-    for: it is an abort where another is gone.
+    The coordinator goes with the first, and without it the others are aborted. JAX's own end is not
+    waited for: it is an abort too, where another is gone.
     """
     if count() > 1:
+        # Without a coordinator there is nobody to wait for.
         with suppress(jax.errors.JaxRuntimeError):
             _await_all(LEAVING, PATIENCE)
         if index() == 0:
-            # Until the others have seen it.
+            # The others look every LATER seconds, and are then gone.
             time.sleep(5 * LATER)
         sys.stdout.flush()
         sys.stderr.flush()
@@ -180,7 +187,7 @@ def failing_together() -> Iterator[None]:
         raise
     except Exception as error:
         if count() > 1:
-            with suppress(PeerError), peers():
+            with suppress(PeerError), peers(), _meeting():
                 reason = str(error).encode()
                 _meet(len(reason), reason)
         raise
@@ -198,15 +205,58 @@ def peers() -> Iterator[None]:
         ) from error
 
 
+@contextmanager
+def _meeting() -> Iterator[None]:
+    """Waits for the others, and lets the block exchange something with them.
+
+    A signal may end this process while it waits, and another may have seen that all are there; so
+    that none of them enters a collective alone, the first to say so decides for all.
+
+    Raises:
+        PeerError: another process ends instead.
+    """
+    global exchanging
+    number, ended = next(meetings), None
+    try:
+        try:
+            _await_all(f"{MEETING}/{number}")
+            exchanging = True
+            decided = _decided(number, GO)
+        except BaseException as error:
+            exchanging = True
+            decided, ended = _decided(number, OFF), error
+        if decided == OFF:
+            raise ended or PeerError("another process of this run ends; start all with --resume")
+        yield
+    finally:
+        exchanging = False
+    if ended:
+        raise ended
+
+
+def _decided(number: int, what: str) -> str:
+    """Whether a meeting takes place: this, if nobody has decided yet."""
+    note, coordinator = f"{DECIDED}/{number}", _coordinator()
+    with suppress(jax.errors.JaxRuntimeError):
+        # It is not written over what is there.
+        coordinator.key_value_set(note, what)
+    found: str = coordinator.key_value_try_get(note)
+    return found
+
+
 def _await_all(place: str, seconds: float = inf) -> None:
     """Leave a note and look for those of the others until they are there, or so long."""
-    # JAX has no public name for it; Orbax and others take it from there too.
-    coordinator: Any = distributed.global_state.client
+    coordinator = _coordinator()
     coordinator.key_value_set(f"{place}/{index()}", "")
     until, pause = time.monotonic() + seconds, SOON
     while len(coordinator.key_value_dir_get(place)) < count() and time.monotonic() < until:
         time.sleep(pause)
         pause = min(LATER, 2 * pause)
+
+
+def _coordinator() -> Any:
+    # JAX has no public name for it; Orbax and others take it from there too.
+    return distributed.global_state.client
 
 
 def _meet(size: int, reason: bytes | None = None) -> list[int]:
@@ -218,7 +268,6 @@ def _meet(size: int, reason: bytes | None = None) -> list[int]:
     Raises:
         PeerError: one has; nothing else is sent then.
     """
-    _await_all(f"{MEETING}/{next(meetings)}")
     ours = np.array([reason is not None, *divmod(size, BLOCK)], np.int32)
     everyone = multihost_utils.process_allgather(ours).tolist()
     sizes = [blocks * BLOCK + rest for _, blocks, rest in everyone]

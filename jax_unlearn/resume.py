@@ -9,6 +9,7 @@ import os
 import re
 import shutil
 import signal
+import sys
 import threading
 import time
 import warnings
@@ -150,33 +151,40 @@ class Journal:
     def listening(self) -> Iterator[None]:
         """SIGTERM ends the run after the step it is at; what it has come to is saved.
 
+        It is also where another process of the run is gone.
+
         Raises:
             TerminatedError: it came.
         """
         if threading.current_thread() is not threading.main_thread():
             yield
             return
-        before = signal.signal(signal.SIGTERM, self._terminate)
+        numbers = signal.SIGTERM, signal.SIGALRM
+        before = [signal.signal(number, self._terminate) for number in numbers]
         try:
             yield
-        except TerminatedError:
+        except (TerminatedError, hosts.PeerError) as error:
             # It may come again.
             self.working = True
             for stage, snapshot in [*self.unsaved.items()]:
                 stage.save(snapshot)
+            if self.terminated and isinstance(error, hosts.PeerError):
+                # The others were so too, and said so first.
+                raise TerminatedError from error
             raise
         finally:
-            if self.terminated:
-                signal.setitimer(signal.ITIMER_REAL, 0)
-                signal.signal(signal.SIGALRM, signal.SIG_DFL)
-            signal.signal(signal.SIGTERM, before)
+            signal.setitimer(signal.ITIMER_REAL, 0)
+            for number, handler in zip(numbers, before, strict=True):
+                signal.signal(number, handler)
 
     def _terminate(self, _: int, __: FrameType | None) -> None:
         self.terminated = True
-        if not self.working:
-            # Where a finaliser is at work, or a callback of JAX's, what is raised is lost.
-            signal.signal(signal.SIGALRM, self._terminate)
-            signal.setitimer(signal.ITIMER_REAL, AGAIN)
+        if self.working:
+            return
+        # What is raised while a finaliser is at work, or a callback of JAX's, is lost; the alarm
+        # comes here again. It is not lost where something else is closed on its way.
+        signal.setitimer(signal.ITIMER_REAL, AGAIN)
+        if not (hosts.exchanging or isinstance(sys.exception(), TerminatedError)):
             self.heed()
 
 

@@ -88,7 +88,10 @@ def opened(config: RunConfig, console: Console) -> Iterator[Session]:
         agree(session)
         with journal.listening():
             yield session
-            # Until the first has written.
+            if hosts.index() > 0:
+                # Until the first has written.
+                hosts.meet()
+        if hosts.index() == 0:
             hosts.meet()
         journal.finish()
 

@@ -1,6 +1,7 @@
 """The benchmarks of training at toy sizes: they run, what they compare agrees, tables are made."""
 
 import json
+from argparse import Namespace
 
 import numpy as np
 import pytest
@@ -8,6 +9,7 @@ import pytest
 pytest.importorskip("torch")
 
 from benchmarks import (
+    accelerator,
     jit_vs_eager,
     scaling,
     sweep,
@@ -136,3 +138,14 @@ def test_where_to_solve(tmp_path):
         assert [*part] == sides
         assert part[where_to_solve.HOST]["ratio"] == 1
     assert "50 rows of 24 → 16" in block_of("place", out)
+
+
+def test_what_of_an_accelerator_can_be_measured_without_one(monkeypatch):
+    monkeypatch.setattr(accelerator, "WIDTHS", (16,))
+    monkeypatch.setattr(accelerator, "PATCHES", 4096)
+    (row,) = accelerator.statistics(Namespace(rounds=2))
+    assert 0 < row["relative_error"] < 1e-6
+    machine = {"accelerator": "none", "versions": {"jax": "x"}, "date": "today"}
+    text = tables.accelerator({"statistics": {"machine": machine, "rows": [row]}})
+    assert "1,024 rows of 16 were added up" in text
+    assert text.endswith("none, jax x, today.")

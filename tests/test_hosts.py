@@ -29,9 +29,9 @@ ADAM = {"optimizer": "adam", "max_pixels": 512}
 HEARTBEAT = 10
 # In a pass of the second process, and in the first one's training, for which the other waits.
 STOPS = [
-    (stage, number)
-    for stage in ("1-of-2/preserve", "0-of-2/training")
-    for number in (signal.SIGTERM, signal.SIGKILL)
+    ("1-of-2/preserve", signal.SIGKILL),
+    ("0-of-2/training", signal.SIGTERM),
+    ("0-of-2/training", signal.SIGKILL),
 ]
 # A run whose training fails.
 FAILING = """
@@ -40,6 +40,35 @@ from unittest.mock import Mock
 from jax_unlearn import run
 from jax_unlearn.errors import UserError
 run.adapt = Mock(side_effect=UserError("no room"))
+from jax_unlearn.cli import main
+main(sys.argv[1:])
+"""
+# One that sleeps when it is set up.
+SETTING_UP = """
+import sys, time
+from jax_unlearn import run
+def sleep(*_):
+    print("asleep", file=sys.stderr, flush=True)
+    time.sleep(10**6)
+run.open_session = sleep
+from jax_unlearn.cli import main
+main(sys.argv[1:])
+"""
+# One whose second process takes its time in each step of a pass.
+SLOW = """
+import sys, time
+from jax_unlearn.extract import Extractor
+from jax_unlearn.harvest import Harvest
+run, share = Extractor.run, Harvest.share
+def slow(*arguments):
+    for batches in run(*arguments):
+        if "1" in sys.argv[sys.argv.index("--process-id"):][:2]:
+            time.sleep(5)
+        yield batches
+def said(harvest):
+    print("waiting", file=sys.stderr, flush=True)
+    share(harvest)
+Extractor.run, Harvest.share = slow, said
 from jax_unlearn.cli import main
 main(sys.argv[1:])
 """
@@ -165,6 +194,23 @@ def test_a_process_that_dies_ends_the_other_in_time(folder, tmp_path, gone):
     assert not (tmp_path / "out").exists()
 
 
+def test_sigterm_ends_a_process_that_is_still_set_up(folder, tmp_path):
+    (process,) = launch([folder], tmp_path / "out", devices=1, program=("-c", SETTING_UP))
+    heard(process, "asleep")
+    process.send_signal(signal.SIGTERM)
+    assert [code for code, _ in ended([process], BOUND)] == [-signal.SIGTERM]
+
+
+def test_sigterm_saves_what_a_process_has_that_waits_for_another(folder, tmp_path):
+    processes = launch([folder, folder], tmp_path / "out", devices=1, program=("-c", SLOW))
+    heard(processes[0], "waiting")
+    for process in processes:
+        process.send_signal(signal.SIGTERM)
+    results = ended(processes, BOUND)
+    assert [code for code, _ in results] == [128 + signal.SIGTERM] * 2, results
+    assert snapshots(tmp_path / "out.resume" / "0-of-2" / "forget")
+
+
 def test_processes_are_found_by_all_three_options_or_none():
     with pytest.raises(UserError, match="give all three, or none"):
         hosts.connect("127.0.0.1:1", None, 2, 10)
@@ -206,8 +252,10 @@ def test_two_processes_go_on_after_a_stop_to_the_same_bytes(folder, tmp_path):
     whole, out = tmp_path / "whole", tmp_path / "out"
     assert [code for code, _ in ended(launch([folder, folder], whole, devices=1, **more))] == [0, 0]
     for stage, number in STOPS:
+        saved = tmp_path / "out.resume" / stage
+        before = snapshots(saved)
         processes = launch([folder, folder], out, devices=1, **more, resume=[])
-        while not snapshots(tmp_path / "out.resume" / stage):
+        while not snapshots(saved) - before:
             assert processes[0].poll() is None, processes[0].communicate()
             time.sleep(0.01)
         for process in processes:
@@ -239,6 +287,53 @@ def test_each_process_reads_its_part_of_the_images(folder, monkeypatch):
     assert [file.digest for file in ours] == digests
     read_digests(ours)
     assert len(opened) == len(ours) // 2
+
+
+class Notes(dict):
+    """The coordinator's, of a process that has not started one."""
+
+    def key_value_set(self, key, value):
+        if key in self:
+            raise jax.errors.JaxRuntimeError("ALREADY_EXISTS")
+        self[key] = value
+
+    def key_value_dir_get(self, directory):
+        return [key for key in self if key.startswith(f"{directory}/")]
+
+    key_value_try_get = dict.__getitem__
+
+
+@pytest.fixture
+def notes(monkeypatch):
+    """Of a meeting of two; who waits for the other is interrupted."""
+    found = Notes()
+    for name, value in {"_coordinator": lambda: found, "count": lambda: 2}.items():
+        monkeypatch.setattr(hosts, name, value)
+    monkeypatch.setattr(time, "sleep", MagicMock(side_effect=KeyboardInterrupt))
+    return found
+
+
+def come(monkeypatch, process):
+    monkeypatch.setattr(hosts, "index", lambda: process)
+    monkeypatch.setattr(hosts, "meetings", iter([0]))
+    return hosts._meeting()
+
+
+def test_who_ends_before_a_meeting_calls_it_off(notes, monkeypatch):
+    with pytest.raises(KeyboardInterrupt), come(monkeypatch, 0):
+        raise AssertionError("alone in a collective")
+    with pytest.raises(hosts.PeerError, match="of this run ends"), come(monkeypatch, 1):
+        raise AssertionError("alone in a collective")
+    assert not hosts.exchanging
+
+
+def test_who_ends_when_others_have_begun_takes_part_first(notes, monkeypatch):
+    notes[f"{hosts.DECIDED}/0"] = hosts.GO
+    seen = []
+    with pytest.raises(KeyboardInterrupt), come(monkeypatch, 0):
+        seen.append(hosts.exchanging)
+    assert seen == [True]
+    assert not hosts.exchanging
 
 
 def test_numbers_are_whole_in_parts_to_the_share_of_the_largest_that_is_said():

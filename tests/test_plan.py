@@ -8,7 +8,7 @@ import jax
 import pytest
 
 from benchmarks.compiled import TOWERS, collectives, compile_statistics, compile_training, tower
-from jax_unlearn.chips import GIB, MEMORY, SHARE_VARIABLE, Chips, find_chips, gpu_share
+from jax_unlearn.chips import GIB, MEMORY, SHARE_VARIABLES, Chips, find_chips, gpu_share
 from jax_unlearn.cli import main
 from jax_unlearn.errors import UserError
 from jax_unlearn.mesh import make_mesh
@@ -51,14 +51,16 @@ def test_unknown_chips_are_one_line(text, tiny_dir, capsys):
     assert f"--plan {text}: must be KIND:SHAPE" in capsys.readouterr().err
 
 
-def test_a_plan_for_a_gpu_reckons_with_the_share_that_jax_takes(monkeypatch):
-    monkeypatch.delenv(SHARE_VARIABLE, raising=False)
+@pytest.mark.parametrize("variable", SHARE_VARIABLES)
+def test_a_plan_for_a_gpu_reckons_with_the_share_that_jax_takes(variable, monkeypatch):
+    for name in SHARE_VARIABLES:
+        monkeypatch.delenv(name, raising=False)
     assert gpu_share() == 0.75
-    monkeypatch.setenv(SHARE_VARIABLE, "0.9")
+    monkeypatch.setenv(variable, "0.9")
     assert gpu_share() == 0.9
     for text in ("0", "1.5", "most"):
-        monkeypatch.setenv(SHARE_VARIABLE, text)
-        with pytest.raises(UserError, match=f"{SHARE_VARIABLE}={text}: must be a number up to 1"):
+        monkeypatch.setenv(variable, text)
+        with pytest.raises(UserError, match=f"{variable}={text}: must be a number up to 1"):
             gpu_share()
 
 

@@ -14,7 +14,7 @@ import numpy as np
 import pytest
 
 from benchmarks.crops import snapshots
-from jax_unlearn import search
+from jax_unlearn import hosts, search
 from jax_unlearn.cli import main
 from jax_unlearn.data.image import ImageFile
 from jax_unlearn.errors import UserError
@@ -397,6 +397,54 @@ def test_sigterm_is_heeded_whatever_was_at_work(monkeypatch, tmp_path):
     # Nothing of it is left.
     assert signal.getsignal(signal.SIGALRM) == signal.SIG_DFL
     assert signal.getitimer(signal.ITIMER_REAL) == (0, 0)
+
+
+def test_sigterm_waits_for_an_exchange_with_others(monkeypatch, tmp_path):
+    monkeypatch.setattr("jax_unlearn.resume.AGAIN", 0.1)
+    done = []
+
+    def work():
+        monkeypatch.setattr(hosts, "exchanging", True)
+        os.kill(os.getpid(), signal.SIGTERM)
+        time.sleep(0.3)
+        done.append(True)
+        monkeypatch.setattr(hosts, "exchanging", False)
+        time.sleep(BOUND)
+
+    with pytest.raises(TerminatedError), journal(tmp_path / "out").listening():
+        work()
+    assert done
+
+
+def test_what_was_done_is_saved_where_another_process_is_gone(tmp_path):
+    ours = journal(tmp_path / "out", seconds=600.0)
+    stage = ours.stage("forget")
+    stage.step(lambda: Snapshot({"x": np.zeros(1)}, {}))
+    stage.done(lambda: Snapshot({"x": np.ones(1)}, {}))
+    with pytest.raises(hosts.PeerError, match="gone"), ours.listening():
+        raise hosts.PeerError("gone")
+    assert journal(tmp_path / "out").stage("forget").load().arrays["x"][0] == 1
+    # It was terminated too, but later than the other said so.
+    ours.terminated = True
+    with pytest.raises(TerminatedError), ours.listening():
+        raise hosts.PeerError("gone")
+
+
+def test_sigterm_does_not_disturb_what_is_closed_for_it(monkeypatch, tmp_path):
+    monkeypatch.setattr("jax_unlearn.resume.AGAIN", 0.05)
+    closed = []
+
+    def work():
+        try:
+            os.kill(os.getpid(), signal.SIGTERM)
+            time.sleep(BOUND)
+        finally:
+            time.sleep(0.3)
+            closed.append(True)
+
+    with pytest.raises(TerminatedError), journal(tmp_path / "out").listening():
+        work()
+    assert closed
 
 
 def test_sigterm_saves_first(folder, whole, tmp_path):
