@@ -21,7 +21,7 @@ from benchmarks.timing import command, figure, save
 from benchmarks.tower import machine
 
 ADAPTER = Path("adapter") / "adapter_model.safetensors"
-SAVING = ("--save-seconds", "5")
+SAVING = ("--save-seconds", "1")
 
 
 def main(arguments: Sequence[str] | None = None) -> None:
