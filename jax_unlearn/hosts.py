@@ -2,8 +2,8 @@
 
 They run the same program and meet only where all of them call `of_others` or `total`: after each
 pass, and before and after everything else. What one says there may also be that it has failed.
-Before they exchange anything they wait for one another, by notes with the coordinator: a collective
-would have a time limit, which the first passes when it trains for long, and would heed no signal.
+Before they exchange anything they wait for one another, by notes with the coordinator: nothing in a
+collective heeds a signal, however long the first trains.
 """
 
 import os
