@@ -33,9 +33,9 @@ from transformers.models.qwen3_vl.modeling_qwen3_vl import Qwen3VLVisionModel
 from benchmarks.compiled import TOWERS
 from benchmarks.compiled import tower as tower_config
 from benchmarks.synthetic import PRESERVE, Source
-from benchmarks.timing import RESULTS, clocked, ratio
+from benchmarks.timing import clocked, command, ratio, write
 from benchmarks.tower import in_turns, machine, mixed
-from jax_unlearn.chips import Chips
+from jax_unlearn.chips import SHARE_VARIABLES, Chips
 from jax_unlearn.data.packing import PackedPatches, batch_shape, frame_sizes, pack
 from jax_unlearn.device_statistics import DeviceGram
 from jax_unlearn.gpu_flags import make_reproducible
@@ -71,16 +71,10 @@ PREPROCESSOR = {
 
 
 def main() -> None:
-    parser = argparse.ArgumentParser(
-        prog="python -m benchmarks.accelerator",
-        description=__doc__,
-        formatter_class=argparse.RawDescriptionHelpFormatter,
-    )
+    parser = command("accelerator", __doc__, rounds=10)
     add = parser.add_argument
-    add("--out", type=Path, default=RESULTS / "accelerator.json")
     add("--parts", nargs="+", choices=[*PARTS], default=[*PARTS])
     add("--seconds", type=int, default=300, help="a part that takes longer is stopped")
-    add("--rounds", type=int, default=10, help="how often all take their turn")
     add("--towers", nargs="+", choices=[*TOWERS], default=[*TOWERS])
     add("--memory-share", type=float, default=0.25, help="of the device, in part memory")
     add("--here", choices=[*PARTS], help="run this part in this process")
@@ -88,7 +82,6 @@ def main() -> None:
     if options.here:
         run_part(options)
         return
-    options.out.parent.mkdir(parents=True, exist_ok=True)
     for part in options.parts:
         program = [sys.executable, "-m", "benchmarks.accelerator", *sys.argv[1:]]
         try:
@@ -106,7 +99,7 @@ def run_part(options: argparse.Namespace) -> None:
         print(options.here, json.dumps(row), flush=True)
         results = json.loads(options.out.read_text()) if options.out.exists() else {}
         results[options.here] = {"machine": machine(), "rows": rows}
-        options.out.write_text(json.dumps(results, indent=1) + "\n")
+        write(options.out, results)
 
 
 def tower(options: argparse.Namespace) -> Iterator[dict[str, Any]]:
@@ -220,7 +213,7 @@ def program(
 
 def memory(options: argparse.Namespace) -> Iterator[dict[str, Any]]:
     """In MiB."""
-    os.environ["XLA_PYTHON_CLIENT_MEM_FRACTION"] = str(options.memory_share)
+    os.environ[SHARE_VARIABLES[0]] = str(options.memory_share)
     limit = int(jax.local_devices()[0].memory_stats()["bytes_limit"])
     chips = Chips("here", make_mesh("data=1"), limit, best_kernel(jax.default_backend()))
     for name in options.towers:

@@ -26,7 +26,7 @@ from safetensors.numpy import load_file
 from benchmarks.accelerator import PATCHES, error_of, save_tower
 from benchmarks.crops import CONCEPT, launch, metrics, snapshots
 from benchmarks.many_images import ADAPTER
-from benchmarks.timing import RESULTS, clocked
+from benchmarks.timing import clocked, command, write
 from benchmarks.tower import machine
 from jax_unlearn.shipped import ASSETS
 
@@ -34,28 +34,22 @@ CLI = [sys.executable, "-m", "jax_unlearn.cli"]
 
 
 def main() -> None:
-    parser = argparse.ArgumentParser(
-        prog="python -m benchmarks.accelerator_runs",
-        description=__doc__,
-        formatter_class=argparse.RawDescriptionHelpFormatter,
-    )
+    parser = command("accelerator_runs", __doc__)
     add = parser.add_argument
-    add("--out", type=Path, default=RESULTS / "accelerator_runs.json")
     add("--parts", nargs="+", choices=[*PARTS], default=[*PARTS])
     add("--images", type=int, default=800, help="to keep, in part large")
     add("--side", type=int, default=1024, help="of each of them, in pixels")
     options = parser.parse_args()
-    options.out.parent.mkdir(parents=True, exist_ok=True)
     results: dict[str, Any] = {part: {} for part in options.parts}
     for part in options.parts:
         with TemporaryDirectory() as folder:
             for facts in PARTS[part](Path(folder), options):
                 results[part] |= facts
                 print(part, json.dumps(facts), flush=True)
-                options.out.write_text(json.dumps(results, indent=1) + "\n")
+                write(options.out, results)
     # Not before: it starts JAX, which takes the device's memory.
     results["machine"] = machine()
-    options.out.write_text(json.dumps(results, indent=1) + "\n")
+    write(options.out, results)
 
 
 def demo(folder: Path, options: argparse.Namespace) -> Iterator[dict[str, Any]]:

@@ -13,16 +13,21 @@ from matplotlib.figure import Figure
 RESULTS = Path(__file__).parent / "results"
 
 
-def command(name: str, doc: str | None, rounds: int) -> argparse.ArgumentParser:
-    """A parser with what every benchmark takes; `doc` is its module's."""
+def command(name: str, doc: str | None, rounds: int | None = None) -> argparse.ArgumentParser:
+    """A parser with what every benchmark takes; `doc` is its module's.
+
+    rounds: how many there are by default, if it has rounds.
+    """
     parser = argparse.ArgumentParser(
         prog=f"python -m benchmarks.{name}",
         description=doc,
         formatter_class=argparse.ArgumentDefaultsHelpFormatter,
     )
-    parser.add_argument("--rounds", type=int, default=rounds, help="how often all take their turn")
+    if rounds:
+        help_text = "how often all take their turn"
+        parser.add_argument("--rounds", type=int, default=rounds, help=help_text)
     out = RESULTS / f"{name}.json"
-    parser.add_argument("--out", type=Path, default=out, help="JSON; the plot lies beside it")
+    parser.add_argument("--out", type=Path, default=out, help="JSON; a plot lies beside it")
     return parser
 
 
@@ -40,9 +45,13 @@ def ratio(theirs: Sequence[float], ours: Sequence[float]) -> dict[str, Any]:
 
 
 def save(out: Path, results: dict[str, Any], plot: Figure) -> None:
+    write(out, results)
+    plot.savefig(out.with_suffix(".png"), dpi=150)
+
+
+def write(out: Path, results: dict[str, Any]) -> None:
     out.parent.mkdir(parents=True, exist_ok=True)
     out.write_text(json.dumps(results, indent=1) + "\n")
-    plot.savefig(out.with_suffix(".png"), dpi=150)
 
 
 def figure(columns: int = 1, width: float = 8, height: float = 4.5) -> tuple[Figure, Any]:

@@ -118,7 +118,7 @@ def of_others(value: Callable[[], bytes]) -> list[bytes]:
     if count() == 1:
         return []
     ours = value()
-    with peers(), _meeting():
+    with _meeting():
         sizes = _meet(len(ours))
         sent = [_sent(ours, process, size) for process, size in enumerate(sizes)]
     return [other for process, other in enumerate(sent) if process != index()]
@@ -141,7 +141,7 @@ def total(x: Float64[np.ndarray, "*n"]) -> Float64[np.ndarray, "*n"]:
         return x
     flat, step = x.ravel(), BLOCK // x.itemsize
     ours = _exponent(flat)
-    with peers(), _meeting():
+    with _meeting():
         _meet(x.nbytes)
         exponent = int(multihost_utils.process_allgather(np.int32(ours)).max())
         if exponent == NOT_FINITE:
@@ -187,22 +187,10 @@ def failing_together() -> Iterator[None]:
         raise
     except Exception as error:
         if count() > 1:
-            with suppress(PeerError), peers(), _meeting():
+            with suppress(PeerError), _meeting():
                 reason = str(error).encode()
                 _meet(len(reason), reason)
         raise
-
-
-@contextmanager
-def peers() -> Iterator[None]:
-    """Where others are needed, and may be gone."""
-    try:
-        yield
-    except jax.errors.JaxRuntimeError as error:
-        reason = str(error).splitlines()[0]
-        raise PeerError(
-            f"another process of this run is gone ({reason}); start all again with --resume"
-        ) from error
 
 
 @contextmanager
@@ -213,7 +201,7 @@ def _meeting() -> Iterator[None]:
     that none of them enters a collective alone, the first to say so decides for all.
 
     Raises:
-        PeerError: another process ends instead.
+        PeerError: another process ends instead, or is gone.
     """
     global exchanging
     number, ended = next(meetings), None
@@ -228,10 +216,15 @@ def _meeting() -> Iterator[None]:
         if decided == OFF:
             raise ended or PeerError("another process of this run ends; start all with --resume")
         yield
+        if ended:
+            raise ended
+    except jax.errors.JaxRuntimeError as error:
+        reason = str(error).splitlines()[0]
+        raise PeerError(
+            f"another process of this run is gone ({reason}); start all again with --resume"
+        ) from error
     finally:
         exchanging = False
-    if ended:
-        raise ended
 
 
 def _decided(number: int, what: str) -> str:

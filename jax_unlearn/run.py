@@ -92,6 +92,7 @@ def opened(config: RunConfig, console: Console) -> Iterator[Session]:
                 # Until the first has written.
                 hosts.meet()
         if hosts.index() == 0:
+            # There is nothing left to be terminated.
             hosts.meet()
         journal.finish()
 
