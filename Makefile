@@ -49,36 +49,36 @@ $(AOT)/.made: $(VENV)/.test
 	touch $@
 
 bench: $(VENV)/.test
-	$(BIN)/python -m benchmarks.jit_vs_eager
-	$(BIN)/python -m benchmarks.time_to_objective
-	$(BIN)/python -m benchmarks.scaling
-	$(BIN)/python -m benchmarks.sweep
-	$(BIN)/python -m benchmarks.where_to_solve
-	$(BIN)/python -m benchmarks.many_images
-	$(BIN)/python -m benchmarks.processes
-	$(BIN)/python -m benchmarks.tables
+	$(BIN)/python -m benchmarks.speed.jit_vs_eager
+	$(BIN)/python -m benchmarks.speed.time_to_objective
+	$(BIN)/python -m benchmarks.speed.rows
+	$(BIN)/python -m benchmarks.speed.sweep
+	$(BIN)/python -m benchmarks.speed.where_to_solve
+	$(BIN)/python -m benchmarks.scale.many_images
+	$(BIN)/python -m benchmarks.scale.processes
+	$(BIN)/python -m benchmarks.write_docs
 
 scale: $(AOT)/.made
-	JAX_PLATFORMS=cpu $(AOT)/bin/python -m benchmarks.scale
+	JAX_PLATFORMS=cpu $(AOT)/bin/python -m benchmarks.scale.chips
 
 table: $(VENV)/.test
-	$(BIN)/python -m benchmarks.forgetting
-	$(BIN)/python -m benchmarks.optimisers
-	$(BIN)/python -m benchmarks.tradeoff
-	$(BIN)/python -m benchmarks.linears
-	$(BIN)/python -m benchmarks.clip_forgetting
-	$(BIN)/python -m benchmarks.tower
-	$(BIN)/python -m benchmarks.demo_cost
-	$(BIN)/python -m benchmarks.demo_model.exam
-	$(BIN)/python -m benchmarks.demo_clip.exam
-	$(BIN)/python -m benchmarks.tables
+	$(BIN)/python -m benchmarks.forgetting.targets
+	$(BIN)/python -m benchmarks.forgetting.optimisers
+	$(BIN)/python -m benchmarks.forgetting.tradeoff
+	$(BIN)/python -m benchmarks.forgetting.linears
+	$(BIN)/python -m benchmarks.forgetting.clip_names
+	$(BIN)/python -m benchmarks.speed.tower
+	$(BIN)/python -m benchmarks.speed.demo
+	$(BIN)/python -m benchmarks.shipped.qwen3_vl.exam
+	$(BIN)/python -m benchmarks.shipped.clip.exam
+	$(BIN)/python -m benchmarks.write_docs
 
 demo-model: $(VENV)/.test
-	$(BIN)/python -m benchmarks.demo_model
+	$(BIN)/python -m benchmarks.shipped.qwen3_vl
 
 demo-clip-model: $(VENV)/.test
 	$(BIN)/pip install --quiet resvg-py
-	$(BIN)/python -m benchmarks.demo_clip
+	$(BIN)/python -m benchmarks.shipped.clip
 
 clean:
 	rm -rf $(VENV) $(AOT) $(OUT)

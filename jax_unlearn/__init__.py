@@ -1,16 +1,13 @@
 """Make a vision-language model forget something it sees, by a low-rank change of its Merger."""
 
-from jax_unlearn.errors import UserError
-from jax_unlearn.lora import LoraAdapter, LoraPair
-from jax_unlearn.merger_problem import (
-    MergerProblem,
-    MergerTokens,
-    merger_problem,
-    merger_tokens,
-)
-from jax_unlearn.objective import LinearProblem, linear_problem
-from jax_unlearn.solve import solve
-from jax_unlearn.train import Result, TrainConfig, train
+from jax_unlearn.models.lora import LoraAdapter, LoraPair
+from jax_unlearn.objective.linear import LinearProblem, linear_problem
+from jax_unlearn.objective.merger import MergerProblem, MergerTokens, merger_problem, merger_tokens
+from jax_unlearn.runtime.errors import UserError
+from jax_unlearn.solvers.adam.loop import train
+from jax_unlearn.solvers.closed_form.solve import solve
+from jax_unlearn.solvers.config import TrainConfig
+from jax_unlearn.solvers.result import Result
 
 __all__ = [
     "LinearProblem",

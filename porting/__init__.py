@@ -2,7 +2,7 @@
 
 from porting.checkpoint import CheckpointError
 from porting.clip import is_clip, load_clip
-from porting.merged import merge_checkpoint, unmerge_checkpoint
+from porting.merge import merge_checkpoint, unmerge_checkpoint
 from porting.peft import load_peft, save_peft
 from porting.qwen3_vision import load_vision_tower
 

@@ -8,15 +8,15 @@ from typing import Any
 import numpy as np
 from flax import nnx
 
-from jax_unlearn.errors import UserError
-from jax_unlearn.models.clip import Clip, ClipConfig
-from jax_unlearn.models.clip_towers import ClipTextConfig, ClipVisionConfig
+from jax_unlearn.models.clip.encoders import ClipTextConfig, ClipVisionConfig
+from jax_unlearn.models.clip.model import Clip, ClipConfig
 from jax_unlearn.models.layers import ACTIVATIONS
+from jax_unlearn.runtime.errors import UserError
+from porting.adaptable_linears import read_model_type
 from porting.checkpoint import Checkpoint, load_config
 from porting.open_clip import OPEN_CONFIG, open_clip_parts, open_clip_table, open_clip_weights
-from porting.place import read_model_type
 from porting.qwen3_vision import TOWER_DTYPES
-from porting.table import Rule, Tensor, flat_kernel, linear, norm, to_flax, turned
+from porting.weight_table import Rule, Tensor, flat_kernel, linear, norm, to_flax, turned
 
 # Buffers that older checkpoints keep.
 POSITION_IDS = tuple(f"{side}_model.embeddings.position_ids" for side in ("text", "vision"))

@@ -8,8 +8,8 @@ import re
 from collections.abc import Iterable
 from dataclasses import dataclass
 
-from jax_unlearn.errors import UserError
-from jax_unlearn.models.clip import LINEARS as PROJECTIONS
+from jax_unlearn.models.clip.model import LINEARS as PROJECTIONS
+from jax_unlearn.runtime.errors import UserError
 
 DEEPSTACK = "deepstack_merger_list"
 PART = re.compile(rf"(merger|{DEEPSTACK}\.\d+)\.(norm|linear_fc[12])")

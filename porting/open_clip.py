@@ -8,10 +8,10 @@ from collections.abc import Collection
 from pathlib import Path
 from typing import Any
 
-from jax_unlearn.errors import UserError
-from jax_unlearn.models.clip import OLD_EOS, ClipConfig
+from jax_unlearn.models.clip.model import OLD_EOS, ClipConfig
+from jax_unlearn.runtime.errors import UserError
 from porting.checkpoint import SINGLE
-from porting.table import Rule, flat_kernel, linear, norm, turned
+from porting.weight_table import Rule, flat_kernel, linear, norm, turned
 
 OPEN_CONFIG, OPEN_WEIGHTS = "open_clip_config.json", "open_clip_model.safetensors"
 

@@ -14,11 +14,11 @@ from jaxtyping import Float32
 from safetensors import SafetensorError, safe_open
 from safetensors.numpy import save
 
-from jax_unlearn.errors import UserError
-from jax_unlearn.files import fresh_directory
-from jax_unlearn.lora import LoraAdapter, LoraPair
+from jax_unlearn.models.lora import LoraAdapter, LoraPair
+from jax_unlearn.runtime.atomic_files import fresh_directory
+from jax_unlearn.runtime.errors import UserError
+from porting.adaptable_linears import place_of_base
 from porting.families import linear_of_live_path
-from porting.place import place_of_base
 
 CONFIG = "adapter_config.json"
 WEIGHTS = "adapter_model.safetensors"

@@ -7,13 +7,14 @@ from typing import Any
 
 from flax import nnx
 
-from jax_unlearn.errors import UserError
 from jax_unlearn.models.layers import ACTIVATIONS
-from jax_unlearn.models.qwen3_vision import Qwen3VisionTower, VisionConfig
+from jax_unlearn.models.qwen3_vision.config import VisionConfig
+from jax_unlearn.models.qwen3_vision.tower import Qwen3VisionTower
+from jax_unlearn.runtime.errors import UserError
+from porting.adaptable_linears import Place, locate, read_family
 from porting.checkpoint import Checkpoint, load_config
 from porting.families import FAMILIES, Family
-from porting.place import Place, locate, read_family
-from porting.table import Layout, Rule, flat_kernel, linear, norm, to_flax
+from porting.weight_table import Layout, Rule, flat_kernel, linear, norm, to_flax
 
 TOWER_DTYPES = ("float32", "bfloat16")
 

@@ -22,12 +22,12 @@ import sklearn.neighbors  # noqa: F401
 import tyro  # noqa: F401
 from transformers import Qwen3VLForConditionalGeneration
 
-from jax_unlearn.cli import main
-from jax_unlearn.gpu_flags import make_reproducible
-from jax_unlearn.models.qwen3_vision import Qwen3VisionTower
-from jax_unlearn.shipped import ASSETS
+from jax_unlearn.models.qwen3_vision.tower import Qwen3VisionTower
+from jax_unlearn.runs.cli import main
+from jax_unlearn.runtime.assets import ASSETS
+from jax_unlearn.runtime.xla_flags import make_reproducible
 from porting import load_vision_tower
-from tests import runs, tiny
+from tests import running, tiny
 
 # What one process of the tests has compiled the others load, those that tests start as well. Not
 # beyond the session: a process that is killed may leave an entry that is not whole.
@@ -80,7 +80,7 @@ def folder(tiny_dir: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
     path = tmp_path_factory.mktemp("cli")
     shutil.copytree(tiny_dir, path / "checkpoint")
     tiny.save_processor(path / "checkpoint", 256, 1024)
-    for side, names in runs.CLASSES.items():
+    for side, names in running.CLASSES.items():
         for name in names:
             (path / side / name).mkdir(parents=True)
             for file in sorted((ASSETS / "images" / "train" / name).iterdir())[:10]:
@@ -91,5 +91,5 @@ def folder(tiny_dir: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
 @pytest.fixture(scope="session")
 def run(folder: Path) -> Path:
     """Shared: tests that change it take a copy."""
-    main(runs.arguments(folder, folder / "run"))
+    main(running.arguments(folder, folder / "run"))
     return folder / "run"

@@ -3,8 +3,9 @@
 import jax
 import numpy as np
 
-from jax_unlearn.lora import LoraPair
-from jax_unlearn.objective import LinearProblem, linear_problem, loss
+from jax_unlearn.models.lora import LoraPair
+from jax_unlearn.objective.linear import LinearProblem, linear_problem
+from jax_unlearn.objective.loss import loss
 
 D_IN, E, RANK = 16, 8, 3
 # One program of each shape, as in training, in place of dozens of operations that compile alone.

@@ -12,7 +12,7 @@ WITHOUT_TORCH = """
 import sys
 sys.modules |= {"torch": None, "peft": None}
 import numpy as np
-from jax_unlearn.lora import LoraAdapter, LoraPair
+from jax_unlearn.models.lora import LoraAdapter, LoraPair
 import porting
 tower = porting.load_vision_tower(checkpoint)
 tower(np.zeros((24, 96), np.float32), np.array([[1, 4, 6]]))

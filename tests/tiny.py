@@ -12,8 +12,8 @@ import transformers
 from jaxtyping import Float, Int
 from transformers import PreTrainedConfig, PreTrainedModel, Qwen3VLConfig
 
-from jax_unlearn.lora import LoraAdapter, LoraPair
-from jax_unlearn.models.qwen3_vision import VisionFeatures
+from jax_unlearn.models.lora import LoraAdapter, LoraPair
+from jax_unlearn.models.qwen3_vision.tower import VisionFeatures
 from porting.checkpoint import Checkpoint
 
 VISION = {

@@ -10,7 +10,13 @@ from collections.abc import Iterator
 from dataclasses import dataclass
 from itertools import chain
 
-from jax_unlearn.data.packing import SMALL, batch_shape, ladder_length, place, short_length
+from jax_unlearn.models.qwen3_vision.packing import (
+    SMALL,
+    batch_shape,
+    ladder_length,
+    place,
+    short_length,
+)
 
 # Slots of a batch, if nothing else is asked for.
 PATCHES = 8192

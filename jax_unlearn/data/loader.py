@@ -13,10 +13,10 @@ import numpy as np
 from jaxtyping import Float, Int
 
 from jax_unlearn.data.batches import Batch, Item
-from jax_unlearn.data.image import UNREADABLE, ImageFile, open_image, read_image
-from jax_unlearn.data.packing import PackedPatches, pack
+from jax_unlearn.data.images import UNREADABLE, ImageFile, open_image, read_image
 from jax_unlearn.data.preprocess import Preprocessor
-from jax_unlearn.torchless import hide_torch
+from jax_unlearn.models.qwen3_vision.packing import PackedPatches, pack
+from jax_unlearn.runtime.no_torch import hide_torch
 
 T = TypeVar("T")
 R = TypeVar("R")

@@ -8,8 +8,8 @@ import numpy as np
 from jaxtyping import Float, Int
 from PIL import Image
 
-from jax_unlearn.errors import UserError
-from jax_unlearn.models.qwen3_vision import VisionConfig
+from jax_unlearn.models.qwen3_vision.config import VisionConfig
+from jax_unlearn.runtime.errors import UserError
 
 
 @dataclass(frozen=True)

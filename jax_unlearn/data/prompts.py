@@ -5,7 +5,7 @@ from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
-from jax_unlearn.errors import UserError
+from jax_unlearn.runtime.errors import UserError
 
 SLOT = "{}"
 

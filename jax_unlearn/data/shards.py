@@ -7,8 +7,8 @@ from io import BytesIO
 from pathlib import Path, PurePosixPath
 from typing import Any
 
-from jax_unlearn.data.image import ImageFile
-from jax_unlearn.errors import UserError
+from jax_unlearn.data.images import ImageFile
+from jax_unlearn.runtime.errors import UserError
 
 IMAGES = {".jpg", ".jpeg", ".png", ".webp", ".gif"}
 SHARDS = {".tar", ".arrayrecord", ".array_record"}

@@ -6,7 +6,7 @@ from dataclasses import dataclass
 import numpy as np
 from sklearn.base import BaseEstimator
 
-from jax_unlearn.evaluate.readers import Split, drift, linear_probe
+from jax_unlearn.evaluate.probes import Split, drift, linear_probe
 
 
 @dataclass(frozen=True)

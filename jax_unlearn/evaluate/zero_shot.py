@@ -1,36 +1,14 @@
 """Zero-shot classification: an image gets the name whose text embedding is nearest in cosine."""
 
 from collections.abc import Sequence
-from dataclasses import dataclass
 from typing import Any
 
 import numpy as np
-from jaxtyping import Float
+
+from jax_unlearn.features.similarity import Named, classify, unit
 
 # How many kept names count as near to each forgotten one.
 NEIGHBOURS = 5
-
-Embeddings = Float[np.ndarray, "n e"]
-
-
-@dataclass(frozen=True)
-class Named:
-    """Embeddings with the class of each: of names, or of images."""
-
-    embeddings: Embeddings
-    labels: np.ndarray
-
-
-def unit(x: Embeddings) -> Embeddings:
-    """Rows of length 1; a row of zeros stays one."""
-    norm = np.linalg.norm(x, axis=1, keepdims=True)
-    return x / np.maximum(norm, np.finfo(np.float32).tiny)
-
-
-def classify(images: Embeddings, names: Named) -> np.ndarray:
-    """The name given to each image."""
-    nearest = (unit(images) @ unit(names.embeddings).T).argmax(axis=1)
-    return np.asarray(names.labels[nearest])
 
 
 def near_names(names: Named, forget: Sequence[str], count: int) -> list[str]:

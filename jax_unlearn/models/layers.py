@@ -10,7 +10,7 @@ from flax import nnx
 from jax import Array
 from jaxtyping import Float
 
-from jax_unlearn.lora import LoraPair, lora_delta
+from jax_unlearn.models.lora import LoraPair, lora_delta
 
 Block = TypeVar("Block", bound=nnx.Module)
 

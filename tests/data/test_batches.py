@@ -4,7 +4,7 @@ import numpy as np
 import pytest
 
 from jax_unlearn.data.batches import Item, Pool
-from jax_unlearn.data.packing import first_fit
+from jax_unlearn.models.qwen3_vision.packing import first_fit
 
 
 def item(index, h, w):

@@ -11,10 +11,10 @@ import pytest
 from PIL import Image
 
 from jax_unlearn.data.batches import Batch, Item
-from jax_unlearn.data.image import ImageFile
+from jax_unlearn.data.images import ImageFile
 from jax_unlearn.data.loader import CountPatches, PackStep, load
 from jax_unlearn.data.preprocess import load_preprocessor
-from jax_unlearn.shipped import ASSETS
+from jax_unlearn.runtime.assets import ASSETS
 from porting.qwen3_vision import vision_config
 
 
@@ -33,7 +33,6 @@ def test_a_worker_ends_with_a_parent_that_was_killed():
     program = """
 import time
 from jax_unlearn.data.loader import load
-from tests.data.test_loader import square
 for number in load(range(99), square, workers=1):
     print(number, flush=True)
     time.sleep(99)

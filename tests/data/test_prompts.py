@@ -1,7 +1,7 @@
 import pytest
 
 from jax_unlearn.data.prompts import Prompt, check_apart, prompts, read_names
-from jax_unlearn.errors import UserError
+from jax_unlearn.runtime.errors import UserError
 
 
 def test_names_from_the_command_line_and_from_a_file(tmp_path):

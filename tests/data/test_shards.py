@@ -7,10 +7,10 @@ import numpy as np
 import pytest
 from array_record.python.array_record_module import ArrayRecordWriter
 
-from jax_unlearn.data.folder import find_images
-from jax_unlearn.data.image import ImageReader, read_image
-from jax_unlearn.errors import UserError
-from jax_unlearn.shipped import ASSETS
+from jax_unlearn.data.folders import find_images
+from jax_unlearn.data.images import ImageReader, read_image
+from jax_unlearn.runtime.assets import ASSETS
+from jax_unlearn.runtime.errors import UserError
 
 FILES = sorted((ASSETS / "images" / "train" / "cat").iterdir())[:3]
 

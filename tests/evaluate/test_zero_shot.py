@@ -1,7 +1,8 @@
 import numpy as np
 import pytest
 
-from jax_unlearn.evaluate.zero_shot import Named, by_class, classify, near_names, shares
+from jax_unlearn.evaluate.zero_shot import by_class, near_names, shares
+from jax_unlearn.features.similarity import Named, classify
 
 NAMES = Named(
     np.array([[1.0, 0, 0], [0, 2, 0], [0, 1.9, 0.4]], np.float32), np.array(["a", "b", "c"])

@@ -5,13 +5,7 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from jax_unlearn.models.attention import (
-    BLOCK,
-    KERNELS,
-    best_kernel,
-    key_blocks,
-    segment_attention,
-)
+from jax_unlearn.models.attention import BLOCK, KERNELS, best_kernel, key_blocks, segment_attention
 
 # Two rows of 384: segments that end inside a block, and padding between them.
 SEGMENTS = np.stack(

@@ -10,8 +10,8 @@ import torch
 from flax import nnx
 from transformers import CLIPConfig, CLIPModel
 
-from jax_unlearn.models import clip_towers
-from jax_unlearn.models.clip import eot_positions, text_forward
+from jax_unlearn.models.clip import encoders
+from jax_unlearn.models.clip.model import eot_positions, text_forward
 from porting import load_clip
 from porting.clip import abstract_clip, clip_config
 from tests import tiny
@@ -72,7 +72,7 @@ def seen_tokens(states, mask=MASK):
 def test_text_block_on_the_same_input(case, layer):
     model, clip = case
     x, y = hf_outputs(model)[1][f"text_model.encoder.layers.{layer}"]
-    mask = clip_towers.text_mask(jnp.asarray(MASK, bool))
+    mask = encoders.text_mask(jnp.asarray(MASK, bool))
     with jax.default_matmul_precision("highest"):
         ours = block(clip.text_model.layers, layer)(jnp.asarray(x), mask)
     np.testing.assert_allclose(seen_tokens(ours), seen_tokens(y), **PART)
@@ -200,7 +200,7 @@ def test_the_parity_tests_notice_a_lost_mask(case, lost, monkeypatch):
     arguments = jnp.asarray(ids), jnp.asarray(mask, bool), None
     right = clip.text_features(*arguments).last_hidden_state
     close_to_largest(seen_tokens(right, mask), seen_tokens(theirs, mask))
-    monkeypatch.setattr(clip_towers, "text_mask", LOST[lost])
+    monkeypatch.setattr(encoders, "text_mask", LOST[lost])
     wrong = clip.text_features(*arguments).last_hidden_state
     assert differs(seen_tokens(wrong, mask), seen_tokens(theirs, mask))
 

@@ -9,8 +9,9 @@ import pytest
 import torch
 from flax import nnx
 
-from jax_unlearn.data.packing import pack
-from jax_unlearn.models.qwen3_vision import forward, rope_angles, unpack
+from jax_unlearn.models.qwen3_vision.blocks import rope_angles
+from jax_unlearn.models.qwen3_vision.packing import pack
+from jax_unlearn.models.qwen3_vision.tower import forward, unpack
 from porting import load_vision_tower
 from porting.qwen3_vision import abstract_tower
 from tests import tiny

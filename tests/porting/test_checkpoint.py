@@ -10,11 +10,11 @@ from flax import nnx
 from safetensors.numpy import load_file, save_file
 from transformers import AutoConfig, Qwen3Config
 
-from jax_unlearn.errors import UserError
+from jax_unlearn.runtime.errors import UserError
 from porting import CheckpointError, load_vision_tower
 from porting.checkpoint import INDEX, SINGLE, Checkpoint
 from porting.qwen3_vision import describe, vision_config, vision_table
-from porting.table import to_torch
+from porting.weight_table import to_torch
 
 VISUAL = "model.visual."
 BIAS = f"{VISUAL}merger.linear_fc2.bias"

@@ -14,8 +14,8 @@ from peft import PeftModel, set_peft_model_state_dict
 from safetensors.numpy import load_file, save_file
 
 import porting
-from jax_unlearn.errors import UserError
-from jax_unlearn.lora import LoraAdapter
+from jax_unlearn.models.lora import LoraAdapter
+from jax_unlearn.runtime.errors import UserError
 from porting import (
     CheckpointError,
     is_clip,
@@ -29,7 +29,7 @@ from porting.checkpoint import SINGLE
 from porting.clip import clip_config, clip_table
 from porting.open_clip import OPEN_CONFIG, OPEN_WEIGHTS, open_clip_table
 from porting.peft import CONFIG, WEIGHTS
-from porting.table import to_torch
+from porting.weight_table import to_torch
 from tests import tiny
 from tests.tiny import close_to_largest
 

@@ -15,7 +15,7 @@ from transformers import Qwen3VLConfig
 
 from porting.checkpoint import INDEX
 from porting.qwen3_vision import abstract_tower, vision_config, vision_table
-from porting.table import aligned
+from porting.weight_table import aligned
 from tests import tiny
 
 # 85 million parameters, 339 MB in float32.

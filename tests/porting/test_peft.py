@@ -14,8 +14,8 @@ import transformers
 from peft import LoraConfig, PeftModel, get_peft_model, set_peft_model_state_dict
 from safetensors.numpy import load_file, save_file
 
-from jax_unlearn.errors import UserError
-from jax_unlearn.lora import LoraAdapter, LoraPair, init_adapter
+from jax_unlearn.models.lora import LoraAdapter, LoraPair, init_adapter
+from jax_unlearn.runtime.errors import UserError
 from porting import load_clip, load_peft, save_peft
 from porting.peft import CONFIG, ROOT, WEIGHTS
 from tests import tiny

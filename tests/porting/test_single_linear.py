@@ -13,10 +13,10 @@ from safetensors.numpy import load_file, save_file
 from safetensors.torch import load_model
 
 import porting
-from jax_unlearn.cli import main
-from jax_unlearn.errors import UserError
-from jax_unlearn.inspect import inspect
-from jax_unlearn.shipped import ASSETS
+from jax_unlearn.runs.cli import main
+from jax_unlearn.runs.inspect.checkpoint_facts import inspect
+from jax_unlearn.runtime.assets import ASSETS
+from jax_unlearn.runtime.errors import UserError
 from porting import CheckpointError, load_peft, load_vision_tower, save_peft
 from porting.peft import CONFIG
 from porting.qwen3_vision import describe

@@ -1,0 +1,101 @@
+"""What the shipped CLIP still recognises after each preset: the README's table of names.
+
+The 24 easy-VQA classes are one data set and the named drawings another: names of one are forgotten
+and kept, the images of both are classified, each among its own names, in the held-out template.
+"""
+
+import argparse
+import itertools
+import json
+from dataclasses import replace
+from pathlib import Path
+from tempfile import TemporaryDirectory
+from typing import Any
+
+from rich.console import Console
+
+from benchmarks.forgetting.targets import machine
+from jax_unlearn.runs.fit_adapter import adapt
+from jax_unlearn.runs.settings.config import RunConfig
+from jax_unlearn.runs.settings.presets import Preset, preset_settings
+from jax_unlearn.runs.sources.clip_names import TextSession
+from jax_unlearn.runtime.assets import CLIP_ASSETS
+
+RESULTS = Path(__file__).parents[1] / "results" / "clip_forgetting.json"
+SHAPES = ("circle", "rectangle", "triangle")
+CONCEPTS = (
+    ("red triangle",),
+    ("teal circle",),
+    ("cat",),
+    ("airplane",),
+    ("guitar",),
+    ("strawberry",),
+    ("cat", "airplane", "guitar"),
+)
+PRESETS: tuple[Preset, ...] = ("faithful", "default")
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__)
+    parser.add_argument("--seeds", type=int, nargs="+", default=[0, 1, 2])
+    parser.add_argument("--out", type=Path, default=RESULTS)
+    options = parser.parse_args()
+    console = Console(stderr=True)
+    rows: list[dict[str, Any]] = []
+    with TemporaryDirectory() as folder:
+        data = split(Path(folder))
+        for names, preset in itertools.product(CONCEPTS, PRESETS):
+            for seed in options.seeds:
+                rows.append(measure(names, preset, seed, data, console))
+                console.print(json.dumps(rows[-1]), soft_wrap=True)
+    options.out.write_text(json.dumps({"machine": machine(), "rows": rows}, indent=1) + "\n")
+
+
+def split(folder: Path) -> dict[str, Path]:
+    """The two data sets as folders of links."""
+    data = {name: folder / name for name in ("easy-VQA", "drawings")}
+    for path in data.values():
+        path.mkdir()
+    for source in sorted((CLIP_ASSETS / "images" / "test").iterdir()):
+        kind = "easy-VQA" if source.name.endswith(SHAPES) else "drawings"
+        (data[kind] / source.name).mkdir()
+        for image in source.iterdir():
+            (data[kind] / source.name / image.name).symlink_to(image)
+    return data
+
+
+def measure(
+    names: tuple[str, ...], preset: Preset, seed: int, data: dict[str, Path], console: Console
+) -> dict[str, Any]:
+    kind = next(k for k, path in data.items() if (path / names[0]).is_dir())
+    kept = sorted(p.name for p in data[kind].iterdir() if p.name not in names)
+    config = RunConfig(
+        checkpoint=CLIP_ASSETS / "checkpoint",
+        forget_text=names,
+        preserve_text=tuple(kept),
+        images=data[kind],
+        other_images=tuple(path for k, path in data.items() if k != kind),
+        out=Path("unused"),
+        **preset_settings(preset, text=True),
+    )
+    session = TextSession(replace(config, seed=seed), console)
+    train, test = session.train_features("images"), session.test_features()
+    found = adapt(session, train, Console(quiet=True)).found
+    zero_shot = session.evaluate(train, test, found.result.adapter)["zero_shot"]
+    (other,) = zero_shot["other_data"].values()
+    return {
+        "forget": list(names),
+        "data": kind,
+        "preset": preset,
+        "seed": seed,
+        "trials": found.trials,
+        "lambda_forget": found.lambda_forget,
+        "fall": found.fall,
+        "seconds": found.result.seconds["total"],
+        **{key: zero_shot[key] for key in ("before", "after", "classes")},
+        "other_data": other,
+    }
+
+
+if __name__ == "__main__":
+    main()

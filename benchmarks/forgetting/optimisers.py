@@ -1,0 +1,37 @@
+"""The default setting by each optimiser, on every concept of the README's tables."""
+
+import argparse
+import json
+from dataclasses import fields
+from pathlib import Path
+from typing import Any, get_args
+
+from rich.console import Console
+
+from benchmarks.forgetting.targets import Options, brief, machine, make_bench
+from jax_unlearn.runs.settings.config import Optimizer
+
+RESULTS = Path(__file__).parents[1] / "results" / "optimisers.json"
+DEFAULTS = {field.name: field.default for field in fields(Options)}
+CONCEPTS = (*DEFAULTS["concepts"], *DEFAULTS["others"])
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__)
+    parser.add_argument("--concepts", nargs="+", default=[*CONCEPTS])
+    parser.add_argument("--out", type=Path, default=RESULTS)
+    options = parser.parse_args()
+    console = Console(stderr=True)
+    results: dict[str, Any] = {"machine": machine(), "concepts": []}
+    for concept in options.concepts:
+        bench, rows = make_bench(concept, console), []
+        for optimizer in get_args(Optimizer):
+            rows.append(bench.run({"optimizer": optimizer}, seed=0))
+            seconds = rows[-1]["seconds"]
+            console.print(f"{concept}, {optimizer}, {seconds:.1f} s: {brief(rows[-1]['after'])}")
+        results["concepts"].append({"concept": concept, "before": bench.before, "rows": rows})
+        options.out.write_text(json.dumps(results, indent=1) + "\n")
+
+
+if __name__ == "__main__":
+    main()

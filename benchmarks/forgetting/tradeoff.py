@@ -1,0 +1,47 @@
+"""Forgetting against keeping on the shipped model: the sweep's default values and every target."""
+
+import argparse
+import json
+from pathlib import Path
+
+from matplotlib.figure import Figure
+from rich.console import Console
+
+from benchmarks.forgetting.targets import machine
+from jax_unlearn.objective.targets import TARGETS
+from jax_unlearn.runs.demo import Demo, demo_config
+from jax_unlearn.runs.report.sweep_files import draw
+from jax_unlearn.runs.settings.config import settings_of
+from jax_unlearn.runs.settings.sweep_config import SweepConfig
+from jax_unlearn.runs.sources.qwen_images import ImageSession
+from jax_unlearn.runs.sweep import explore
+
+RESULTS = Path(__file__).parents[1] / "results" / "tradeoff.json"
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__)
+    parser.add_argument("--concepts", nargs="+", default=["astronaut", "triangle", "red triangle"])
+    parser.add_argument("--out", type=Path, default=RESULTS)
+    options = parser.parse_args()
+    console, found = Console(stderr=True), {}
+    for concept in options.concepts:
+        config = demo_config(Demo(concept=concept))
+        session = ImageSession(config, console)
+        train, test = session.train_features(config.granularity), session.test_features()
+        tries = SweepConfig(**settings_of(config) | {"target_kinds": TARGETS})
+        found[concept] = explore(session, train, test, tries, console).rows()
+        chosen = next(row for row in found[concept] if row["chosen"])
+        console.print(f"{concept}: {len(found[concept])} settings, chosen {chosen}")
+    figure = Figure(figsize=(4.2 * len(found), 4), layout="constrained")
+    for axes, (concept, rows) in zip(figure.subplots(1, len(found), squeeze=False)[0],
+                                     found.items(), strict=True):  # fmt: skip
+        draw(axes, rows)
+        axes.set_title(concept)
+    figure.savefig(options.out.with_suffix(".png"), dpi=110)
+    results = {"machine": machine(), "concepts": found}
+    options.out.write_text(json.dumps(results, indent=1) + "\n")
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,60 @@
+"""One process against two on the same images, each process on a core of its own.
+
+Images are crops of the shipped ones (benchmarks/scale/crops.py). What is compared are the seconds
+until the statistics of all images are there (`seconds.extract` of metrics.json), start of JAX,
+reading of the checkpoint and exchange between the processes included, in turns.
+"""
+
+import json
+from collections.abc import Sequence
+from pathlib import Path
+from tempfile import TemporaryDirectory
+from typing import Any
+
+from benchmarks.harness import command, figure, ratio, save
+from benchmarks.scale.crops import command as run_command
+from benchmarks.scale.crops import free_port, launch, make_images, metrics, peak
+from benchmarks.speed.tower import machine
+
+
+def main(arguments: Sequence[str] | None = None) -> None:
+    parser = command("processes", __doc__, rounds=3)
+    parser.add_argument("--images", type=int, default=5000)
+    options = parser.parse_args(arguments)
+    with TemporaryDirectory() as temporary:
+        folder = Path(temporary)
+        make_images(folder / "images", options.images)
+        seconds: dict[int, list[float]] = {1: [], 2: []}
+        for number in range(options.rounds):
+            for count, found in seconds.items():
+                found.append(extracted(folder, folder / f"{number}-{count}", count))
+    results: dict[str, Any] = {"machine": machine(), "images": options.images}
+    results |= {"one": seconds[1], "two": seconds[2], **ratio(seconds[1], seconds[2])}
+    print(json.dumps(results, indent=1))
+    made, axes = figure(width=5, height=3.5)
+    axes.bar(["1 process", "2 processes"], [min(seconds[1]), min(seconds[2])])
+    axes.set(ylabel="seconds")
+    save(options.out, results, made)
+
+
+def extracted(folder: Path, out: Path, count: int) -> float:
+    """Seconds until so many processes have all statistics."""
+    address = f"127.0.0.1:{free_port()}"
+
+    def distributed(index: int) -> list[str]:
+        if count == 1:
+            return []
+        of = ["--processes", str(count), "--process-id", str(index)]
+        return ["--distributed", "--coordinator", address, *of]
+
+    processes = [
+        launch(run_command(folder / "images", out, *distributed(i)), cores=[i])
+        for i in range(count)
+    ]
+    for process in processes:
+        peak(process)
+    return float(metrics(out)["seconds"]["extract"])
+
+
+if __name__ == "__main__":
+    main()

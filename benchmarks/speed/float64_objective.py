@@ -1,0 +1,44 @@
+"""The objective in float64, from the rows: one measure for what every variant has trained."""
+
+import numpy as np
+from jaxtyping import Float
+
+from jax_unlearn.models.lora import LoraAdapter
+from jax_unlearn.objective.loss import LossWeights
+
+BLOCK = 4096
+WEIGHTS = LossWeights()
+
+
+class Exact:
+    """The three terms with the published λ's, as sums.
+
+    Args:
+        arrays: weight, bias, forget, target and preserve, as `objective.linear_problem` takes them.
+    """
+
+    def __init__(self, arrays: tuple[np.ndarray, ...]) -> None:
+        weight, bias, self.forget, target, self.preserve = arrays
+        self.residual = target - product(self.forget, weight) - bias
+
+    def __call__(self, adapter: LoraAdapter) -> float:
+        """Of an adapter of one pair."""
+        (pair,) = adapter.pairs.values()
+        a, b = (np.asarray(x, np.float64) for x in (pair.a, pair.b))
+        missed = self.residual - adapter.scale * product(self.forget, a) @ b.T
+        moved = adapter.scale * size(product(self.preserve, a), b)
+        terms = WEIGHTS.forget * np.linalg.norm(missed), WEIGHTS.preserve * moved
+        return float(sum(terms) + WEIGHTS.weight * size(a.T, b))
+
+
+def product(
+    x: Float[np.ndarray, "n d_in"], weight: Float[np.ndarray, "e d_in"]
+) -> Float[np.ndarray, "n e"]:
+    """X Wᵀ, a block of rows at a time."""
+    right = weight.T.astype(np.float64)
+    return np.concatenate([x[i : i + BLOCK] @ right for i in range(0, len(x), BLOCK)])
+
+
+def size(h: Float[np.ndarray, "n r"], b: Float[np.ndarray, "e r"]) -> float:
+    """‖H Bᵀ‖, for its square is ⟨HᵀH, BᵀB⟩."""
+    return float(np.sum((h.T @ h) * (b.T @ b)) ** 0.5)

@@ -1,0 +1,108 @@
+"""Seconds a step and memory of training on statistics, against the number of rows.
+
+Rows come in blocks and are never held (`gather.Gatherer`); half are to forget (rows and targets:
+benchmarks/speed/synthetic_rows.py). A case is rows x images to forget. Training is on at most D_in
++ E rows to forget and D_in to preserve, whatever there were; the least case has that many already,
+for with fewer rows, or fewer images than E, a step is cheaper. Gathering keeps up to two float64
+rows of every image to forget, so that any target may be chosen later: the last case has more
+images.
+
+Peak memory is that of a fresh process for each case and phase; what it had after its imports is
+told apart. Steps are timed in this process, in turns, on the problems that those processes left.
+"""
+
+import argparse
+import json
+import math
+import subprocess
+import sys
+from collections.abc import Sequence
+from pathlib import Path
+from statistics import median
+from tempfile import TemporaryDirectory
+from typing import Any
+
+from matplotlib.figure import Figure
+
+from benchmarks.harness import clocked, command, figure, ratio, save
+from benchmarks.speed.jit_vs_eager import NAME, Scan
+from benchmarks.speed.streamed_rows import load_part, sides
+from benchmarks.speed.tower import machine
+
+CASES = ["10000x1250", "30000x1250", "100000x1250", "300000x1250", "1000000x1250", "1000000x12500"]
+
+
+def main(arguments: Sequence[str] | None = None) -> None:
+    parser = command("scaling", __doc__, rounds=7)
+    add = parser.add_argument
+    add("--cases", nargs="+", default=CASES, help="rows x images to forget")
+    add("--d-in", type=int, default=1024)
+    add("--e", type=int, default=1024)
+    add("--share", type=float, default=0.5, help="of the rows that are to forget")
+    add("--steps", type=int, default=200, help="of a turn")
+    options = parser.parse_args(arguments)
+    with TemporaryDirectory() as folder:
+        files = [Path(folder) / f"{case}.npz" for case in options.cases]
+        pairs = zip(options.cases, files, strict=True)
+        found = [phases(case, file, options) for case, file in pairs]
+        timed = steps(files, options)
+    rows = [{**one, **two} for one, two in zip(found, timed, strict=True)]
+    shape = {k: getattr(options, k) for k in ("d_in", "e", "share", "steps")}
+    results = {"machine": machine(), **shape, "rows": rows}
+    results["spread"] = max(r["ratio"] for r in rows) / min(r["ratio"] for r in rows)
+    print(json.dumps(results, indent=1))
+    save(options.out, results, plot(results))
+
+
+def phases(case: str, file: Path, options: argparse.Namespace) -> dict[str, Any]:
+    """Gather a case's rows into a file, then train on it, each in its own process."""
+    rows, images = map(int, case.split("x"))
+    found: dict[str, Any] = {"rows": rows, "images": images}
+    given = {k: getattr(options, k) for k in ("d_in", "e", "share")}
+    given |= {"rows": rows, "epochs": options.steps}
+    given["tokens"] = math.ceil(sides(rows, options.share)[0] / images)
+    flags = [f"--{k.replace('_', '-')}={v}" for k, v in given.items()]
+    for phase in ("gather", "train"):
+        call = [sys.executable, "-m", "benchmarks.speed.streamed_rows", phase, str(file), *flags]
+        ran = subprocess.run(call, check=True, stdout=subprocess.PIPE, text=True)
+        found[phase] = json.loads(ran.stdout)
+        print(case, phase, found[phase], flush=True)
+    return found
+
+
+def steps(files: Sequence[Path], options: argparse.Namespace) -> list[dict[str, Any]]:
+    """Seconds a step of each problem, and the ratio to the first one's."""
+    runs = [Scan({NAME: load_part(file)}) for file in files]
+    for run in runs:
+        run.begin()
+        run.advance(options.steps)
+    seconds: list[list[float]] = [[] for _ in runs]
+    for turn in range(options.rounds):
+        # There and back: a machine that slows down does so for both ends.
+        order = range(len(runs)) if turn % 2 == 0 else reversed(range(len(runs)))
+        for i in order:
+            taken, _ = clocked(lambda run=runs[i]: run.advance(options.steps))
+            seconds[i].append(taken / options.steps)
+    return [{"seconds": median(s), "all_seconds": s, **ratio(s, seconds[0])} for s in seconds]
+
+
+def plot(results: dict[str, Any]) -> Figure:
+    """A step's time, and both phases' memory."""
+    made, (left, right) = figure(columns=2, width=10)
+    rows = [row["rows"] for row in results["rows"]]
+    steps = [1000 * row["seconds"] for row in results["rows"]]
+    left.plot(rows, steps, "o")
+    left.set(xscale="log", xlabel="rows", ylabel="milliseconds a step", ylim=(0, 1.2 * max(steps)))
+    for phase, label in (("gather", "gathering"), ("train", "training")):
+        peaks = [row[phase]["peak_mib"] for row in results["rows"]]
+        right.plot(rows, peaks, "o", label=label)
+    width = results["d_in"] + results["share"] * results["e"]
+    held = [row * 4 * width / 2**20 for row in rows]
+    right.plot(rows, held, color="gray", linestyle=":", label="rows and targets, if held")
+    right.set(xscale="log", yscale="log", xlabel="rows", ylabel="peak memory, MiB")
+    right.legend()
+    return made
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,110 @@
+"""Statistics of synthetic rows that are never held; `python -m` runs a phase as its own process.
+
+The process prints one line of JSON with its peak memory: what it takes to gather a problem of so
+many rows into a file, or to train on that file.
+"""
+
+import argparse
+import json
+from collections.abc import Sequence
+from pathlib import Path
+from time import perf_counter
+from typing import Any
+
+import jax
+import numpy as np
+
+from benchmarks.speed.synthetic_rows import FORGET, PRESERVE, Source
+from jax_unlearn.features.statistics import Statistics
+from jax_unlearn.features.streaming import Gatherer
+from jax_unlearn.objective.linear import LinearProblem, linear_part
+from jax_unlearn.objective.targets import Target
+from jax_unlearn.solvers.adam.loop import train
+from jax_unlearn.solvers.config import TrainConfig
+
+FIELDS = ("forget", "residual", "preserve", "forget_rows", "preserve_rows")
+
+
+def sides(rows: int, share: float) -> tuple[int, int]:
+    """(Rows to forget, rows to preserve)."""
+    forget = round(share * rows)
+    return forget, rows - forget
+
+
+def gather(source: Source, forget: int, preserve: int) -> tuple[float, LinearProblem]:
+    """(Seconds, the problem) of rows that come in blocks; making the blocks is not counted."""
+    first, kept_forget = gather_side(source, FORGET, forget)
+    second, kept_preserve = gather_side(source, PRESERVE, preserve)
+    begun = perf_counter()
+    target = Target(source.unit_vectors(forget))
+    part = linear_part(source.weight, source.bias, kept_forget, target, kept_preserve)
+    jax.block_until_ready(part)
+    return first + second + perf_counter() - begun, part
+
+
+def gather_side(source: Source, side: int, rows: int) -> tuple[float, Statistics]:
+    gatherer = Gatherer(source.d_in, source.output if side == FORGET else None)
+    seconds = 0.0
+    for image, x in source.blocks(side, rows):
+        begun = perf_counter()
+        numbers, starts = np.unique(image, return_index=True)
+        for number, of_image in zip(numbers, np.split(x, starts[1:]), strict=True):
+            gatherer.add(int(number), of_image)
+        seconds += perf_counter() - begun
+    begun = perf_counter()
+    gathered = gatherer.finish()
+    return seconds + perf_counter() - begun, gathered
+
+
+def save_part(path: Path, part: LinearProblem) -> None:
+    np.savez(path, **{name: np.asarray(getattr(part, name)) for name in FIELDS})
+
+
+def load_part(path: Path) -> LinearProblem:
+    with np.load(path) as arrays:
+        x = {name: arrays[name] for name in FIELDS}
+    sides = (jax.numpy.asarray(x[name]) for name in FIELDS[:3])
+    return LinearProblem(*sides, *(float(x[name]) for name in FIELDS[3:]))
+
+
+def peak_mib() -> float:
+    """The most memory this process has had.
+
+    Not ru_maxrss, which starts at what the parent had when it forked.
+    """
+    lines = Path("/proc/self/status").read_text().splitlines()
+    return int(next(line for line in lines if line.startswith("VmHWM")).split()[1]) / 1024
+
+
+def main(arguments: Sequence[str] | None = None) -> None:
+    parser = argparse.ArgumentParser(
+        prog="python -m benchmarks.speed.streamed_rows", description=__doc__
+    )
+    parser.add_argument("phase", choices=["gather", "train"])
+    parser.add_argument("file", type=Path)
+    for name, default in {"d-in": 1024, "e": 1024, "tokens": 4, "rows": 0, "epochs": 100}.items():
+        parser.add_argument(f"--{name}", type=int, default=default)
+    parser.add_argument("--share", type=float, default=0.5)
+    options = parser.parse_args(arguments)
+    before = peak_mib()
+    facts = gathered(options) if options.phase == "gather" else trained(options)
+    print(json.dumps({**facts, "before_mib": before, "peak_mib": peak_mib()}))
+
+
+def gathered(options: argparse.Namespace) -> dict[str, Any]:
+    source = Source(options.d_in, options.e, options.tokens)
+    begun = perf_counter()
+    seconds, part = gather(source, *sides(options.rows, options.share))
+    total = perf_counter() - begun
+    save_part(options.file, part)
+    kept = {"forget": len(part.forget), "preserve": len(part.preserve)}
+    return {"seconds": seconds, "making_rows": total - seconds, "kept": kept}
+
+
+def trained(options: argparse.Namespace) -> dict[str, Any]:
+    result = train({"linear_fc2": load_part(options.file)}, TrainConfig(epochs=options.epochs))
+    return {"seconds": result.seconds["total"]}
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,251 @@
+"""Images per second of the tower against Hugging Face's in PyTorch, on the same patches.
+
+Both run in this process on the same threads, in turns; a ratio is the median over the repeats.
+Beside it: what the products of the blocks alone take, the limit that no fusion can beat.
+"""
+
+import argparse
+import json
+import os
+import platform
+import time
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from itertools import count
+from pathlib import Path
+from statistics import median
+from tempfile import TemporaryDirectory
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import torch
+from transformers import AutoModel, Qwen3VLForConditionalGeneration
+from transformers.models.qwen3_vl.configuration_qwen3_vl import Qwen3VLVisionConfig
+from transformers.models.qwen3_vl.modeling_qwen3_vl import Qwen3VLVisionModel
+
+from jax_unlearn.data.batches import Item, Pool
+from jax_unlearn.models.attention import segment_attention
+from jax_unlearn.models.qwen3_vision.config import VisionConfig
+from jax_unlearn.models.qwen3_vision.packing import batch_shape, frame_sizes, pack
+from jax_unlearn.models.qwen3_vision.tower import Qwen3VisionTower
+from jax_unlearn.models.tower_jit import tower_jit
+from jax_unlearn.runtime.assets import ASSETS
+from porting import load_vision_tower
+
+RESULTS = Path(__file__).parents[1] / "results" / "tower.json"
+FULL = {
+    "depth": 24,
+    "hidden_size": 1024,
+    "intermediate_size": 4096,
+    "num_heads": 16,
+    "out_hidden_size": 2048,
+    "deepstack_visual_indexes": [5, 11, 17],
+}
+# Patches of all images together: a batch of the full-size tower takes half a minute.
+PATCHES = {"24 × 1024": 4096, "shipped": 8192}
+SIDES = {"24 × 1024": (32, range(12, 50, 2)), "shipped": (8, range(4, 18, 2))}
+DTYPES = {"float32": torch.float32, "bfloat16": torch.bfloat16}
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__)
+    parser.add_argument("--repeats", type=int, default=5)
+    parser.add_argument("--models", nargs="+", choices=[*PATCHES], default=[*PATCHES])
+    parser.add_argument("--dtypes", nargs="+", choices=[*DTYPES], default=[*DTYPES])
+    parser.add_argument("--out", type=Path, default=RESULTS)
+    options = parser.parse_args()
+    rows: list[dict[str, Any]] = []
+    options.out.parent.mkdir(parents=True, exist_ok=True)
+    for model in options.models:
+        for dtype in options.dtypes:
+            with towers(model, dtype) as (exact, theirs, ours):
+                for images in ("equal", "mixed"):
+                    row = compare(exact, theirs, ours, grids(model, images), options.repeats)
+                    rows.append({"model": model, "dtype": dtype, "images": images, **row})
+                    print(json.dumps(rows[-1], indent=1), flush=True)
+                    # After each: half an hour's work is not lost to the last one.
+                    facts = {"machine": machine(), "rows": rows}
+                    options.out.write_text(json.dumps(facts, indent=1) + "\n")
+
+
+@contextmanager
+def towers(
+    model: str, dtype: str
+) -> Iterator[tuple[torch.nn.Module, torch.nn.Module, Qwen3VisionTower]]:
+    """(Hugging Face's tower in float32, in `dtype`, both with sdpa; ours), of the same weights."""
+    torch.manual_seed(0)
+    if model == "shipped":
+        checkpoint = ASSETS / "checkpoint"
+        exact, theirs = (
+            Qwen3VLForConditionalGeneration.from_pretrained(checkpoint, dtype=kind).model.visual
+            for kind in (torch.float32, DTYPES[dtype])
+        )
+        yield exact.eval(), theirs.eval(), load_vision_tower(checkpoint, dtype)
+        return
+    with TemporaryDirectory() as folder:
+        Qwen3VLVisionModel(Qwen3VLVisionConfig(**FULL)).save_pretrained(folder)
+        exact, theirs = (
+            AutoModel.from_pretrained(folder, dtype=kind) for kind in (torch.float32, DTYPES[dtype])
+        )
+        yield exact.eval(), theirs.eval(), load_vision_tower(folder, dtype)
+
+
+def grids(model: str, images: str) -> np.ndarray:
+    """[n, 3] of one batch: squares, or what extraction would take first out of a mixed folder."""
+    square, sides = SIDES[model]
+    if images == "equal":
+        return np.array([[1, square, square]] * (PATCHES[model] // square**2))
+    return mixed(PATCHES[model], sides, one_row=True)
+
+
+def mixed(patches: int, sides: range, one_row: bool) -> np.ndarray:
+    """[n, 3] of the first batch that extraction would make of images with such sides."""
+    random = np.random.default_rng(0)
+    pool, drawn = Pool(patches, block=4, one_row=one_row), []
+    for index in count():
+        drawn.append([1, *random.choice(sides, size=2)])
+        for batch in pool.add(Item(index, int(np.prod(drawn[-1])))):
+            return np.array([drawn[item.index] for item in batch.items])
+    raise AssertionError("a pool without end fills a batch")
+
+
+def compare(
+    exact: torch.nn.Module,
+    theirs: torch.nn.Module,
+    ours: Qwen3VisionTower,
+    grid: np.ndarray,
+    repeats: int,
+) -> dict[str, Any]:
+    config = ours.config
+    patches = int(grid.prod(axis=1).sum())
+    pixels = np.random.default_rng(0).normal(size=(patches, config.patch_dim)).astype(np.float32)
+    first, second = torch.from_numpy(pixels), torch.from_numpy(grid)
+
+    def run_torch(tower: torch.nn.Module = theirs) -> Any:
+        with torch.inference_mode():
+            return tower(first.to(tower.dtype), second).pooler_output.float().numpy()
+
+    def run_jax() -> Any:
+        return np.asarray(ours(pixels, grid).pooler_output, np.float32)
+
+    begun = time.perf_counter()
+    mine = run_jax()
+    first_call = time.perf_counter() - begun
+    right = run_torch(exact)
+    errors = {
+        name: float(np.linalg.norm(out - right) / np.linalg.norm(right))
+        for name, out in (("torch", run_torch()), ("jax", mine))
+    }
+    seconds = in_turns({"torch": run_torch, "jax": run_jax}, repeats)
+    parts = in_turns(
+        torch_parts(config, grid, theirs.dtype) | jax_parts(config, grid), repeats, config.depth
+    )
+    ratios = [a / b for a, b in zip(seconds["torch"], seconds["jax"], strict=True)]
+    return {
+        "n_images": len(grid),
+        "patches": patches,
+        # Of the Merger's output, against Hugging Face's in float32.
+        "relative_error": errors,
+        "compile_seconds": first_call - median(seconds["jax"]),
+        "images_per_second": {k: len(grid) / median(v) for k, v in seconds.items()},
+        "ratio": median(ratios),
+        "ratios": ratios,
+        "seconds": {k: median(v) for k, v in seconds.items()},
+        "parts": {k: median(v) for k, v in parts.items()},
+    }
+
+
+def in_turns(
+    runs: dict[str, Callable[[], Any]], repeats: int, times: int = 1
+) -> dict[str, list[float]]:
+    """Seconds of each, `times` over; all once unmeasured, then one after the other in rounds."""
+    for run in runs.values():
+        run()
+    seconds: dict[str, list[float]] = {name: [] for name in runs}
+    for _ in range(repeats):
+        for name, run in runs.items():
+            begun = time.perf_counter()
+            run()
+            seconds[name].append(times * (time.perf_counter() - begun))
+    return seconds
+
+
+def products(config: VisionConfig) -> list[tuple[int, int]]:
+    """(in, out) of a block's four Linears."""
+    d, f = config.hidden_size, config.intermediate_size
+    return [(d, 3 * d), (d, d), (d, f), (f, d)]
+
+
+def torch_parts(
+    config: VisionConfig, grid: np.ndarray, dtype: torch.dtype
+) -> dict[str, Callable[[], Any]]:
+    """One layer's products, and its attention image by image as Hugging Face calls it."""
+    sizes = frame_sizes(grid)
+    heads = (config.num_heads, config.hidden_size // config.num_heads)
+    pairs = [
+        (torch.randn(sum(sizes), i, dtype=dtype), torch.randn(o, i, dtype=dtype))
+        for i, o in products(config)
+    ]
+    frames = [[torch.randn(1, heads[0], n, heads[1], dtype=dtype) for _ in "qkv"] for n in sizes]
+    attend = torch.nn.functional.scaled_dot_product_attention
+    return {
+        "torch products": lambda: [torch.nn.functional.linear(x, w) for x, w in pairs],
+        "torch attention": lambda: [attend(*qkv) for qkv in frames],
+    }
+
+
+def jax_parts(config: VisionConfig, grid: np.ndarray) -> dict[str, Callable[[], Any]]:
+    """The same of ours, in the shape that the batch is packed into."""
+    rows, length = batch_shape(frame_sizes(grid), config.spatial_merge_size**2, config.one_row)
+    random = np.random.default_rng(0)
+
+    def array(*shape: int) -> jax.Array:
+        return jnp.asarray(random.normal(size=shape), config.dtype)
+
+    pairs = [(array(rows * length, i), array(i, o)) for i, o in products(config)]
+    heads = (rows, length, config.num_heads, config.hidden_size // config.num_heads)
+    qkv = [array(*heads) for _ in "qkv"]
+    patch = np.zeros((sum(frame_sizes(grid)), 1), np.float32)
+    side = config.table_side
+    packed, _ = pack(patch, grid, merge=2, side=side, rows=rows, length=length)
+    precision = "highest" if config.dtype == "float32" else "default"
+
+    @tower_jit()
+    def multiply(pairs: list[tuple[jax.Array, jax.Array]]) -> list[jax.Array]:
+        with jax.default_matmul_precision(precision):
+            return [x @ w for x, w in pairs]
+
+    @tower_jit()
+    def attend(q: jax.Array, k: jax.Array, v: jax.Array, segment: jax.Array) -> jax.Array:
+        with jax.default_matmul_precision(precision):
+            return segment_attention(q, k, v, segment, config.kernel)
+
+    return {
+        "jax products": lambda: jax.block_until_ready(multiply(pairs)),
+        "jax attention": lambda: jax.block_until_ready(attend(*qkv, jnp.asarray(packed.segment))),
+    }
+
+
+def machine() -> dict[str, Any]:
+    names = (
+        line.split(":")[1].strip()
+        for line in Path("/proc/cpuinfo").read_text().splitlines()
+        if line.startswith("model name")
+    )
+    versions = {"jax": jax.__version__, "torch": torch.__version__}
+    accelerator = [device.device_kind for device in jax.local_devices() if device.platform != "cpu"]
+    return {
+        "cpu": next(names, "not said"),
+        **({"accelerator": accelerator[0]} if accelerator else {}),
+        "cores": os.cpu_count(),
+        "torch_threads": torch.get_num_threads(),
+        "python": platform.python_version(),
+        "versions": versions,
+        "date": time.strftime("%Y-%m-%d"),
+    }
+
+
+if __name__ == "__main__":
+    main()

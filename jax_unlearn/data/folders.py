@@ -1,0 +1,34 @@
+"""Folders of images: which images they hold, and which of them are held out."""
+
+from pathlib import Path
+
+from jax_unlearn.data.images import ImageFile
+from jax_unlearn.data.shards import IMAGES, SHARDS, images_of
+from jax_unlearn.runtime.errors import UserError
+
+
+def find_images(folder: Path, default_label: str) -> list[ImageFile]:
+    """Every image below `folder`, sorted; its class is the first sub-folder, or `default_label`.
+
+    Those in shards (see `shards.images_of`) stand where their shard does; `folder` may also be a
+    single shard.
+
+    Raises:
+        UserError: there is no such folder, no image in it, or a shard that cannot be read.
+    """
+    if not (folder.is_dir() or (folder.is_file() and folder.suffix.lower() in SHARDS)):
+        raise UserError(f"{folder}: no such folder of images")
+    suffixes = IMAGES | SHARDS
+    below = sorted(p for p in folder.rglob("*") if p.suffix.lower() in suffixes and p.is_file())
+    found: list[ImageFile] = []
+    for path in below if folder.is_dir() else [folder]:
+        label = _label(path.relative_to(folder), default_label)
+        shard = path.suffix.lower() in SHARDS
+        found += images_of(path, label) if shard else [ImageFile(path, label)]
+    if not found:
+        raise UserError(f"{folder}: no images here ({', '.join(sorted(suffixes))})")
+    return found
+
+
+def _label(relative: Path, default_label: str) -> str:
+    return relative.parts[0] if len(relative.parts) > 1 else default_label

@@ -1,0 +1,182 @@
+"""Ask the whole vision-language model: the judge of forgetting that does not look at features.
+
+Runs Hugging Face's Qwen3-VL in PyTorch, which nothing else in the package needs, so torch is
+imported inside the functions.
+"""
+
+import importlib
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
+from dataclasses import dataclass
+from pathlib import Path
+from types import ModuleType
+from typing import Any
+
+import numpy as np
+from PIL import Image
+
+from jax_unlearn.runtime.errors import UserError
+
+# Nothing is fetched, and code that lies in a checkpoint is not run.
+LOCAL = {"local_files_only": True, "trust_remote_code": False}
+
+Grid = tuple[int, int, int]  # frames, rows and columns of patches
+Patches = np.ndarray  # [t * h * w, channels * temporal_patch * patch * patch]
+
+SMALL_MODEL = 20_000_000  # parameters
+
+
+@dataclass(frozen=True)
+class VLM:
+    """A Qwen3-VL in float32 with what turns questions and images into its input."""
+
+    model: Any
+    tokenizer: Any
+    image_processor: Any
+
+
+def load_vlm(checkpoint_dir: str | Path, adapter_dir: str | Path | None = None) -> VLM:
+    """Load a Qwen3-VL checkpoint directory and, if given, a PEFT adapter on top of it.
+
+    Raises:
+        UserError: torch or peft is not installed, or a directory is missing or of another kind.
+    """
+    torch, peft = need_torch()
+    from transformers import AutoImageProcessor, AutoModelForImageTextToText, AutoTokenizer
+
+    folder = _directory(checkpoint_dir, "config.json")
+    try:
+        model = AutoModelForImageTextToText.from_pretrained(
+            folder, dtype=torch.float32, use_safetensors=True, **LOCAL
+        )
+        tokenizer = AutoTokenizer.from_pretrained(folder, **LOCAL)
+        # The torchvision backend would be the default, and is one more thing to install.
+        processor = AutoImageProcessor.from_pretrained(folder, backend="pil", **LOCAL)
+    except (KeyError, OSError, RuntimeError, TypeError, ValueError) as error:
+        raise UserError(
+            f"{folder}: not a vision-language checkpoint: {_first_line(error)}"
+        ) from error
+    if adapter_dir is not None:
+        adapter = _directory(adapter_dir, "adapter_config.json")
+        model = peft.PeftModel.from_pretrained(model, str(adapter))
+    return VLM(model.eval(), tokenizer, processor)
+
+
+def ask(
+    vlm: VLM,
+    images: Sequence[Image.Image],
+    question: str,
+    batch_size: int = 64,
+    max_new_tokens: int = 32,
+) -> list[str]:
+    """The model's greedy answer to ``question`` about each image, in the order of ``images``."""
+    groups: dict[Grid, list[tuple[int, Patches]]] = {}
+    for i, image in enumerate(images):
+        patches, grid = _preprocess(vlm, image)
+        groups.setdefault(grid, []).append((i, patches))
+    answers = [""] * len(images)
+    for grid, members in groups.items():
+        prompt = _prompt(vlm, question, grid)
+        for start in range(0, len(members), batch_size):
+            batch = members[start : start + batch_size]
+            with _fitting_threads(vlm.model):
+                texts = _generate(vlm, prompt, grid, [p for _, p in batch], max_new_tokens)
+            for (i, _), text in zip(batch, texts, strict=True):
+                answers[i] = text
+    return answers
+
+
+def _preprocess(vlm: VLM, image: Image.Image) -> tuple[Patches, Grid]:
+    inputs = vlm.image_processor(images=[image.convert("RGB")], return_tensors="np")
+    t, h, w = (int(n) for n in inputs["image_grid_thw"][0])
+    return inputs["pixel_values"], (t, h, w)
+
+
+def _prompt(vlm: VLM, question: str, grid: Grid) -> list[int]:
+    """Token ids of one image and the question, one placeholder for each merged patch."""
+    content = [{"type": "image"}, {"type": "text", "text": question}]
+    text = vlm.tokenizer.apply_chat_template(
+        [{"role": "user", "content": content}], add_generation_prompt=True, tokenize=False
+    )
+    image = vlm.model.config.image_token_id
+    merged = int(np.prod(grid)) // vlm.model.config.vision_config.spatial_merge_size**2
+    prompt: list[int] = []
+    for token in vlm.tokenizer(text, add_special_tokens=False)["input_ids"]:
+        prompt.extend([token] * (merged if token == image else 1))
+    return prompt
+
+
+def _generate(
+    vlm: VLM, prompt: list[int], grid: Grid, patches: list[Patches], max_new_tokens: int
+) -> list[str]:
+    """Answers to one prompt about several images of one grid; equal prompts need no padding."""
+    import torch
+
+    n, device = len(patches), vlm.model.device
+    ids = torch.tensor([prompt], device=device).expand(n, -1).contiguous()
+    with torch.inference_mode():
+        output = vlm.model.generate(
+            input_ids=ids,
+            attention_mask=torch.ones_like(ids),
+            # Marks image tokens (1) among text (0): M-RoPE places them by rows and columns.
+            mm_token_type_ids=(ids == vlm.model.config.image_token_id).int(),
+            pixel_values=torch.from_numpy(np.concatenate(patches)).to(device),
+            image_grid_thw=torch.tensor([grid], device=device).expand(n, -1),
+            max_new_tokens=max_new_tokens,
+            do_sample=False,
+            use_cache=True,
+            pad_token_id=_pad_token(vlm.tokenizer),
+        )
+    texts = vlm.tokenizer.batch_decode(output[:, len(prompt) :], skip_special_tokens=True)
+    return [text.strip() for text in texts]
+
+
+@contextmanager
+def _fitting_threads(model: Any) -> Iterator[None]:
+    """One thread for a small model: its operations are too short to share.
+
+    On a busy machine the threads of the bundled model waited for each other 14 times as long as
+    one thread takes for the whole work.
+    """
+    import torch
+
+    before = torch.get_num_threads()
+    if sum(p.numel() for p in model.parameters()) < SMALL_MODEL:
+        torch.set_num_threads(1)
+    try:
+        yield
+    finally:
+        torch.set_num_threads(before)
+
+
+def _pad_token(tokenizer: Any) -> int:
+    return tokenizer.eos_token_id if tokenizer.pad_token_id is None else tokenizer.pad_token_id
+
+
+def need_torch() -> tuple[ModuleType, ModuleType]:
+    """torch and peft.
+
+    Raises:
+        UserError: one of them is not installed.
+    """
+    return _need("torch"), _need("peft")
+
+
+def _need(package: str) -> ModuleType:
+    try:
+        return importlib.import_module(package)
+    except ImportError as error:
+        raise UserError(
+            f"asking the model needs {package}: pip install 'jax-unlearn[torch]'"
+        ) from error
+
+
+def _directory(path: str | Path, member: str) -> Path:
+    folder = Path(path)
+    if not (folder / member).is_file():
+        raise UserError(f"{folder}: no {member} there; give the directory that holds it")
+    return folder
+
+
+def _first_line(error: Exception) -> str:
+    return (str(error).strip() or type(error).__name__).splitlines()[0]

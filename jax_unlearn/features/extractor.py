@@ -1,0 +1,254 @@
+"""Images → the rows at the taps, in one pass of the frozen tower."""
+
+import gc
+import hashlib
+import time
+from collections.abc import Collection, Iterable, Iterator, Sequence
+from concurrent.futures import Future, ThreadPoolExecutor
+from math import prod
+
+import jax
+import numpy as np
+from flax import nnx
+from jax import Array
+from jax.sharding import Mesh
+from jaxtyping import Float, Int
+from PIL import Image
+from rich.console import Console
+
+from jax_unlearn.data.batches import PATCHES, Batch, Item, Pool, together
+from jax_unlearn.data.images import ImageFile, ImageReader
+from jax_unlearn.data.loader import CountPatches, Loaded, PackStep, load
+from jax_unlearn.data.preprocess import Preprocessor
+from jax_unlearn.features.pass_state import Harvest, Taps
+from jax_unlearn.features.samples import Features
+from jax_unlearn.features.streaming import Gathering
+from jax_unlearn.features.throughput import Work, ready_at, usual_workers
+from jax_unlearn.features.token_owners import Step
+from jax_unlearn.features.tower_pass import image_means, place_tower, tap_rows
+from jax_unlearn.models.qwen3_vision.packing import PackedPatches, batch_shape, pack
+from jax_unlearn.models.qwen3_vision.tower import Qwen3VisionTower
+from jax_unlearn.runtime import processes
+from jax_unlearn.runtime.errors import UserError
+from jax_unlearn.runtime.mesh import make_mesh, over_data
+from jax_unlearn.runtime.progress import progress_bar
+from jax_unlearn.runtime.snapshots import Stage
+
+
+class Extractor:
+    """Runs the tower over images and keeps the rows at the taps of the named Linears.
+
+    Args:
+        mesh: the devices of this process; one, if not given.
+        workers: processes that decode and pack images; if not given see `usual_workers`.
+        seed: of the order in which images come.
+        patches: of a batch, a power of two.
+        on_device: whether rows are averaged and summed where they are, in float32, and not on the
+            host in float64; if not given, wherever that is not a CPU.
+    """
+
+    def __init__(
+        self,
+        tower: Qwen3VisionTower,
+        preprocessor: Preprocessor,
+        names: Sequence[str],
+        mesh: Mesh | None = None,
+        workers: int | None = None,
+        seed: int = 0,
+        patches: int = PATCHES,
+        on_device: bool | None = None,
+    ) -> None:
+        self.config = tower.config
+        self.preprocessor = preprocessor
+        self.names = tuple(names)
+        self.mesh = mesh or make_mesh("data=1")
+        self.devices = self.mesh.devices.size
+        self.workers = workers
+        self.seed, self.patches = seed, patches
+        self.on_device = jax.default_backend() != "cpu" if on_device is None else on_device
+        self.graphdef, state = nnx.split(tower)
+        self.state = place_tower(state, self.mesh)
+        # Of all passes, also of those that went on where nothing was left to do.
+        self.planned: set[tuple[int, int]] = set()
+        self.work = Work()
+        # When the devices have done the step that they were given last.
+        self.ready: Future[float] | None = None
+        self.watch = ThreadPoolExecutor(1)
+
+    def extract(
+        self,
+        files: Sequence[ImageFile],
+        reader: ImageReader,
+        description: str,
+        console: Console,
+        tokens: Collection[str] = (),
+        gathering: Gathering | None = None,
+        keep: Collection[ImageFile] | None = None,
+        stage: Stage | None = None,
+    ) -> Features:
+        """One pass over the files, each process over its part; rows come in the files' order.
+
+        Args:
+            tokens, gathering, keep: see `Harvest`.
+            stage: to go on from, and to save to.
+
+        Raises:
+            UserError: no file could be read; or one could not and the reader is strict.
+        """
+        stage = stage or Stage()
+        harvest = Harvest(files, self.names, tokens, keep, gathering)
+        steps = self.plan(harvest, reader)
+        if saved := stage.load():
+            if saved.facts["plan"] != harvest.plan:
+                raise UserError(
+                    f"{files[0].path.parent}: some images could be read then and not now, or "
+                    "otherwise; mend that, or begin again with --overwrite alone"
+                )
+            harvest.restore(saved)
+            self.report(harvest, reader)
+        with progress_bar(console) as bar:
+            task = bar.add_task(description, total=images_in(steps))
+            bar.advance(task, images_in(steps[: harvest.steps]))
+            for batches in self.run(harvest, steps[harvest.steps :], reader):
+                bar.advance(task, images_in([batches]))
+                stage.step(harvest.snapshot)
+        stage.done(harvest.snapshot)
+        # Grain's iterator refers to itself, and so keeps the shared memory that it gave last.
+        gc.collect()
+        harvest.share()
+        self.report(harvest, reader)
+        if not harvest.rows:
+            some = f"its {len(files)} images"
+            if keep is not None:
+                some = f"the {len(keep)} images that --keep-means drew"
+            raise UserError(f"{files[0].path.parent}: none of {some} can be read")
+        return harvest.features()
+
+    def extract_image(self, image: Image.Image) -> Taps:
+        """The taps of one image that is no file (the blank one), in a shape of the passes before.
+
+        The smallest that holds it, so that nothing compiles; else one of its own.
+        """
+        pixels, grid = self.preprocessor(image)
+        merge = self.config.spatial_merge_size
+        fitting = [shape for shape in self.planned if shape[1] >= len(pixels)]
+        own = batch_shape([len(pixels)], merge**2, self.config.one_row)
+        rows, length = min(fitting, key=lambda shape: (prod(shape), shape), default=own)
+        side = self.config.table_side
+        packed, slots = pack(pixels, grid, merge=merge, side=side, rows=rows, length=length)
+        whole = jax.tree.map(lambda x: np.concatenate([x] * self.devices), packed)
+        step = self.step([Batch([Item(0, len(pixels))], rows, length)], [slots], {})
+        return next(step.images(self.tower(whole), {}))[1]
+
+    def plan(self, harvest: Harvest, reader: ImageReader) -> list[list[Batch]]:
+        """This process's batches, one for each device in each step, from the images' sizes."""
+        files = harvest.files
+        order = np.random.default_rng(self.seed).permutation(len(files))
+        mine = order[processes.index() :: processes.count()].tolist()
+        config = self.config
+        pool = Pool(self.patches, config.spatial_merge_size**2, config.one_row)
+        sizes = load([files[i] for i in mine], CountPatches(self.preprocessor), workers=0)
+
+        def batches() -> Iterator[Batch]:
+            for index, size in zip(mine, sizes, strict=True):
+                if isinstance(size, str):
+                    harvest.skipped[index] = size
+                else:
+                    yield from pool.add(Item(index, size))
+            yield from pool.rest()
+
+        steps = list(together(batches(), self.devices))
+        self.planned |= {(batch.rows, batch.length) for step in steps for batch in step}
+        planned = [[(i.index, i.patches) for b in batch for i in b.items] for batch in steps]
+        harvest.plan = hashlib.sha256(repr(planned).encode()).hexdigest()
+        self.report(harvest, reader)
+        return steps
+
+    def report(self, harvest: Harvest, reader: ImageReader) -> None:
+        for index in sorted(harvest.skipped):
+            reader.skip(harvest.files[index], harvest.skipped[index])
+
+    def run(
+        self, harvest: Harvest, steps: Sequence[list[Batch]], reader: ImageReader
+    ) -> Iterator[list[Batch]]:
+        """The tower on each step; its images are in the harvest when it is given."""
+        begun = time.perf_counter()
+        config = self.config
+        packing = PackStep(
+            harvest.files,
+            self.preprocessor,
+            config.spatial_merge_size,
+            config.table_side,
+            self.devices,
+        )
+        patches = sum(batch.patches for batches in steps for batch in batches)
+        workers = usual_workers(patches) if self.workers is None else self.workers
+        loaded = self.waiting_for(load(steps, packing, min(workers, len(steps))))
+        for step, taps, means in self.ahead(harvest, steps, loaded):
+            self.work.add(step.batches, self.devices)
+            if harvest.gathering and self.on_device:
+                harvest.gathering.add_step(taps, step.files().ravel())
+            for index, rows in step.images(taps, means):
+                harvest.add(index, rows)
+            if step.failed:
+                harvest.skipped |= step.failed
+                self.report(harvest, reader)
+            harvest.steps += 1
+            self.work.seconds += time.perf_counter() - begun
+            yield list(step.batches)
+            begun = time.perf_counter()
+
+    def waiting_for(self, loaded: Iterable[Loaded]) -> Iterator[Loaded]:
+        """The same, with the time that the devices wait for it to come."""
+        begun = time.perf_counter()
+        for step in loaded:
+            if self.ready is None or self.ready.done():
+                idle = max(begun, self.ready.result()) if self.ready else begun
+                self.work.waited += max(0.0, time.perf_counter() - idle)
+            yield step
+            begun = time.perf_counter()
+
+    def ahead(
+        self, harvest: Harvest, steps: Iterable[list[Batch]], loaded: Iterable[Loaded]
+    ) -> Iterator[tuple[Step, dict[str, Array], dict[str, Array]]]:
+        """(Step, its taps, means of some) when the next one is on the devices.
+
+        These so never wait for the host.
+        """
+        before = None
+        for batches, (packed, slots, failed) in zip(steps, loaded, strict=True):
+            step, taps = self.step(batches, slots, failed), self.tower(packed)
+            now = step, taps, self.means(harvest, step, taps)
+            if before:
+                yield before
+            before = now
+        if before:
+            yield before
+
+    def step(
+        self,
+        batches: Sequence[Batch],
+        slots: Sequence[Int[np.ndarray, " patches"]],
+        failed: dict[int, str],
+    ) -> Step:
+        block = self.config.spatial_merge_size**2
+        return Step(batches, slots, failed, self.devices, block)
+
+    def tower(self, packed: PackedPatches) -> dict[str, Float[Array, "n d_in"]]:
+        """The taps of a batch for each device, one after another; does not wait for them."""
+        placed = jax.device_put(packed, over_data(self.mesh))
+        taps = tap_rows(self.graphdef, self.state, placed, self.names, self.mesh)
+        self.ready = self.watch.submit(ready_at, taps)
+        return taps
+
+    def means(self, harvest: Harvest, step: Step, taps: dict[str, Array]) -> dict[str, Array]:
+        """Of those taps of which the host needs no more, if they are taken on the devices."""
+        some = {name: x for name, x in taps.items() if not harvest.needs_tokens(name)}
+        if not self.on_device or not some:
+            return {}
+        owner = jax.device_put(step.items.ravel(), over_data(self.mesh))
+        return image_means(some, owner, images=step.most_images, mesh=self.mesh)
+
+
+def images_in(steps: Iterable[Sequence[Batch]]) -> int:
+    return sum(len(batch.items) for batches in steps for batch in batches)

@@ -1,0 +1,125 @@
+"""Rows of features, the images that they belong to, and which images are alike."""
+
+from collections.abc import Sequence
+from dataclasses import dataclass, field, replace
+
+import numpy as np
+from jaxtyping import Bool, Float, Int
+
+from jax_unlearn.data.images import ImageFile
+from jax_unlearn.data.prompts import Prompt
+from jax_unlearn.features.statistics import Statistics
+from jax_unlearn.models.qwen3_vision.config import LINEARS
+
+
+@dataclass(frozen=True)
+class Tap:
+    """Rows at the input of a Linear: one a token, or one an image (the mean of its tokens).
+
+    x: [rows, D_in] float32; image: [rows] which image a row belongs to, ascending without a gap.
+    """
+
+    x: Float[np.ndarray, "rows d_in"]
+    image: Int[np.ndarray, " rows"]
+
+    @classmethod
+    def of(cls, images: Sequence[Float[np.ndarray, "_ d_in"]]) -> "Tap":
+        """From the rows of each image."""
+        counts = [len(rows) for rows in images]
+        return cls(np.concatenate(images), np.repeat(np.arange(len(images)), counts))
+
+    def image_means(self) -> "Tap":
+        means = image_means(self.x, self.image)
+        return Tap(means, np.arange(len(means)))
+
+
+def ends_merger(linear: str) -> bool:
+    """Whether a Linear is its Merger's last: its mean output is then its output on the mean row."""
+    return linear.endswith(f".{LINEARS[-1]}")
+
+
+Sample = ImageFile | Prompt
+
+
+@dataclass(frozen=True)
+class Features:
+    """What is kept of some samples at each tap, by the names of the Linears.
+
+    taps: rows. Those of a Merger's last Linear hold one an image, unless its linear_fc1 is adapted
+    and the rows of the loss are tokens; before a GELU it is always tokens. statistics: of the rows
+    of the loss, for each path whose change is linear; with `select="held_out"` of the images to fit
+    and those to choose by apart. choosing: which images the latter are, None otherwise.
+    """
+
+    files: tuple[Sample, ...]
+    taps: dict[str, Tap]
+    statistics: dict[str, tuple[Statistics, ...]] = field(default_factory=dict)
+    choosing: Bool[np.ndarray, " n"] | None = None
+
+    @property
+    def labels(self) -> np.ndarray:
+        return np.array([file.label for file in self.files])
+
+    def image_means(self) -> "Features":
+        """One row an image wherever the mean row gives the mean output."""
+        taps = {
+            name: tap.image_means() if ends_merger(name) else tap for name, tap in self.taps.items()
+        }
+        return replace(self, taps=taps)
+
+    def choosing_rows(self, name: str) -> Bool[np.ndarray, " rows"]:
+        """Which rows of a tap are of images to choose by."""
+        assert self.choosing is not None
+        return self.choosing[self.taps[name].image]
+
+    def mean(self, name: str) -> Float[np.ndarray, " d_in"]:
+        """Over all rows of the loss at one tap."""
+        if name in self.statistics:
+            parts = self.statistics[name]
+            total = sum(part.total for part in parts) / sum(part.count for part in parts)
+            return np.asarray(total, np.float32)
+        return self.taps[name].x.mean(axis=0, dtype=np.float64).astype(np.float32)
+
+
+def images(features: Features) -> list[ImageFile]:
+    """The samples that are images."""
+    return [sample for sample in features.files if isinstance(sample, ImageFile)]
+
+
+def image_means(
+    x: Float[np.ndarray, "rows d"], image: Int[np.ndarray, " rows"]
+) -> Float[np.ndarray, "n d"]:
+    """Mean of each image's rows; `image` counts 0, 0, …, 1, … without a gap."""
+    starts = np.searchsorted(image, np.arange(image[-1] + 1))
+    sums = np.add.reduceat(x, starts, axis=0, dtype=np.float64)
+    return (sums / np.bincount(image)[:, None]).astype(np.float32)
+
+
+@dataclass(frozen=True)
+class Sides:
+    """Features of the samples to forget and to preserve."""
+
+    forget: Features
+    preserve: Features
+
+    def image_means(self) -> "Sides":
+        return Sides(self.forget.image_means(), self.preserve.image_means())
+
+    @property
+    def files(self) -> tuple[Sample, ...]:
+        """All samples, those to forget first."""
+        return self.forget.files + self.preserve.files
+
+    @property
+    def is_forget(self) -> Bool[np.ndarray, " n"]:
+        """Which of `files` are to be forgotten."""
+        return np.arange(len(self.files)) < len(self.forget.files)
+
+    @property
+    def labels(self) -> np.ndarray:
+        """Classes of `files`."""
+        return np.concatenate([self.forget.labels, self.preserve.labels])
+
+    def both(self, name: str) -> Float[np.ndarray, "rows d_in"]:
+        """Rows at one tap, forget first."""
+        return np.concatenate([self.forget.taps[name].x, self.preserve.taps[name].x])

@@ -1,0 +1,213 @@
+"""CLIP: a text and an image side, each with a projection into one space of embeddings.
+
+Facts of the architecture: `CLIPModel` in transformers 5.23; OpenCLIP's is the same one.
+"""
+
+from collections.abc import Iterable
+from dataclasses import dataclass
+from functools import partial
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+from flax import nnx
+from jax import Array
+from jaxtyping import Bool, Float, Int
+
+from jax_unlearn.models.clip.encoders import ClipText, ClipTextConfig, ClipVision, ClipVisionConfig
+from jax_unlearn.models.layers import adapted, matmul_precision
+from jax_unlearn.models.lora import LoraAdapter
+from jax_unlearn.models.tower_jit import tower_jit
+
+# The Linears that an adapter may change.
+LINEARS = ("text_projection", "visual_projection")
+# What configs said before transformers knew CLIP's end-of-text token (its PR #24773).
+OLD_EOS = 2
+
+
+@dataclass(frozen=True)
+class ClipConfig:
+    """The model's shape. E, the width of an embedding, is `projection_dim`."""
+
+    text: ClipTextConfig
+    vision: ClipVisionConfig
+    projection_dim: int
+    dtype: str = "float32"
+
+
+@jax.tree_util.register_dataclass
+@dataclass(frozen=True)
+class ClipFeatures:
+    """What one side makes of n inputs.
+
+    last_hidden_state: as HF returns it, the text's after `final_layer_norm`, the image's before
+    `post_layernorm`. embeds: the projection's output, not normalised. taps: the projection's input,
+    by its name (`text_projection` or `visual_projection`).
+    """
+
+    last_hidden_state: Float[Array, "n length d"]
+    embeds: Float[Array, "n e"]
+    taps: dict[str, Float[Array, "n d"]]
+
+
+def eot_positions(input_ids: Int[Array, "n l"], eos_token_id: int) -> Int[Array, " n"]:
+    """Where each text ends: transformers' rule for old configs, and for those of today.
+
+    The first token of a text without that id, as there.
+    """
+    marks = input_ids if eos_token_id == OLD_EOS else input_ids == eos_token_id
+    return marks.argmax(axis=-1)
+
+
+class Clip(nnx.Module):
+    """`encode_text` and `encode_image` take HF's tokenizer's and image processor's arrays."""
+
+    def __init__(self, config: ClipConfig, *, rngs: nnx.Rngs):
+        self.config = config
+        dtype, width = config.dtype, config.projection_dim
+        linear = partial(nnx.Linear, use_bias=False, dtype=dtype, param_dtype=dtype, rngs=rngs)
+        self.text_model = ClipText(config.text, dtype, rngs=rngs)
+        self.vision_model = ClipVision(config.vision, dtype, rngs=rngs)
+        self.text_projection = linear(config.text.hidden_size, width)
+        self.visual_projection = linear(config.vision.hidden_size, width)
+        # Always float32: it is an exponent.
+        self.logit_scale = nnx.Param(jnp.zeros((), jnp.float32))
+
+    def encode_text(
+        self,
+        input_ids: Int[Array | np.ndarray, "n l"],
+        attention_mask: Int[Array | np.ndarray, "n l"]
+        | Bool[Array | np.ndarray, "n l"]
+        | None = None,
+        adapter: LoraAdapter | None = None,
+    ) -> ClipFeatures:
+        """Features of n texts. Each shape compiles once: pad texts to one length.
+
+        Args:
+            input_ids: tokens, concrete.
+            attention_mask: 0 where a token is padding; None where there is none.
+            adapter: low-rank changes of the projections; the other side's has no effect here.
+
+        Raises:
+            ValueError: a text is too long, an id is not of the vocabulary, or the adapter names
+                another Linear.
+        """
+        check_linears(adapter.pairs if adapter else ())
+        ids = np.asarray(input_ids)
+        check_ids(ids, self.config.text)
+        mask = np.ones(ids.shape, bool) if attention_mask is None else np.asarray(attention_mask)
+        graphdef, state = nnx.split(self)
+        return text_forward(graphdef, state, ids.astype(np.int32), mask.astype(bool), adapter)
+
+    def encode_image(
+        self,
+        pixel_values: Float[Array | np.ndarray, "n c h w"],
+        adapter: LoraAdapter | None = None,
+    ) -> ClipFeatures:
+        """Features of n images, [n, channels, image_size, image_size].
+
+        Raises:
+            ValueError: the images are of another size, or the adapter names another Linear.
+        """
+        check_linears(adapter.pairs if adapter else ())
+        config = self.config.vision
+        wanted = (config.num_channels, config.image_size, config.image_size)
+        if pixel_values.shape[1:] != wanted:
+            raise ValueError(f"images are {pixel_values.shape[1:]}, the model's are {wanted}")
+        graphdef, state = nnx.split(self)
+        return image_forward(graphdef, state, pixel_values, adapter)
+
+    def logits(
+        self,
+        text_embeds: Float[Array | np.ndarray, "texts e"],
+        image_embeds: Float[Array | np.ndarray, "images e"],
+    ) -> Float[Array, "texts images"]:
+        """HF's `logits_per_text`: the cosines times exp(logit_scale), in float32."""
+        with matmul_precision("float32"):
+            cosines = normalised(text_embeds) @ normalised(image_embeds).T
+        return cosines * jnp.exp(self.logit_scale[...])
+
+    def linear(self, name: str) -> tuple[Float[np.ndarray, "e d"], Float[np.ndarray, " e"]]:
+        """(weight, bias) of a projection as float32 [E, d] and [E]; the bias is zero.
+
+        Raises:
+            ValueError: there is no projection of that name.
+        """
+        check_linears([name])
+        weight = np.asarray(getattr(self, name).kernel[...], np.float32).T
+        return weight, np.zeros(len(weight), np.float32)
+
+    def text_features(
+        self,
+        input_ids: Int[Array, "n l"],
+        attention_mask: Bool[Array, "n l"],
+        adapter: LoraAdapter | None,
+    ) -> ClipFeatures:
+        """The text side, to be called under jit (see `text_forward`)."""
+        with matmul_precision(self.config.dtype):
+            x = self.text_model(input_ids, attention_mask)
+            ends = eot_positions(input_ids, self.config.text.eos_token_id)
+            return self.project("text_projection", x, x[jnp.arange(len(x)), ends], adapter)
+
+    def image_features(
+        self, pixel_values: Float[Array, "n c h w"], adapter: LoraAdapter | None
+    ) -> ClipFeatures:
+        """The image side, to be called under jit (see `image_forward`)."""
+        with matmul_precision(self.config.dtype):
+            x, pooled = self.vision_model(pixel_values)
+            return self.project("visual_projection", x, pooled, adapter)
+
+    def project(
+        self,
+        name: str,
+        last_hidden_state: Float[Array, "n l d"],
+        tap: Float[Array, "n d"],
+        adapter: LoraAdapter | None,
+    ) -> ClipFeatures:
+        pair, scale = (adapter.pairs.get(name), adapter.scale) if adapter else (None, 0.0)
+        embeds = adapted(getattr(self, name), tap, pair, scale)
+        return ClipFeatures(last_hidden_state, embeds, {name: tap})
+
+
+@tower_jit(0)
+def text_forward(
+    graphdef: nnx.GraphDef[Clip],
+    state: nnx.State,
+    input_ids: Int[Array, "n l"],
+    attention_mask: Bool[Array, "n l"],
+    adapter: LoraAdapter | None,
+) -> ClipFeatures:
+    """The jitted text side, with the module split outside: arrays go in, arrays come out."""
+    return nnx.merge(graphdef, state).text_features(input_ids, attention_mask, adapter)
+
+
+@tower_jit(0)
+def image_forward(
+    graphdef: nnx.GraphDef[Clip],
+    state: nnx.State,
+    pixel_values: Float[Array, "n c h w"],
+    adapter: LoraAdapter | None,
+) -> ClipFeatures:
+    """The same for the image side."""
+    return nnx.merge(graphdef, state).image_features(pixel_values, adapter)
+
+
+def normalised(embeds: Float[Array | np.ndarray, "n e"]) -> Float[Array, "n e"]:
+    """Rows of length 1, in float32."""
+    rows = jnp.asarray(embeds, jnp.float32)
+    return rows / jnp.linalg.norm(rows, axis=-1, keepdims=True)
+
+
+def check_linears(names: Iterable[str]) -> None:
+    """An unknown name would otherwise be a change that is silently left out."""
+    if unknown := sorted(set(names) - set(LINEARS)):
+        raise ValueError(f"CLIP has no Linear {', '.join(unknown)}; it has {[*LINEARS]}")
+
+
+def check_ids(input_ids: Int[np.ndarray, "n l"], config: ClipTextConfig) -> None:
+    """On an accelerator an index out of range is no error."""
+    n, length = input_ids.shape
+    if length > config.max_position_embeddings:
+        raise ValueError(f"texts of {length} tokens; at most {config.max_position_embeddings}")
+    if n and length and not 0 <= input_ids.min() <= input_ids.max() < config.vocab_size:
+        raise ValueError(f"ids are not all in the vocabulary of {config.vocab_size}")

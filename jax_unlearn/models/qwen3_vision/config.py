@@ -1,0 +1,83 @@
+"""VisionConfig: the tower's shape, and the names of its adaptable Linears."""
+
+from collections.abc import Iterable
+from dataclasses import dataclass
+
+import jax
+
+from jax_unlearn.models.attention import Kernel, best_kernel, skips
+
+LINEARS = ("linear_fc1", "linear_fc2")
+
+
+@dataclass(frozen=True)
+class VisionConfig:
+    """The tower's shape. D is `hidden_size`, E is `out_hidden_size`.
+
+    single_linear: each Merger is one Linear on the merged patches, called `linear_fc2`.
+    attention: the kernel, by default the backend's best.
+    """
+
+    depth: int
+    hidden_size: int
+    intermediate_size: int
+    num_heads: int
+    out_hidden_size: int
+    num_position_embeddings: int
+    deepstack_indexes: tuple[int, ...]
+    in_channels: int = 3
+    patch_size: int = 16
+    temporal_patch_size: int = 2
+    spatial_merge_size: int = 2
+    hidden_act: str = "gelu_pytorch_tanh"
+    rope_theta: float = 10_000.0
+    dtype: str = "float32"
+    single_linear: bool = False
+    attention: Kernel | None = None
+
+    @property
+    def kernel(self) -> Kernel:
+        return self.attention or best_kernel(jax.default_backend())
+
+    @property
+    def one_row(self) -> bool:
+        """Whether frames of all sizes share one row (see `attention.skips`)."""
+        return skips(self.kernel)
+
+    @property
+    def patch_dim(self) -> int:
+        return self.in_channels * self.temporal_patch_size * self.patch_size**2
+
+    @property
+    def merged_size(self) -> int:
+        """Width of a merged vector, D_in of every Linear of a Merger."""
+        return self.hidden_size * self.spatial_merge_size**2
+
+    @property
+    def table_side(self) -> int:
+        return int(self.num_position_embeddings**0.5)
+
+    @property
+    def mergers(self) -> tuple[str, ...]:
+        """Names of the paths to the language model: the Merger, then the DeepStack mergers."""
+        deepstack = (f"deepstack_merger_list.{i}" for i in range(len(self.deepstack_indexes)))
+        return ("merger", *deepstack)
+
+    @property
+    def linears(self) -> tuple[str, ...]:
+        """Names of the Linears that an adapter may change."""
+        names = LINEARS[1:] if self.single_linear else LINEARS
+        return tuple(f"{merger}.{name}" for merger in self.mergers for name in names)
+
+    @property
+    def deepstack_by_layer(self) -> tuple[str, ...]:
+        """The DeepStack mergers in the order of the layers that they read."""
+        by_layer = sorted(zip(self.deepstack_indexes, self.mergers[1:], strict=True))
+        return tuple(name for _, name in by_layer)
+
+
+def check_linears(names: Iterable[str], config: VisionConfig) -> None:
+    """An unknown name would otherwise be a change that is silently left out."""
+    if unknown := sorted(set(names) - set(config.linears)):
+        known = sorted(config.linears)
+        raise ValueError(f"the tower has no Linear {', '.join(unknown)}; it has {known}")

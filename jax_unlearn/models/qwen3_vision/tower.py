@@ -1,0 +1,231 @@
+"""The Qwen3-VL vision tower: patches → ViT → Mergers, every feature and tap returned by name.
+
+Facts of the architecture: Qwen3-VL's `Qwen3VLVisionModel` in transformers 5.23. The Mergers use the
+exact (erf) GELU while the blocks' MLPs use the one that the config names, tanh as a rule.
+"""
+
+from collections.abc import Callable
+from dataclasses import dataclass, field
+from functools import partial
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+from flax import nnx
+from jax import Array
+from jaxtyping import Float, Int
+
+from jax_unlearn.models.layers import matmul_precision, stack
+from jax_unlearn.models.lora import LoraAdapter, LoraPair
+from jax_unlearn.models.qwen3_vision.blocks import PatchMerger, VisionBlock, rope_angles
+from jax_unlearn.models.qwen3_vision.config import VisionConfig, check_linears
+from jax_unlearn.models.qwen3_vision.packing import PackedPatches, batch_shape, frame_sizes, pack
+from jax_unlearn.models.tower_jit import tower_jit
+
+# Makes one layer's weights whole where a device holds only a part of them.
+Gather = Callable[[nnx.State], nnx.State]
+
+
+@jax.tree_util.register_dataclass
+@dataclass(frozen=True)
+class VisionFeatures:
+    """Every feature of one pass. Leading axes are [n], or [rows, length] while packed.
+
+    last_hidden_state: output of the last block, [n_patches, D]. outputs: of each of
+    `VisionConfig.mergers`, by its name, [n_merged, E]. taps: input of each adaptable Linear, by its
+    name (`merger.linear_fc2`, …), [n_merged, 4D]. by_layer: the DeepStack mergers in HF's order.
+    """
+
+    last_hidden_state: Float[Array, "*patches d"]
+    outputs: dict[str, Float[Array, "*merged e"]]
+    taps: dict[str, Float[Array, "*merged d_in"]]
+    by_layer: tuple[str, ...] = field(metadata={"static": True})
+
+    @property
+    def pooler_output(self) -> Float[Array, "*merged e"]:
+        """The Merger's output."""
+        return self.outputs["merger"]
+
+    @property
+    def deepstack_features(self) -> tuple[Float[Array, "*merged e"], ...]:
+        """The DeepStack mergers' outputs, shallowest layer first."""
+        return tuple(self.outputs[name] for name in self.by_layer)
+
+
+class Qwen3VisionTower(nnx.Module):
+    """The tower. `tower(pixel_values, grid_thw)` takes the image processor's arrays as they are.
+
+    The blocks' weights are stacked on a leading layer axis and scanned, so that compile time does
+    not grow with depth.
+    """
+
+    def __init__(self, config: VisionConfig, *, rngs: nnx.Rngs):
+        self.config = config
+        linear = partial(nnx.Linear, dtype=config.dtype, param_dtype=config.dtype, rngs=rngs)
+        self.patch_embed = linear(config.patch_dim, config.hidden_size)
+        self.pos_embed = nnx.Embed(
+            config.num_position_embeddings,
+            config.hidden_size,
+            dtype=config.dtype,
+            param_dtype=config.dtype,
+            rngs=rngs,
+        )
+        self.blocks = stack(lambda rngs: VisionBlock(config, rngs=rngs), config.depth, rngs)
+        self.merger = PatchMerger(config, norm_merged=False, rngs=rngs)
+        self.deepstack_merger_list = nnx.List(
+            PatchMerger(config, norm_merged=True, rngs=rngs) for _ in config.deepstack_indexes
+        )
+
+    def __call__(
+        self,
+        pixel_values: Float[Array | np.ndarray, "patches patch"],
+        grid_thw: Int[Array | np.ndarray, "n 3"],
+        adapter: LoraAdapter | None = None,
+    ) -> VisionFeatures:
+        """Features of several images or videos of any size.
+
+        Args:
+            pixel_values: [n_patches, C·tp·p·p], as HF's image processor lays them out.
+            grid_thw: [n, 3] frames, height, width in patches; concrete (it decides the shapes).
+            adapter: low-rank changes of some of the Mergers' Linears.
+
+        Raises:
+            ValueError: the grid does not belong to the patches, or the adapter names a Linear
+                that the tower does not have.
+        """
+        config = self.config
+        check_linears(adapter.pairs if adapter else (), config)
+        grid, merge = np.asarray(grid_thw), config.spatial_merge_size
+        rows, length = batch_shape(frame_sizes(grid), merge**2, config.one_row)
+        packed, slots = pack(
+            np.asarray(pixel_values),
+            grid,
+            merge=merge,
+            side=config.table_side,
+            rows=rows,
+            length=length,
+        )
+        graphdef, state = nnx.split(self)
+        return unpack(forward(graphdef, state, packed, adapter), slots, config)
+
+    def linear(self, name: str) -> tuple[Float[np.ndarray, "e d_in"], Float[np.ndarray, " e"]]:
+        """(weight, bias) of an adaptable Linear by its name, as float32 [out, in] and [out].
+
+        Raises:
+            ValueError: no Merger has a Linear of that name.
+        """
+        check_linears([name], self.config)
+        merger, _, linear = name.rpartition(".")
+        index = merger.rpartition(".")[2]
+        module = self.deepstack_merger_list[int(index)] if index.isdigit() else self.merger
+        kernel, bias = getattr(module, linear).kernel[...], getattr(module, linear).bias[...]
+        return np.asarray(kernel, np.float32).T, np.asarray(bias, np.float32)
+
+    def features(
+        self,
+        packed: PackedPatches,
+        adapter: LoraAdapter | None,
+        gather: Gather = lambda layer: layer,
+    ) -> VisionFeatures:
+        """The forward on packed arrays, to be called under jit (see `forward`).
+
+        gather: called with each layer's weights right before they are used.
+        """
+        with matmul_precision(self.config.dtype):
+            return self._features(packed, adapter, gather)
+
+    def _features(
+        self, packed: PackedPatches, adapter: LoraAdapter | None, gather: Gather
+    ) -> VisionFeatures:
+        x = self.embed(packed)
+        head_dim = self.config.hidden_size // self.config.num_heads
+        angles = rope_angles(jnp.asarray(packed.coordinates), head_dim, self.config.rope_theta)
+        x, levels = self.encode(x, angles, jnp.asarray(packed.segment), gather)
+
+        outputs: dict[str, Array] = {}
+        taps: dict[str, Array] = {}
+        inputs = dict(zip(self.config.mergers, (x, *levels), strict=True))
+        for name, merger in zip(
+            self.config.mergers, (self.merger, *self.deepstack_merger_list), strict=True
+        ):
+            pairs = merger_pairs(adapter, name)
+            scale = adapter.scale if adapter else 0.0
+            outputs[name], inner = merger(inputs[name], pairs, scale)
+            taps |= {f"{name}.{linear}": tap for linear, tap in inner.items()}
+        return VisionFeatures(x, outputs, taps, self.config.deepstack_by_layer)
+
+    def embed(self, packed: PackedPatches) -> Float[Array, "r l d"]:
+        """Patch embedding plus the interpolated positions.
+
+        The checkpoint's Conv3d has a kernel equal to its stride: one product with the flat patch.
+        """
+        table = self.pos_embed.embedding[...]
+        positions = (table[packed.table_index] * packed.table_weight[..., None]).sum(axis=2)
+        x = self.patch_embed(jnp.asarray(packed.patches))
+        return x + positions.astype(x.dtype)
+
+    def encode(
+        self,
+        x: Float[Array, "r l d"],
+        angles: Float[Array, "r l head_dim"],
+        segment: Int[Array, "r l"],
+        gather: Gather,
+    ) -> tuple[Float[Array, "r l d"], list[Float[Array, "r l d"]]]:
+        """All blocks; also the hidden states that the DeepStack mergers read."""
+        graphdef, layers = nnx.split(self.blocks)
+        indexes = self.config.deepstack_indexes
+        spare = len(indexes)
+        slot = np.full(self.config.depth, spare)
+        slot[list(indexes)] = np.arange(spare)
+
+        def layer(
+            carry: tuple[Array, Array], xs: tuple[nnx.State, Array]
+        ) -> tuple[tuple[Array, Array], None]:
+            x, levels = carry
+            weights, slot = xs
+            x = nnx.merge(graphdef, gather(weights))(x, angles, segment)
+            # Every layer writes its output; those that nobody reads share the spare slot.
+            return (x, jax.lax.dynamic_update_index_in_dim(levels, x, slot, 0)), None
+
+        levels = jnp.zeros((spare + 1, *x.shape), x.dtype)
+        (x, levels), _ = jax.lax.scan(layer, (x, levels), (layers, jnp.asarray(slot)))
+        return x, list(levels[:spare])
+
+
+def merger_pairs(adapter: LoraAdapter | None, merger: str) -> dict[str, LoraPair]:
+    """The adapter's pairs that belong to one Merger, by the Linear's own name."""
+    pairs = adapter.pairs if adapter else {}
+    return {
+        name.removeprefix(f"{merger}."): pair
+        for name, pair in pairs.items()
+        if name.startswith(f"{merger}.")
+    }
+
+
+@tower_jit(0)
+def forward(
+    graphdef: nnx.GraphDef[Qwen3VisionTower],
+    state: nnx.State,
+    packed: PackedPatches,
+    adapter: LoraAdapter | None,
+) -> VisionFeatures:
+    """The jitted forward, with the module split outside: arrays go in, arrays come out."""
+    return nnx.merge(graphdef, state).features(packed, adapter)
+
+
+def unpack(
+    features: VisionFeatures, slots: Int[np.ndarray, " patches"], config: VisionConfig
+) -> VisionFeatures:
+    """Packed features back in the order of the input patches, padding dropped."""
+    block = config.spatial_merge_size**2
+    merged_slots = slots[::block] // block
+
+    def gather(x: Float[Array, "r l w"], index: np.ndarray) -> Float[Array, "n w"]:
+        return x.reshape(-1, x.shape[-1])[index]
+
+    return VisionFeatures(
+        gather(features.last_hidden_state, slots),
+        {name: gather(x, merged_slots) for name, x in features.outputs.items()},
+        {name: gather(x, merged_slots) for name, x in features.taps.items()},
+        features.by_layer,
+    )

@@ -1,0 +1,144 @@
+"""LinearProblem: one adapted Linear, on its rows or on their statistics."""
+
+from dataclasses import dataclass, replace
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+from jax import Array
+from jaxtyping import Float, Float64
+
+from jax_unlearn.features.gram import factor, gram
+from jax_unlearn.features.statistics import Rows, Statistics
+from jax_unlearn.models.lora import LoraAdapter, LoraPair
+from jax_unlearn.objective.loss import LossWeights, Part, Problem, three_terms
+from jax_unlearn.objective.norms import missed_norm, narrow, product_norm
+from jax_unlearn.objective.targets import Target
+
+
+@jax.tree_util.register_dataclass
+@dataclass(frozen=True)
+class LinearProblem:
+    """What one adapted Linear must forget and keep.
+
+    forget: X_f [n_f, D_in]; residual: R = T − X_f Wᵀ − b [n_f, E], constant because only Δ is
+    trained; preserve: X_p [n_p, D_in]. All float32. forget_rows and preserve_rows: how many rows
+    there were before `statistics.compress`, for the mean reduction.
+    """
+
+    forget: Float[Array | np.ndarray, "n_f d_in"]
+    residual: Float[Array | np.ndarray, "n_f e"]
+    preserve: Float[Array | np.ndarray, "n_p d_in"]
+    forget_rows: float | Float[Array, ""]
+    preserve_rows: float | Float[Array, ""]
+
+    @property
+    def shape(self) -> tuple[int, int]:
+        """(E, D_in)."""
+        return self.residual.shape[1], self.forget.shape[1]
+
+    def shapes(self, name: str) -> dict[str, tuple[int, int]]:
+        """The key is the Linear's own name."""
+        return {name: self.shape}
+
+    def terms(
+        self, name: str, adapter: LoraAdapter, weights: LossWeights
+    ) -> Float[Array, " terms"]:
+        """The weighted terms, in the order of TERMS."""
+        pair, rows = adapter.pairs[name], (self.forget_rows, self.preserve_rows)
+        pair = jax.tree.map(jnp.asarray, pair)
+        forget, preserve = (
+            adapter.scale * narrow(jnp.asarray(x), pair.a) for x in (self.forget, self.preserve)
+        )
+        missed = missed_norm(forget, pair.b, jnp.asarray(self.residual))
+        moved = product_norm(LoraPair(preserve.T, pair.b))
+        return three_terms(missed, moved, [pair], rows, weights)
+
+
+def linear_problem(
+    weight: Float[Array | np.ndarray, "e d_in"],
+    bias: Float[Array | np.ndarray, " e"] | float,
+    forget: Float[Array | np.ndarray, "n_f d_in"],
+    target: Float[Array | np.ndarray, "n_f e"],
+    preserve: Float[Array | np.ndarray, "n_p d_in"],
+) -> LinearProblem:
+    """A problem from the Linear's own arrays, in torch's layout, and the neutral target T."""
+    with jax.default_matmul_precision("highest"):
+        residual = jnp.asarray(target) - (jnp.asarray(forget) @ jnp.asarray(weight).T + bias)
+    rows = float(len(forget)), float(len(preserve))
+    return LinearProblem(jnp.asarray(forget), residual, jnp.asarray(preserve), *rows)
+
+
+def linear_part(
+    weight: Float[np.ndarray, "e d_in"],
+    bias: Float[np.ndarray, " e"],
+    forget: Statistics,
+    target: Target,
+    preserve: Statistics,
+) -> LinearProblem:
+    """The problem of a Linear, from its own arrays in torch's layout, on as few rows as carry it.
+
+    The target is by image, so any of them will do, and any seed of it.
+    """
+    rows = forget.stand_in()
+    arrays = (rows.x, residual_of(rows, target, weight, bias), preserve.stand_in().x)
+    x_f, r, x_p = (jnp.asarray(array.astype(np.float32)) for array in arrays)
+    return _compress(LinearProblem(x_f, r, x_p, float(forget.count), float(preserve.count)))
+
+
+def residual_of(
+    rows: Rows,
+    target: Target,
+    weight: Float[np.ndarray, "e d_in"],
+    bias: Float[np.ndarray, " e"],
+) -> Float64[np.ndarray, "m e"]:
+    """T − X Wᵀ − b of rows after their change."""
+    residual = rows.ones[:, None] * target.constant[rows.image].astype(np.float64)
+    if target.scaled is not None:
+        residual += rows.norms[:, None] * target.scaled[rows.image]
+    if not target.own:
+        residual -= rows.x @ weight.T.astype(np.float64) + np.outer(rows.ones, bias)
+    return residual
+
+
+def compress(problem: Problem) -> dict[str, Part]:
+    """The same problem on at most D_in + E forget and D_in preserve rows of each Linear.
+
+    The loss and its gradient agree with the original's to float32 rounding, which in the gradient
+    of a change that misses the target by a share ε is that over ε; the number of original rows is
+    kept for the mean reduction. Other parts keep their rows: they do not combine where a
+    GELU lies between the change and the output.
+    """
+    return {
+        name: _compress(part) if isinstance(part, LinearProblem) else part
+        for name, part in problem.items()
+    }
+
+
+def _compress(linear: LinearProblem) -> LinearProblem:
+    e, d_in = linear.shape
+    if len(linear.forget) > d_in + e:
+        both = factor(gram(linear.forget, linear.residual))
+        forget, residual = np.split(both.astype(np.float32), [d_in], axis=1)
+        linear = replace(linear, forget=jnp.asarray(forget), residual=jnp.asarray(residual))
+    if len(linear.preserve) > d_in:
+        preserve = factor(gram(linear.preserve)).astype(np.float32)
+        linear = replace(linear, preserve=jnp.asarray(preserve))
+    return linear
+
+
+def describe(problem: Problem) -> dict[str, dict[str, str]]:
+    """Which rows each Linear is trained on, to forget and to preserve."""
+
+    def form(rows: int, original: float | Float[Array, ""]) -> str:
+        asked = int(original)
+        return f"{asked} rows" if rows == asked else f"{rows} rows in place of {asked}"
+
+    return {
+        name: {
+            "forget": form(len(part.forget), part.forget_rows),
+            "preserve": form(len(part.preserve), part.preserve_rows),
+        }
+        for name, part in problem.items()
+        if isinstance(part, LinearProblem)
+    }

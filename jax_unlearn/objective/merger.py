@@ -1,0 +1,181 @@
+"""The part of a Merger whose linear_fc1 is adapted, alone or with linear_fc2.
+
+The GELU lies between the change and the output, so the rest of the Merger runs in the loss. With
+the tap X of linear_fc1 and the pairs' Δ1 and Δ2 (zero where linear_fc2 is left alone):
+
+    P = X W1ᵀ + b1    H = GELU(P)    H' = GELU(P + X Δ1ᵀ)    change = (H' − H) W2ᵀ + H' Δ2ᵀ
+
+P and H are constants. Written as a difference, and not as new output minus old, the change of an
+adapter that changes nothing is exactly zero, and the preserve term starts at zero.
+"""
+
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+from jax import Array
+from jaxtyping import Bool, Float, Int
+
+from jax_unlearn.models.lora import LoraAdapter, LoraPair, lora_delta
+from jax_unlearn.models.qwen3_vision.config import LINEARS
+from jax_unlearn.objective.loss import LossWeights, three_terms
+from jax_unlearn.objective.norms import safe_norm
+
+FIRST, LAST = LINEARS
+
+
+@jax.tree_util.register_dataclass
+@dataclass(frozen=True)
+class MergerTokens:
+    """Some images' tokens in one Merger, and the rows that the loss is taken over; float32.
+
+    x: X [t, D_in]; before: P [t, H]; hidden: H [t, H]. row: which row each token belongs to,
+    ascending, or None where each token is a row. mean: [n, H] the mean of H over each row's tokens;
+    count: how many tokens each row has.
+    """
+
+    x: Float[Array, "t d_in"]
+    before: Float[Array, "t h"]
+    hidden: Float[Array, "t h"]
+    row: Int[Array, " t"] | None
+    mean: Float[Array, "n h"]
+    count: Float[Array, " n"]
+
+    def change(
+        self,
+        pairs: Mapping[str, LoraPair],
+        scale: float,
+        weight: Float[Array | np.ndarray, "e h"],
+    ) -> Float[Array, "n e"]:
+        """How the adapter changes the rows' mean output.
+
+        linear_fc2 is linear, so the mean over tokens is taken before it: rows are fewer.
+
+        Args:
+            pairs: of linear_fc1, and of linear_fc2 if it is adapted, by these names.
+            weight: W2.
+        """
+        with jax.default_matmul_precision("highest"):
+            moved = gelu_change(self.before, self.hidden, lora_delta(self.x, pairs[FIRST], scale))
+            if self.row is not None:
+                moved = row_means(moved, self.row, self.count)
+            change = moved @ weight.T
+            if LAST in pairs:
+                change += lora_delta(self.mean + moved, pairs[LAST], scale)
+        return change
+
+    def take(self, rows: Bool[np.ndarray, " n"]) -> "MergerTokens":
+        """The tokens of some of the rows."""
+        row = np.arange(len(rows)) if self.row is None else np.asarray(self.row)
+        kept = rows[row]
+        x, before, hidden = self.x[kept], self.before[kept], self.hidden[kept]
+        if self.row is None:
+            return MergerTokens(x, before, hidden, None, hidden, self.count[rows])
+        renumbered = jnp.asarray((np.cumsum(rows) - 1)[row[kept]])
+        return MergerTokens(x, before, hidden, renumbered, self.mean[rows], self.count[rows])
+
+
+def merger_tokens(
+    weight: Float[Array | np.ndarray, "h d_in"],
+    bias: Float[Array | np.ndarray, " h"],
+    x: Float[Array | np.ndarray, "t d_in"],
+    row: Int[np.ndarray, " t"] | None = None,
+) -> MergerTokens:
+    """The constants of tokens, from linear_fc1's arrays in torch's layout and its tap.
+
+    row: which row each token belongs to, 0, 0, …, 1, … without a gap; by default each is its own.
+    """
+    x = jnp.asarray(x)
+    with jax.default_matmul_precision("highest"):
+        before = x @ jnp.asarray(weight).T + bias
+    hidden = gelu(before)
+    if row is None:
+        return MergerTokens(x, before, hidden, None, hidden, jnp.ones(len(x)))
+    count = jnp.asarray(np.bincount(row), jnp.float32)
+    index = jnp.asarray(row)
+    return MergerTokens(x, before, hidden, index, row_means(hidden, index, count), count)
+
+
+def gelu(x: Float[Array, "..."]) -> Float[Array, "..."]:
+    """The Mergers' GELU: the exact one, by erf."""
+    return jax.nn.gelu(x, approximate=False)
+
+
+def gelu_change(
+    x: Float[Array, "*n"], before: Float[Array, "*n"], step: Float[Array, "*n"]
+) -> Float[Array, "*n"]:
+    """GELU(x + step) − before, where before = GELU(x): exactly zero where the step is.
+
+    Two programs may round the same GELU differently, which would leave noise there. The derivative
+    is that of the GELU everywhere.
+    """
+    change = gelu(x + step) - before
+    return change - jax.lax.stop_gradient(jnp.where(step == 0, change, 0.0))
+
+
+def row_means(
+    x: Float[Array, "t h"], row: Int[Array, " t"], count: Float[Array, " n"]
+) -> Float[Array, "n h"]:
+    """Mean of each row's tokens."""
+    sums = jax.ops.segment_sum(x, row, len(count), indices_are_sorted=True)
+    return sums / count[:, None]
+
+
+@jax.tree_util.register_dataclass
+@dataclass(frozen=True)
+class MergerProblem:
+    """What one Merger must forget and keep; its key in a problem is the Merger's name.
+
+    residual: R = T − Y_f [n_f, E], Y_f the original rows' mean output; weight: W2 [E, H]. linears:
+    those adapted, linear_fc1 or both.
+    """
+
+    forget: MergerTokens
+    residual: Float[Array, "n_f e"]
+    preserve: MergerTokens
+    weight: Float[Array, "e h"]
+    linears: tuple[str, ...] = field(metadata={"static": True})
+
+    def shapes(self, name: str) -> dict[str, tuple[int, int]]:
+        """(E, D_in) of each adapted Linear, by its full name."""
+        hidden, (e, _) = self.forget.before.shape[1], self.weight.shape
+        shapes = {FIRST: (hidden, self.forget.x.shape[1]), LAST: (e, hidden)}
+        return {f"{name}.{linear}": shapes[linear] for linear in self.linears}
+
+    def terms(
+        self, name: str, adapter: LoraAdapter, weights: LossWeights
+    ) -> Float[Array, " terms"]:
+        """The weighted terms, in the order of `objective.TERMS`."""
+        pairs = {linear: adapter.pairs[f"{name}.{linear}"] for linear in self.linears}
+        missed = self.residual - self.forget.change(pairs, adapter.scale, self.weight)
+        moved = self.preserve.change(pairs, adapter.scale, self.weight)
+        rows = float(len(missed)), float(len(moved))
+        norms = safe_norm(missed), safe_norm(moved)
+        return three_terms(*norms, pairs.values(), rows, weights)
+
+    def take(
+        self, forget: Bool[np.ndarray, " n_f"], preserve: Bool[np.ndarray, " n_p"]
+    ) -> "MergerProblem":
+        """The problem on some of the rows."""
+        tokens = self.forget.take(forget), self.preserve.take(preserve)
+        return MergerProblem(tokens[0], self.residual[forget], tokens[1], self.weight, self.linears)
+
+
+def merger_problem(
+    weight: Float[Array | np.ndarray, "e h"],
+    bias: Float[Array | np.ndarray, " e"],
+    forget: MergerTokens,
+    target: Float[Array | np.ndarray, "n_f e"],
+    preserve: MergerTokens,
+    linears: tuple[str, ...] = (FIRST,),
+) -> MergerProblem:
+    """A problem from linear_fc2's arrays in torch's layout, tokens, and the neutral target T.
+
+    linears: those to adapt, linear_fc1 or both. For linear_fc2 alone, `linear_problem` is faster.
+    """
+    w2 = jnp.asarray(weight)
+    with jax.default_matmul_precision("highest"):
+        residual = jnp.asarray(target) - (forget.mean @ w2.T + bias)
+    return MergerProblem(forget, residual, preserve, w2, linears)

@@ -1,0 +1,66 @@
+"""The demo: a run over the bundled model and images."""
+
+from dataclasses import dataclass
+from pathlib import Path
+
+from jax_unlearn.runs.settings.config import RunConfig
+from jax_unlearn.runs.settings.presets import Preset, preset_settings
+from jax_unlearn.runtime.assets import ASSETS, CLIP_ASSETS
+from jax_unlearn.runtime.errors import UserError
+
+
+@dataclass(frozen=True)
+class Demo:
+    """The whole job on the bundled model and images, on CPU, without network."""
+
+    concept: str | None = None
+    """What to forget: a photo (astronaut is the default), a shape, a colour, or a pair; with --clip
+    one of its names ("red triangle" is the default)."""
+    clip: bool = False
+    """Forget a name through the text side of the bundled CLIP."""
+    out: Path = Path("unlearn-demo")
+    """Directory of the run."""
+    preset: Preset = "default"
+    """What works best, or the published scheme."""
+    overwrite: bool = False
+    """Replace --out if it exists."""
+
+
+def demo_config(demo: Demo) -> RunConfig:
+    """The demo is a run over the bundled folders."""
+    if demo.clip:
+        return clip_demo_config(demo)
+    return RunConfig(
+        checkpoint=ASSETS / "checkpoint",
+        forget=ASSETS / "images" / "train",
+        preserve=ASSETS / "images" / "train",
+        forget_held_out=ASSETS / "images" / "test",
+        preserve_held_out=ASSETS / "images" / "test",
+        questions=ASSETS / "questions.json",
+        concept=demo.concept or "astronaut",
+        out=demo.out,
+        overwrite=demo.overwrite,
+        **preset_settings(demo.preset, text=False),
+    )
+
+
+def clip_demo_config(demo: Demo) -> RunConfig:
+    """The same for CLIP: one of the bundled classes' names is forgotten, the others are kept.
+
+    Raises:
+        UserError: no class has that name.
+    """
+    folder = CLIP_ASSETS / "images" / "test"
+    names = sorted(path.name for path in folder.iterdir() if path.is_dir())
+    concept = demo.concept or "red triangle"
+    if concept not in names:
+        raise UserError(f"--concept {concept}: must be one of {', '.join(names)}")
+    return RunConfig(
+        checkpoint=CLIP_ASSETS / "checkpoint",
+        forget_text=(concept,),
+        preserve_text=tuple(name for name in names if name != concept),
+        images=folder,
+        out=demo.out,
+        overwrite=demo.overwrite,
+        **preset_settings(demo.preset, text=True),
+    )

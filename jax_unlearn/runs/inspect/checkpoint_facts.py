@@ -1,0 +1,148 @@
+"""What a checkpoint's tower is, where a LoRA can sit, and what a run will need; headers only."""
+
+import math
+from dataclasses import replace
+from pathlib import Path
+from typing import Any
+
+from jax_unlearn.data.batches import PATCHES
+from jax_unlearn.models.clip.encoders import ClipTextConfig, ClipVisionConfig
+from jax_unlearn.models.qwen3_vision.config import VisionConfig
+from jax_unlearn.runs.inspect.accelerators import find_chips
+from jax_unlearn.runs.inspect.memory_plan import plan
+from jax_unlearn.runtime.errors import UserError
+from porting import is_clip
+from porting.checkpoint import Checkpoint
+from porting.clip import clip_config
+from porting.open_clip import open_clip_weights
+from porting.qwen3_vision import VisionCheckpoint, describe
+
+# An image of one megapixel in patches of 16 × 16, as an example to scale from.
+EXAMPLE_PATCHES = 4096
+
+
+def inspect(
+    directory: Path, chips: str | None = None, dtype: str = "bfloat16", fsdp: int = 1
+) -> dict[str, Any]:
+    """The facts, as a tree of names and numbers.
+
+    Args:
+        chips: accelerators to plan a pass of the tower for, as `plan.find_chips` takes them.
+        dtype: the tower's there.
+        fsdp: how many of them share the blocks' weights.
+
+    Raises:
+        UserError: not a checkpoint of a known family, or nothing can be planned.
+    """
+    if is_clip(directory):
+        if chips:
+            raise UserError("--plan: is for Qwen3 towers; a CLIP runs in batches of 64")
+        return inspect_clip(directory)
+    facts = inspect_tower(directory)
+    if chips:
+        found = find_chips(chips, fsdp)
+        config = replace(describe(directory).config, dtype=dtype, attention=found.kernel)
+        shared = f", fsdp {fsdp}" if fsdp > 1 else ""
+        facts[f"on {chips} in {dtype}{shared}"] = plan(config, found)
+    return facts
+
+
+def inspect_clip(directory: Path) -> dict[str, Any]:
+    """CLIP's facts: two sides, each with a projection that can be adapted."""
+    config = clip_config(directory)
+    with Checkpoint(directory, open_clip_weights(directory)) as checkpoint:
+        sizes = {key: math.prod(checkpoint.shape(key)) for key in checkpoint}
+        dtypes = sorted({checkpoint.dtype(key) for key in checkpoint})
+    text, vision = config.text, config.vision
+    widths = {"text_projection": text.hidden_size, "visual_projection": vision.hidden_size}
+    return {
+        "family": "clip",
+        "dtype": ", ".join(dtypes),
+        "parameters": sum(sizes.values()),
+        "text": f"{layers(text)}, at most {text.max_position_embeddings} tokens",
+        "vision": f"{layers(vision)}, {vision.image_size} pixels in patches of {vision.patch_size}",
+        "E (projection_dim)": config.projection_dim,
+        "adaptable Linears": {k: f"{d} → {config.projection_dim}" for k, d in widths.items()},
+    }
+
+
+def layers(side: ClipTextConfig | ClipVisionConfig) -> str:
+    return f"{side.num_hidden_layers} layers of {side.hidden_size}, {side.hidden_act}"
+
+
+def inspect_tower(directory: Path) -> dict[str, Any]:
+    """The facts of a Qwen3 tower."""
+    tower = describe(directory)
+    config = tower.config
+    with Checkpoint(directory) as checkpoint:
+        sizes = {key: math.prod(checkpoint.shape(key)) for key in checkpoint}
+        dtypes = sorted({checkpoint.dtype(key) for key in checkpoint})
+    vision = sum(n for key, n in sizes.items() if key.startswith(tower.key_prefix))
+    return {
+        "family": tower.model_type,
+        "dtype": ", ".join(dtypes),
+        "parameters": {"vision": vision, "all": sum(sizes.values())},
+        "keys begin with": tower.key_prefix,
+        "last layer": f"{tower.live_prefix}blocks.{config.depth - 1}",
+        "D (hidden_size)": config.hidden_size,
+        "D_in (every Linear of a Merger)": config.merged_size,
+        "E (out_hidden_size)": config.out_hidden_size,
+        "mergers": mergers(tower),
+        "adaptable Linears": linears(config),
+        "memory in MiB": memory(config, vision),
+    }
+
+
+def mergers(tower: VisionCheckpoint) -> dict[str, str]:
+    """Each Merger's path in the HF model, where its input comes from, and its structure."""
+    config, family = tower.config, tower.place.family
+    layers = (config.depth - 1, *config.deepstack_indexes)
+    return {
+        f"{family.live}{family.own_merger(name)}": f"blocks.{layer} → {structure(tower, name)}"
+        for name, layer in zip(config.mergers, layers, strict=True)
+    }
+
+
+def structure(tower: VisionCheckpoint, merger: str) -> str:
+    """A Merger's modules in order, by the names that the family gives them."""
+    side = tower.config.spatial_merge_size
+    merge = f"{side}×{side} merge"
+    if tower.config.single_linear:
+        return f"{merge} → one Linear"
+    norm, fc1, fc2 = tower.place.family.parts
+    first = f"{norm} → {merge}" if merger == "merger" else f"{merge} → {norm}"
+    return f"{first} → {fc1} → GELU (erf) → {fc2}"
+
+
+def linears(config: VisionConfig) -> dict[str, str]:
+    """Linears that can be adapted, as D_in → out."""
+    width = config.merged_size
+    out = {"linear_fc1": width, "linear_fc2": config.out_hidden_size}
+    return {name: f"{width} → {out[name.rpartition('.')[2]]}" for name in config.linears}
+
+
+def memory(config: VisionConfig, parameters: int) -> dict[str, float]:
+    """Of a float32 run: the weights, a batch's widest activations, the cached rows."""
+    merged = EXAMPLE_PATCHES // config.spatial_merge_size**2
+    rows = len(config.mergers) * merged * config.merged_size
+    entries = {
+        "tower": parameters,
+        # The widest are a block's MLP; attention keeps blocks of the scores only.
+        f"activations of a batch of {PATCHES} patches": PATCHES
+        * (config.intermediate_size + 4 * config.hidden_size),
+        f"cached rows of 1000 images of {EXAMPLE_PATCHES} patches, tokens": 1000 * rows,
+        "cached rows of 1000 images, images": 1000 * rows // merged,
+    }
+    return {name: round(4 * count / 2**20, 1) for name, count in entries.items()}
+
+
+def lines(facts: dict[str, Any], indent: int = 0) -> list[str]:
+    """The tree as indented text."""
+    out = []
+    for key, value in facts.items():
+        if isinstance(value, dict):
+            out += [f"{' ' * indent}{key}:", *lines(value, indent + 2)]
+        else:
+            shown = f"{value:,}" if isinstance(value, int) else value
+            out.append(f"{' ' * indent}{key}: {shown}")
+    return out

@@ -1,0 +1,73 @@
+"""The files of a run's directory: config.json, metrics.json, history.jsonl, adapter/."""
+
+import json
+from pathlib import Path
+from typing import Any, Literal
+
+from jax_unlearn.features.samples import Sides
+from jax_unlearn.models.lora import LoraAdapter
+from jax_unlearn.objective.loss import TERMS
+from jax_unlearn.runs.report.page import report
+from jax_unlearn.runs.settings.config import RunConfig, to_json
+from jax_unlearn.runs.sources.source import Session
+from jax_unlearn.runtime.atomic_files import replace_files
+from jax_unlearn.runtime.errors import UserError
+from jax_unlearn.solvers.result import Result
+from jax_unlearn.solvers.until_forgotten import Search
+
+Metrics = dict[str, Any]
+
+
+Format = Literal["peft", "merged"]
+
+
+def write_config(directory: Path, config: RunConfig) -> None:
+    (directory / "config.json").write_text(to_text(to_json(config)))
+
+
+def describe_search(found: Search) -> Metrics:
+    """How far the forget norm fell, and after how many trainings with which λ_f."""
+    return {
+        "lambda_forget": found.lambda_forget,
+        "trials": found.trials,
+        "fall": found.fall,
+        "reached": found.reached,
+    }
+
+
+def objective(result: Result) -> Metrics:
+    """The chosen adapter's terms, where training began, and which epoch was chosen."""
+    row = result.history[result.epoch]
+    terms = {name: row[name] for name in (*TERMS, "total")}
+    found = {**terms, "initial": result.history[0]["total"], "epoch": result.epoch}
+    if result.lower_bound is not None:
+        # No adapter of any rank comes below it.
+        gap = row["total"] - result.lower_bound
+        found |= {"lower_bound": result.lower_bound, "gap": gap}
+    return found
+
+
+def describe_adapter(adapter: LoraAdapter, directory: Path) -> Metrics:
+    return {
+        "rank": adapter.rank,
+        "alpha": adapter.alpha,
+        "targets": list(adapter.pairs),
+        "bytes": sum(file.stat().st_size for file in directory.iterdir()),
+    }
+
+
+def save_metrics(directory: Path, session: Session, metrics: Metrics, test: Sides) -> None:
+    """metrics.json and the report made from it; both are made before either is replaced."""
+    page = report(directory, session.config, metrics, session.pictures(test))
+    replace_files(directory, {"metrics.json": to_text(metrics), "report.html": page})
+
+
+def to_text(content: Any) -> str:
+    return json.dumps(content, indent=2, allow_nan=False) + "\n"
+
+
+def read_json(path: Path) -> Any:
+    try:
+        return json.loads(path.read_text())
+    except (OSError, ValueError) as error:
+        raise UserError(f"{path}: cannot be read ({error}); run again") from error

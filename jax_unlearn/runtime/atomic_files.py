@@ -1,0 +1,138 @@
+"""Directories that appear whole or not at all."""
+
+import errno
+import os
+import secrets
+import shutil
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
+from pathlib import Path
+
+from jax_unlearn.runtime.errors import UserError
+
+# What the user can mend; any other OSError is a fault of ours and keeps its traceback.
+MENDABLE = {
+    errno.EACCES,
+    errno.EBUSY,
+    errno.EDQUOT,
+    errno.EEXIST,
+    errno.EFBIG,
+    errno.ENAMETOOLONG,
+    errno.ENOSPC,
+    errno.ENOTDIR,
+    errno.ENOTEMPTY,
+    errno.EPERM,
+    errno.EROFS,
+}
+# One of these is in whatever we make: a run, an adapter, a merged checkpoint.
+OURS = ("metrics.json", "adapter_config.json", "jax_unlearn_undo")
+
+
+@contextmanager
+def fresh_directory(out_dir: str | Path, overwrite: bool = False) -> Iterator[Path]:
+    """Fill a temporary sibling of `out_dir` that takes its name when the block ends.
+
+    When the block raises, the sibling is removed and an existing `out_dir` is as it was. Parents
+    are created. An existing empty directory counts as free.
+
+    Args:
+        out_dir: the directory to make.
+        overwrite: replace a directory that exists.
+
+    Yields:
+        The sibling, empty.
+
+    Raises:
+        UserError: `out_dir` exists and `overwrite` is not set, is a file or a mount point, or the
+            file system refuses (rights, space); names the path.
+    """
+    final = Path(out_dir).resolve()
+    partial = _sibling(final, "partial")
+    try:
+        check_free(final, overwrite)
+        final.parent.mkdir(parents=True, exist_ok=True)
+        partial.mkdir()
+    except OSError as error:
+        raise _refusal(error, partial, final) from error
+    try:
+        yield partial
+        _install(partial, final, overwrite)
+    except OSError as error:
+        if error.errno not in MENDABLE:
+            raise
+        raise _refusal(error, partial, final) from error
+    finally:
+        shutil.rmtree(partial, ignore_errors=True)
+
+
+def check_free(out_dir: str | Path, overwrite: bool = False) -> None:
+    """What `fresh_directory` asks of the place, for callers that want to know before they work.
+
+    Raises:
+        UserError: the place is taken, or may not be replaced.
+    """
+    out_dir = Path(out_dir).resolve()
+    if not out_dir.exists():
+        return
+    if not out_dir.is_dir():
+        raise UserError(f"{out_dir}: a file of that name exists; choose another folder")
+    if os.path.ismount(out_dir):
+        raise UserError(f"{out_dir}: a mount point cannot be replaced; choose a folder inside it")
+    for kept in (Path.cwd(), Path.home()):
+        if kept.resolve().is_relative_to(out_dir):
+            raise UserError(f"{out_dir}: holds {kept}, which must stay; choose another folder")
+    if not any(os.scandir(out_dir)):
+        return
+    if not overwrite:
+        raise UserError(f"{out_dir}: exists; choose another folder, or pass --overwrite")
+    if not any((out_dir / mark).exists() for mark in OURS):
+        raise UserError(f"{out_dir}: not made by jax-unlearn, so not replaced; choose another")
+
+
+def _sibling(path: Path, what: str) -> Path:
+    # A sibling, so that the rename stays within one file system. Not tempfile.mkdtemp: its
+    # directories are closed to everyone else, and this one becomes the result.
+    return path.with_name(f".{path.name}.{secrets.token_hex(4)}.{what}")
+
+
+def _install(partial: Path, final: Path, overwrite: bool) -> None:
+    if not (overwrite and final.exists()):
+        # Replaces an empty directory, and fails if somebody filled it in the meantime.
+        partial.rename(final)
+        return
+    old = _sibling(final, "old")
+    final.rename(old)
+    try:
+        partial.rename(final)
+    except BaseException:
+        old.rename(final)
+        raise
+    shutil.rmtree(old, ignore_errors=True)
+
+
+def _refusal(error: OSError, partial: Path, final: Path) -> UserError:
+    """Names the path that failed, unless it is inside what the user never sees."""
+    path = Path(error.filename or final)
+    path = final if path.is_relative_to(partial) else path
+    return UserError(f"{path}: {error.strerror}; mend that, or choose another folder")
+
+
+def replace_files(directory: Path, contents: Mapping[str, str]) -> None:
+    """Replace text files of a directory; all are written before the first is renamed.
+
+    Raises:
+        UserError: the file system refuses; the old files are then as they were.
+    """
+    partials = {directory / name: _sibling(directory / name, "partial") for name in contents}
+    try:
+        for partial, text in zip(partials.values(), contents.values(), strict=True):
+            partial.write_text(text, encoding="utf-8")
+        for path, partial in partials.items():
+            partial.replace(path)
+    except OSError as error:
+        if error.errno not in MENDABLE:
+            raise
+        raise UserError(f"{directory}: {error.strerror}; mend that and try again") from error
+    finally:
+        for partial in partials.values():
+            partial.unlink(missing_ok=True)

@@ -1,0 +1,207 @@
+"""A batch of trainings as one program: settings are a batch axis, and the statistics are shared."""
+
+import itertools
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from dataclasses import replace
+from functools import partial
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import optax
+from jax import Array
+from jaxtyping import Float
+
+from jax_unlearn.models.lora import LoraAdapter, LoraPair
+from jax_unlearn.objective.linear import LinearProblem
+from jax_unlearn.objective.loss import TERMS, LossWeights, Problem, Reduction, shapes
+from jax_unlearn.objective.targets import TargetKind
+from jax_unlearn.runtime.errors import UserError
+from jax_unlearn.solvers.adam.loop import State, run_chunk, start
+from jax_unlearn.solvers.config import Select, TrainConfig, check
+from jax_unlearn.solvers.grid import Setting, Trained, target_of
+
+# The leaves of a batch of trees; by Linear, what its targets differ in; λ's and learning rate.
+Leaves = list[Array]
+Aims = dict[str, dict[str, Array]]
+Numbers = tuple[list[Array], Array]
+ProblemOf = Callable[[TargetKind, int], Problem]
+
+
+def train_batch(
+    problem_of: ProblemOf, groups: Sequence[Sequence[Setting]], common: TrainConfig, scale: float
+) -> Iterator[Trained]:
+    """One batch: an axis of targets, and one of settings for each."""
+    problems: list[dict[str, Any]] = [dict(problem_of(*target_of(group[0]))) for group in groups]
+    linears = shapes(problems[0])
+    width, rank = max(map(len, groups)), max(s.rank for group in groups for s in group)
+    for setting in itertools.chain(*groups):
+        check(setting.config(common), linears)
+    # A group that is shorter is filled with its last setting, so that all fit one array.
+    full = [[*group, *[group[-1]] * (width - len(group))] for group in groups]
+    adapters = [[padded(s, common, problems[0], rank, scale) for s in group] for group in full]
+    tree = jax.tree.structure(adapters[0][0])
+
+    def column(name: str) -> Float[Array, "groups width"]:
+        return jnp.array([[getattr(s, name) for s in group] for group in full], jnp.float32)
+
+    numbers = [column(f"lambda_{term}") for term in TERMS], column("learning_rate")
+    leaves, terms = optimise(
+        stacked(adapters), aims_of(problems), problems[0], numbers, tree, common
+    )
+    if not np.isfinite(terms[:, :, 0]).all():
+        raise UserError("the loss is not finite at the start: the features or the target are not")
+    for i, group in enumerate(groups):
+        for j, setting in enumerate(group):
+            state = unflatten(tree, [np.asarray(leaf[i, j]) for leaf in leaves])
+            yield chosen(setting, state, terms[i, j], common.select)
+
+
+def chosen(
+    setting: Setting, state: State, terms: Float[np.ndarray, "epochs terms"], select: Select
+) -> Trained:
+    """The adapter that `train` would give, and its terms, out of those of all epochs."""
+    last = select == "last"
+    adapter, epoch = (state.adapter, state.epoch) if last else (state.best, state.best_epoch)
+    return Trained(setting, cut(adapter, setting.rank), terms[int(epoch)], bool(state.failed))
+
+
+def optimise(
+    adapters: Leaves,
+    aims: Aims,
+    problem: dict[str, Any],
+    numbers: Numbers,
+    tree: Any,
+    common: TrainConfig,
+) -> tuple[list[np.ndarray], Float[np.ndarray, "groups width epochs terms"]]:
+    """The leaves of every setting's final state, and its terms from the start on."""
+    options: dict[str, Any] = {"tree": tree, "reduction": common.reduction}
+    state, terms = start_all(adapters, aims, problem, numbers, **options)
+    history = [np.asarray(terms)[:, :, None]]
+    for first in range(0, common.epochs, common.chunk):
+        length = min(common.chunk, common.epochs - first)
+        state, terms = run_all(state, aims, problem, numbers, length=length, **options)
+        history.append(np.asarray(terms))
+    return [np.asarray(leaf) for leaf in state], np.concatenate(history, axis=2)
+
+
+# A batch of trees is the list of their leaves: the trees themselves know the shape of one.
+@partial(jax.jit, static_argnames=("tree", "reduction"))
+def start_all(
+    adapters: Leaves,
+    aims: Aims,
+    problem: dict[str, Any],
+    numbers: Numbers,
+    *,
+    tree: Any,
+    reduction: Reduction,
+) -> tuple[Leaves, Float[Array, "groups width terms"]]:
+    """`train.start` for every setting of every group."""
+
+    def one(leaves: Leaves, problem: Problem, weights: LossWeights, _: Array) -> Any:
+        return start(jax.tree.unflatten(tree, leaves), problem, weights)
+
+    return for_all(one, adapters, aims, problem, numbers, reduction)
+
+
+@partial(jax.jit, static_argnames=("tree", "reduction", "length"), donate_argnames="state")
+def run_all(
+    state: Leaves,
+    aims: Aims,
+    problem: dict[str, Any],
+    numbers: Numbers,
+    *,
+    tree: Any,
+    reduction: Reduction,
+    length: int,
+) -> tuple[Leaves, Float[Array, "groups width length terms"]]:
+    """`train.run_chunk` for every setting of every group."""
+
+    def one(leaves: Leaves, problem: Problem, weights: LossWeights, rate: Array) -> Any:
+        return run_chunk(unflatten(tree, leaves), problem, weights, rate, length=length)
+
+    return for_all(one, state, aims, problem, numbers, reduction)
+
+
+def for_all(
+    one: Callable[[Leaves, Problem, LossWeights, Array], tuple[State, Array]],
+    leaves: Leaves,
+    aims: Aims,
+    problem: dict[str, Any],
+    numbers: Numbers,
+    reduction: Reduction,
+) -> tuple[Leaves, Float[Array, "groups width ..."]]:
+    """`one` of each setting's leaves, its target's problem, λ's and learning rate."""
+
+    def of_setting(leaves: Leaves, lambdas: list[Array], rate: Array, aims: Aims) -> Any:
+        weights = LossWeights(lambdas[0], lambdas[1], lambdas[2], reduction)
+        state, terms = one(leaves, aiming(problem, aims), weights, rate)
+        return jax.tree.leaves(state), terms
+
+    of_group = jax.vmap(of_setting, (0, 0, 0, None))
+    return jax.vmap(of_group)(leaves, *numbers, aims)
+
+
+def unflatten(adapter: Any, leaves: Sequence[Array | np.ndarray]) -> State:
+    """The state of one setting from its leaves; adapter: the tree of one."""
+    example = jax.tree.unflatten(adapter, leaves[: adapter.num_leaves])
+    number = jnp.zeros(())
+    optimiser = optax.adam(0.0).init(example)
+    tree = jax.tree.structure(
+        State(example, example, optimiser, number, example, number, number, number)
+    )
+    return jax.tree.unflatten(tree, leaves)
+
+
+def aims_of(problems: Sequence[Mapping[str, Any]]) -> Aims:
+    """What problems of several targets differ in, along a new leading axis.
+
+    Rows may have been replaced together with their residuals.
+    """
+    found: Aims = {}
+    for name in problems[0]:
+        parts = [problem[name] for problem in problems]
+        linear = isinstance(parts[0], LinearProblem)
+        fields = ("forget", "residual") if linear else ("residual",)
+        found[name] = {field: filled([getattr(part, field) for part in parts]) for field in fields}
+    return found
+
+
+def filled(targets: Sequence[Float[Array | np.ndarray, "_ d"]]) -> Float[Array, "targets n d"]:
+    """The rows of each target, fewer of them filled with zeros, which no norm feels."""
+    most = max(map(len, targets))
+    return jnp.stack([jnp.pad(rows, ((0, most - len(rows)), (0, 0))) for rows in targets])
+
+
+def aiming(problem: Mapping[str, Any], aims: Aims) -> dict[str, Any]:
+    """The problem with the rows to forget and the residuals of another target."""
+    return {name: replace(part, **aims[name]) for name, part in problem.items()}
+
+
+def padded(
+    setting: Setting, common: TrainConfig, problem: Problem, rank: int, scale: float
+) -> LoraAdapter:
+    """The start of `train`, with zeros up to a rank."""
+    adapter = setting.config(common).init(problem)
+    more = rank - setting.rank
+    pairs = {
+        name: LoraPair(jnp.pad(pair.a, ((0, more), (0, 0))), jnp.pad(pair.b, ((0, 0), (0, more))))
+        for name, pair in adapter.pairs.items()
+    }
+    return LoraAdapter(pairs, alpha=scale * rank, rank=rank)
+
+
+def cut(adapter: LoraAdapter, rank: int) -> LoraAdapter:
+    """Without the zeros."""
+    own = {name: LoraPair(pair.a[:rank], pair.b[:, :rank]) for name, pair in adapter.pairs.items()}
+    return LoraAdapter(own, alpha=adapter.scale * rank, rank=rank)
+
+
+def stacked(adapters: Sequence[Sequence[LoraAdapter]]) -> Leaves:
+    """The leaves of adapters [groups, width], each along two leading axes."""
+    rows = [[jax.tree.leaves(adapter) for adapter in group] for group in adapters]
+    return [
+        jnp.stack([jnp.stack([leaves[k] for leaves in group]) for group in rows])
+        for k in range(len(rows[0][0]))
+    ]

@@ -1,0 +1,100 @@
+"""The settings of a sweep: a product of values, or a sample of it; and what each comes to."""
+
+import itertools
+from collections.abc import Collection
+from dataclasses import asdict, dataclass, replace
+
+import numpy as np
+from jaxtyping import Float
+
+from jax_unlearn.models.lora import LoraAdapter
+from jax_unlearn.objective.loss import TERMS
+from jax_unlearn.objective.targets import TARGETS, TargetKind
+from jax_unlearn.runtime.errors import UserError
+from jax_unlearn.solvers.config import TrainConfig
+
+
+@dataclass(frozen=True)
+class Setting:
+    """One point of a sweep."""
+
+    target: TargetKind
+    seed: int
+    lambda_forget: float
+    lambda_preserve: float
+    lambda_weight: float
+    learning_rate: float
+    rank: int
+
+    def config(self, common: TrainConfig) -> TrainConfig:
+        """The common settings with those of this point; the target is not one of them."""
+        fields = asdict(self)
+        del fields["target"]
+        return replace(common, **fields)
+
+
+# `blank` where a session moves it at random (`embedded.EmbeddedNames.blank`).
+DRAWN: tuple[TargetKind, ...] = ("random", "matched", "blank")
+
+
+def target_of(setting: Setting) -> tuple[TargetKind, int]:
+    """What the residual depends on: only targets that are drawn depend on the seed."""
+    return setting.target, setting.seed if setting.target in DRAWN else 0
+
+
+def refuse_held_out(common: TrainConfig) -> None:
+    """Raises a `UserError` where it is asked for."""
+    if common.select == "held_out":
+        raise UserError("--select held_out: a sweep has no images to choose by; take best or last")
+
+
+@dataclass(frozen=True)
+class Grid:
+    """Values of each setting; a sweep is their product, or a sample of it."""
+
+    target: tuple[TargetKind, ...]
+    seed: tuple[int, ...]
+    lambda_forget: tuple[float, ...]
+    lambda_preserve: tuple[float, ...]
+    lambda_weight: tuple[float, ...]
+    learning_rate: tuple[float, ...]
+    rank: tuple[int, ...]
+
+    def settings(
+        self, sample: int | None = None, drawn: Collection[TargetKind] = TARGETS
+    ) -> list[Setting]:
+        """Every point in the order of the fields, or so many drawn without replacement.
+
+        Args:
+            drawn: targets for which the seed matters; of others there is the first one alone.
+
+        Raises:
+            UserError: a setting without a value, or a sample of none.
+        """
+        values = asdict(self)
+        if empty := [name for name, given in values.items() if not given]:
+            raise UserError(f"--{empty[0].replace('_', '-')}s: give at least one value")
+        product = (Setting(*point) for point in itertools.product(*values.values()))
+        points = [one for one in product if one.seed == self.seed[0] or one.target in drawn]
+        if sample is None or sample >= len(points):
+            return points
+        if sample < 1:
+            raise UserError(f"--sample {sample}: must be at least 1")
+        chosen = np.random.default_rng(0).choice(len(points), sample, replace=False)
+        return [points[i] for i in sorted(chosen)]
+
+
+@dataclass(frozen=True)
+class Trained:
+    """What a setting came to: its adapter, and the loss's terms of it, in the order of TERMS."""
+
+    setting: Setting
+    adapter: LoraAdapter
+    terms: Float[np.ndarray, " terms"]
+    stopped: bool
+
+    def row(self) -> dict[str, float | int | str | bool]:
+        """For a table."""
+        terms = dict(zip(TERMS, map(float, self.terms), strict=True))
+        total = float(self.terms.sum())
+        return {**asdict(self.setting), **terms, "total": total, "stopped": self.stopped}

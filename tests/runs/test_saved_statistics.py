@@ -1,0 +1,166 @@
+"""Training again on a run's statistics: the same adapter, without an image or a tower."""
+
+import re
+import shutil
+from pathlib import Path
+
+import numpy as np
+import pytest
+from safetensors.numpy import load_file
+
+import porting
+from jax_unlearn.runs.cli import main
+from tests.running import arguments, read
+
+
+def again(run, out, *options):
+    main(["run", "--statistics", str(run), "--out", str(out), *options])
+    return out
+
+
+def weights(run):
+    return (run / "adapter" / "adapter_model.safetensors").read_bytes()
+
+
+@pytest.fixture
+def alone(run, folder, tmp_path, monkeypatch):
+    """The run, with neither images nor tower in reach."""
+
+    def forbidden(*_, **__):
+        raise AssertionError("the tower was loaded")
+
+    monkeypatch.setattr(porting, "load_vision_tower", forbidden)
+    for name in ("forget", "preserve"):
+        (folder / name).rename(tmp_path / name)
+    yield run
+    for name in ("forget", "preserve"):
+        (tmp_path / name).rename(folder / name)
+
+
+def test_the_same_settings_give_the_same_adapter(alone, tmp_path):
+    out = again(alone, tmp_path / "out")
+    assert weights(out) == weights(alone)
+    first, second = (read(path / "metrics.json") for path in (alone, out))
+    for key in ("objective", "forget", "preserve", "paths", "samples", "rows"):
+        assert first[key] == second[key]
+
+
+def test_given_settings_win_over_the_earlier_runs(run, tmp_path):
+    changed = {"rank": 3, "seed": 4, "lambda-forget": 0.7, "target": "matched"}
+    options = [part for key, value in changed.items() for part in (f"--{key}", str(value))]
+    out = again(run, tmp_path / "out", *options)
+    assert weights(out) != weights(run)
+    assert porting.load_peft(out / "adapter").rank == 3
+    config = read(out / "config.json")
+    assert (config["epochs"], config["seed"], config["target"]) == (30, 4, "matched")
+
+
+def test_a_seed_draws_other_targets_from_the_same_statistics(run, folder, tmp_path):
+    """Without a split of its own, a run from the images must come to the same adapter.
+
+    But for rounding: the images come in an order drawn with the seed.
+    """
+    sides = {
+        "forget": folder / "forget",
+        "preserve": folder / "preserve",
+        "forget_held_out": tmp_path / "forget",
+        "preserve_held_out": tmp_path / "preserve",
+    }
+    for side in ("forget", "preserve"):
+        shutil.copytree(folder / side, tmp_path / side)
+        for path in filter(Path.is_file, (tmp_path / side).rglob("*")):
+            path.write_bytes(path.read_bytes() + b"another image")
+    options = sides | {"target": "random", "granularity": "tokens"}
+    main(arguments(folder, tmp_path / "first", **options))
+    main(arguments(folder, tmp_path / "images", **options, seed=5))
+    out = again(tmp_path / "first", tmp_path / "statistics", "--seed", "5")
+    found, expected, other = (
+        load_file(path / "adapter" / "adapter_model.safetensors")
+        for path in (out, tmp_path / "images", tmp_path / "first")
+    )
+    for name, value in expected.items():
+        np.testing.assert_allclose(found[name], value, rtol=1e-4, atol=1e-5)
+    assert any(np.abs(other[name] - value).max() > 1e-2 for name, value in expected.items())
+
+
+def test_such_a_run_stands_alone(run, tmp_path):
+    first = tmp_path / "first"
+    shutil.copytree(run, first)
+    out = again(first, tmp_path / "out", "--epochs", "5")
+    shutil.rmtree(first)
+    metrics = read(out / "metrics.json")
+    main(["evaluate", str(out)])
+    assert read(out / "metrics.json")["paths"] == metrics["paths"]
+    third = again(out, tmp_path / "third")
+    assert weights(third) == weights(out)
+
+
+def test_held_out_images_are_kept_apart(folder, tmp_path):
+    main(arguments(folder, tmp_path / "run", select="held_out", granularity="tokens"))
+    out = again(tmp_path / "run", tmp_path / "out")
+    assert weights(out) == weights(tmp_path / "run")
+
+
+def refused(run, tmp_path, capsys, options, expected):
+    with pytest.raises(SystemExit) as caught:
+        again(run, tmp_path / "out", *options)
+    assert caught.value.code == 2
+    (line,) = capsys.readouterr().err.strip().splitlines()
+    assert re.search(expected, line), line
+    assert not (tmp_path / "out").exists()
+
+
+@pytest.mark.parametrize(
+    ("options", "expected"),
+    [
+        (["--granularity", "tokens"], "--granularity: .* was made with another"),
+        (["--preset", "faithful"], "--preset: .* was made with another"),
+        (["--max-pixels", "100"], "--max-pixels: .* was made with another"),
+        (["--select", "held_out"], "--select held_out: .* images to choose by"),
+        (["--mesh", "data=1"], "--mesh: is for images through a Qwen tower; leave it out"),
+        (["--batch-patches", "512"], "--batch-patches: is for images through a Qwen tower"),
+    ],
+)
+def test_what_needs_the_images_is_refused(run, tmp_path, capsys, options, expected):
+    refused(run, tmp_path, capsys, options, expected)
+
+
+def test_a_path_without_statistics_is_refused(folder, tmp_path, capsys):
+    main(arguments(folder, tmp_path / "run", targets="merger"))
+    capsys.readouterr()
+    expected = "has nothing of deepstack_merger_list.0.linear_fc2"
+    refused(tmp_path / "run", tmp_path, capsys, ["--targets", "all"], expected)
+
+
+def test_a_broken_file_is_refused(run, tmp_path, capsys):
+    broken = tmp_path / "run"
+    shutil.copytree(run, broken)
+    (broken / "statistics.safetensors").write_bytes(b"broken")
+    refused(broken, tmp_path, capsys, [], "statistics.safetensors: cannot be read")
+    (broken / "statistics.safetensors").unlink()
+    refused(broken, tmp_path, capsys, [], "no such file; linear_fc1 and --no-save-statistics")
+
+
+def test_the_target_blank_needs_no_image_and_a_run_no_copy_of_its_statistics(alone, tmp_path):
+    out = again(alone, tmp_path / "statistics", "--target", "blank", "--no-save-statistics")
+    assert weights(out) != weights(alone)
+    assert not (out / "statistics.safetensors").exists()
+    main(["evaluate", str(out)])
+
+
+def test_no_statistics_where_they_are_not_wanted(folder, tmp_path):
+    main([*arguments(folder, tmp_path / "run", epochs=1), "--no-save-statistics"])
+    assert not (tmp_path / "run" / "statistics.safetensors").exists()
+
+
+def test_statistics_hold_no_rows_of_tokens(folder, tmp_path):
+    """Tokens to keep are more than D_in = 128: of them a Gram matrix is left."""
+    main(arguments(folder, tmp_path / "run", granularity="tokens", epochs=1))
+    rows = read(tmp_path / "run" / "metrics.json")["rows"]
+    assert set(rows) == {
+        f"{m}.linear_fc2" for m in ("merger", "deepstack_merger_list.0", "deepstack_merger_list.1")
+    }
+    kept = rows["merger.linear_fc2"]["preserve"]
+    count, _, original = kept.partition(" rows in place of ")
+    assert int(count) <= 128 < int(original)
+    assert np.isfinite(read(tmp_path / "run" / "metrics.json")["objective"]["total"])
