@@ -6,8 +6,11 @@ from jax_unlearn.objective.merger import MergerProblem, MergerTokens, merger_pro
 from jax_unlearn.runtime.errors import UserError
 from jax_unlearn.solvers.adam.loop import train
 from jax_unlearn.solvers.closed_form.solve import solve
-from jax_unlearn.solvers.config import TrainConfig
+from jax_unlearn.solvers.config import SolverConfig
 from jax_unlearn.solvers.result import Result
+
+# Its name before the solvers shared it.
+TrainConfig = SolverConfig
 
 __all__ = [
     "LinearProblem",
@@ -16,6 +19,7 @@ __all__ = [
     "MergerProblem",
     "MergerTokens",
     "Result",
+    "SolverConfig",
     "TrainConfig",
     "UserError",
     "linear_problem",

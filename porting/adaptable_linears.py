@@ -15,7 +15,7 @@ AnyFamily = TypeVar("AnyFamily", bound=Family | ClipFamily)
 
 
 @dataclass(frozen=True)
-class Place(Generic[AnyFamily]):
+class AdaptableLinears(Generic[AnyFamily]):
     """The tower's place, or CLIP's.
 
     single_linear: each of the tower's Mergers is one Linear (`VisionConfig`).
@@ -53,7 +53,7 @@ class Place(Generic[AnyFamily]):
         return keys
 
 
-def locate(checkpoint: Checkpoint, family: AnyFamily) -> Place[AnyFamily]:
+def locate(checkpoint: Checkpoint, family: AnyFamily) -> AdaptableLinears[AnyFamily]:
     """Find the tower, or CLIP's projections, among the keys of a checkpoint.
 
     Raises:
@@ -66,7 +66,9 @@ def locate(checkpoint: Checkpoint, family: AnyFamily) -> Place[AnyFamily]:
     if len(found) > 1:
         fault = f"holds more than one vision tower ({', '.join(f'{p}…' for p in found)})"
         raise CheckpointError(checkpoint.directory, [fault])
-    return Place(family, found[0], single_linear=f"{found[0]}merger.weight" in checkpoint)
+    return AdaptableLinears(
+        family, found[0], single_linear=f"{found[0]}merger.weight" in checkpoint
+    )
 
 
 def read_model_type(directory: Path) -> object:
@@ -97,7 +99,7 @@ def read_adaptable_family(directory: Path) -> Family | ClipFamily:
 
 
 def adapter_faults(
-    adapter: LoraAdapter, place: Place[Any], checkpoint: Checkpoint | None = None
+    adapter: LoraAdapter, place: AdaptableLinears[Any], checkpoint: Checkpoint | None = None
 ) -> list[str]:
     """What keeps an adapter from a model: no pair, a name that it lacks, a wrong rank or shape.
 
@@ -130,7 +132,7 @@ def _weight_faults(key: str, name: str, pair: LoraPair, checkpoint: Checkpoint) 
 
 def place_of_base(
     adapter: LoraAdapter, base: Path, model_type: str
-) -> tuple[Place[Any], list[str]]:
+) -> tuple[AdaptableLinears[Any], list[str]]:
     """Where an adapter's base has its Linears, and what keeps the adapter from it.
 
     A base without files, of which only the config is here or nothing but a name of the Hub, is
@@ -149,5 +151,5 @@ def place_of_base(
         with Checkpoint(base) as checkpoint:
             place = locate(checkpoint, family)
             return place, adapter_faults(adapter, place, checkpoint)
-    place = Place(family, family.keys[0])
+    place = AdaptableLinears(family, family.keys[0])
     return place, adapter_faults(adapter, place)

@@ -11,7 +11,7 @@ from jax_unlearn.models.layers import ACTIVATIONS
 from jax_unlearn.models.qwen3_vision.config import VisionConfig
 from jax_unlearn.models.qwen3_vision.tower import Qwen3VisionTower
 from jax_unlearn.runtime.errors import UserError
-from porting.adaptable_linears import Place, locate, read_family
+from porting.adaptable_linears import AdaptableLinears, locate, read_family
 from porting.checkpoint import Checkpoint, load_config
 from porting.families import FAMILIES, Family
 from porting.weight_table import Layout, Rule, flat_kernel, linear, norm, to_flax
@@ -25,7 +25,7 @@ class VisionCheckpoint:
 
     model_type: str
     config: VisionConfig
-    place: Place[Family]
+    place: AdaptableLinears[Family]
 
     @property
     def key_prefix(self) -> str:

@@ -1,6 +1,6 @@
 """Seconds a step and memory of training on statistics, against the number of rows.
 
-Rows come in blocks and are never held (`gather.Gatherer`); half are to forget (rows and targets:
+Rows come in blocks and are never held (`streaming`); half are to forget (rows and targets:
 benchmarks/speed/synthetic_rows.py). A case is rows x images to forget. Training is on at most D_in
 + E rows to forget and D_in to preserve, whatever there were; the least case has that many already,
 for with fewer rows, or fewer images than E, a step is cheaper. Gathering keeps up to two float64

@@ -16,7 +16,7 @@ import numpy as np
 
 from benchmarks.speed.synthetic_rows import FORGET, PRESERVE, Source
 from jax_unlearn.features.statistics import Statistics
-from jax_unlearn.features.streaming import Gatherer
+from jax_unlearn.features.streaming import StreamingStatistics
 from jax_unlearn.objective.linear import LinearProblem, linear_part
 from jax_unlearn.objective.targets import Target
 from jax_unlearn.solvers.adam.loop import train
@@ -43,7 +43,7 @@ def gather(source: Source, forget: int, preserve: int) -> tuple[float, LinearPro
 
 
 def gather_side(source: Source, side: int, rows: int) -> tuple[float, Statistics]:
-    gatherer = Gatherer(source.d_in, source.output if side == FORGET else None)
+    gatherer = StreamingStatistics(source.d_in, source.output if side == FORGET else None)
     seconds = 0.0
     for image, x in source.blocks(side, rows):
         begun = perf_counter()

@@ -16,7 +16,7 @@ def listed_alike(files: Sequence[ImageFile]) -> bool:
     if processes.count() == 1:
         return True
     listing = hashlib.sha256("\n".join(file.entry for file in files).encode()).digest()
-    return all(theirs == listing for theirs in collectives.of_others(lambda: listing))
+    return all(theirs == listing for theirs in collectives.all_gather_bytes(lambda: listing))
 
 
 def read_digests(files: Sequence[ImageFile]) -> None:
@@ -32,6 +32,6 @@ def read_digests(files: Sequence[ImageFile]) -> None:
     if count == 1:
         return
     others = [process for process in range(count) if process != here]
-    for process, theirs in zip(others, collectives.of_others(lambda: read), strict=True):
+    for process, theirs in zip(others, collectives.all_gather_bytes(lambda: read), strict=True):
         for place, file in enumerate(new[process::count]):
             vars(file)["digest"] = theirs[place * DIGEST : (place + 1) * DIGEST]

@@ -17,7 +17,7 @@ import porting
 from jax_unlearn.data.images import ImageFile, ImageReader
 from jax_unlearn.data.preprocess import Preprocessor
 from jax_unlearn.data.prompts import Prompt
-from jax_unlearn.features.samples import Features, Tap
+from jax_unlearn.features.samples import SampleFeatures, TapRows
 from jax_unlearn.models.clip.model import LINEARS, ClipFeatures
 from jax_unlearn.objective.linear_projector import ProjectionPath
 from jax_unlearn.runtime.errors import UserError
@@ -83,10 +83,10 @@ class ClipEncoder:
         """All weights."""
         yield from map(np.asarray, jax.tree.leaves(nnx.state(self.clip)))
 
-    def texts(self, prompts: Sequence[Prompt]) -> Features:
+    def texts(self, prompts: Sequence[Prompt]) -> SampleFeatures:
         """Rows at `text_projection`, one a prompt."""
         taps = self.text_taps([prompt.text for prompt in prompts])
-        return Features(tuple(prompts), {TEXT: Tap(taps, np.arange(len(taps)))})
+        return SampleFeatures(tuple(prompts), {TEXT: TapRows(taps, np.arange(len(taps)))})
 
     def text_taps(self, texts: Sequence[str]) -> Rows:
         """Inputs of `text_projection`."""
@@ -97,7 +97,9 @@ class ClipEncoder:
         ]
         return joined([out.taps[TEXT] for out in rows], len(texts))
 
-    def images(self, files: Sequence[ImageFile], reader: ImageReader, description: str) -> Features:
+    def images(
+        self, files: Sequence[ImageFile], reader: ImageReader, description: str
+    ) -> SampleFeatures:
         """Rows at `visual_projection`, one an image that can be read.
 
         Raises:
@@ -116,7 +118,7 @@ class ClipEncoder:
         if not rows:
             raise UserError(f"{files[0].path.parent}: none of its {len(files)} images can be read")
         taps = joined(rows, len(kept))
-        return Features(tuple(kept), {IMAGE: Tap(taps, np.arange(len(taps)))})
+        return SampleFeatures(tuple(kept), {IMAGE: TapRows(taps, np.arange(len(taps)))})
 
     def image_batch(self, images: Sequence[Image.Image]) -> ClipFeatures:
         """The image side on at most BATCH images, padded to as many."""

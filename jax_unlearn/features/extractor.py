@@ -20,11 +20,11 @@ from jax_unlearn.data.batches import PATCHES, Batch, Item, Pool, together
 from jax_unlearn.data.images import ImageFile, ImageReader
 from jax_unlearn.data.loader import CountPatches, Loaded, PackStep, load
 from jax_unlearn.data.preprocess import Preprocessor
-from jax_unlearn.features.pass_state import Harvest, Taps
-from jax_unlearn.features.samples import Features
-from jax_unlearn.features.streaming import Gathering
+from jax_unlearn.features.pass_state import PassState, TapArrays
+from jax_unlearn.features.samples import SampleFeatures
+from jax_unlearn.features.streaming import SideStatistics
 from jax_unlearn.features.throughput import Work, ready_at, usual_workers
-from jax_unlearn.features.token_owners import Step
+from jax_unlearn.features.token_owners import TokenOwners
 from jax_unlearn.features.tower_pass import image_means, place_tower, tap_rows
 from jax_unlearn.models.qwen3_vision.packing import PackedPatches, batch_shape, pack
 from jax_unlearn.models.qwen3_vision.tower import Qwen3VisionTower
@@ -32,7 +32,7 @@ from jax_unlearn.runtime import processes
 from jax_unlearn.runtime.errors import UserError
 from jax_unlearn.runtime.mesh import make_mesh, over_data
 from jax_unlearn.runtime.progress import progress_bar
-from jax_unlearn.runtime.snapshots import Stage
+from jax_unlearn.runtime.snapshots import NoSnapshots, Stage
 
 
 class Extractor:
@@ -82,21 +82,21 @@ class Extractor:
         description: str,
         console: Console,
         tokens: Collection[str] = (),
-        gathering: Gathering | None = None,
+        gathering: SideStatistics | None = None,
         keep: Collection[ImageFile] | None = None,
         stage: Stage | None = None,
-    ) -> Features:
+    ) -> SampleFeatures:
         """One pass over the files, each process over its part; rows come in the files' order.
 
         Args:
-            tokens, gathering, keep: see `Harvest`.
+            tokens, gathering, keep: see `PassState`.
             stage: to go on from, and to save to.
 
         Raises:
             UserError: no file could be read; or one could not and the reader is strict.
         """
-        stage = stage or Stage()
-        harvest = Harvest(files, self.names, tokens, keep, gathering)
+        stage = stage or NoSnapshots()
+        harvest = PassState(files, self.names, tokens, keep, gathering)
         steps = self.plan(harvest, reader)
         if saved := stage.load():
             if saved.facts["plan"] != harvest.plan:
@@ -124,7 +124,7 @@ class Extractor:
             raise UserError(f"{files[0].path.parent}: none of {some} can be read")
         return harvest.features()
 
-    def extract_image(self, image: Image.Image) -> Taps:
+    def extract_image(self, image: Image.Image) -> TapArrays:
         """The taps of one image that is no file (the blank one), in a shape of the passes before.
 
         The smallest that holds it, so that nothing compiles; else one of its own.
@@ -140,7 +140,7 @@ class Extractor:
         step = self.step([Batch([Item(0, len(pixels))], rows, length)], [slots], {})
         return next(step.images(self.tower(whole), {}))[1]
 
-    def plan(self, harvest: Harvest, reader: ImageReader) -> list[list[Batch]]:
+    def plan(self, harvest: PassState, reader: ImageReader) -> list[list[Batch]]:
         """This process's batches, one for each device in each step, from the images' sizes."""
         files = harvest.files
         order = np.random.default_rng(self.seed).permutation(len(files))
@@ -164,12 +164,12 @@ class Extractor:
         self.report(harvest, reader)
         return steps
 
-    def report(self, harvest: Harvest, reader: ImageReader) -> None:
+    def report(self, harvest: PassState, reader: ImageReader) -> None:
         for index in sorted(harvest.skipped):
             reader.skip(harvest.files[index], harvest.skipped[index])
 
     def run(
-        self, harvest: Harvest, steps: Sequence[list[Batch]], reader: ImageReader
+        self, harvest: PassState, steps: Sequence[list[Batch]], reader: ImageReader
     ) -> Iterator[list[Batch]]:
         """The tower on each step; its images are in the harvest when it is given."""
         begun = time.perf_counter()
@@ -209,9 +209,9 @@ class Extractor:
             begun = time.perf_counter()
 
     def ahead(
-        self, harvest: Harvest, steps: Iterable[list[Batch]], loaded: Iterable[Loaded]
-    ) -> Iterator[tuple[Step, dict[str, Array], dict[str, Array]]]:
-        """(Step, its taps, means of some) when the next one is on the devices.
+        self, harvest: PassState, steps: Iterable[list[Batch]], loaded: Iterable[Loaded]
+    ) -> Iterator[tuple[TokenOwners, dict[str, Array], dict[str, Array]]]:
+        """(TokenOwners, its taps, means of some) when the next one is on the devices.
 
         These so never wait for the host.
         """
@@ -230,9 +230,9 @@ class Extractor:
         batches: Sequence[Batch],
         slots: Sequence[Int[np.ndarray, " patches"]],
         failed: dict[int, str],
-    ) -> Step:
+    ) -> TokenOwners:
         block = self.config.spatial_merge_size**2
-        return Step(batches, slots, failed, self.devices, block)
+        return TokenOwners(batches, slots, failed, self.devices, block)
 
     def tower(self, packed: PackedPatches) -> dict[str, Float[Array, "n d_in"]]:
         """The taps of a batch for each device, one after another; does not wait for them."""
@@ -241,7 +241,9 @@ class Extractor:
         self.ready = self.watch.submit(ready_at, taps)
         return taps
 
-    def means(self, harvest: Harvest, step: Step, taps: dict[str, Array]) -> dict[str, Array]:
+    def means(
+        self, harvest: PassState, step: TokenOwners, taps: dict[str, Array]
+    ) -> dict[str, Array]:
         """Of those taps of which the host needs no more, if they are taken on the devices."""
         some = {name: x for name, x in taps.items() if not harvest.needs_tokens(name)}
         if not self.on_device or not some:

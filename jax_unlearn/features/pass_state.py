@@ -6,15 +6,15 @@ import numpy as np
 from jaxtyping import Float
 
 from jax_unlearn.data.images import ImageFile
-from jax_unlearn.features.samples import Features, Tap, ends_merger
-from jax_unlearn.features.streaming import Gathering
+from jax_unlearn.features.samples import SampleFeatures, TapRows, ends_merger
+from jax_unlearn.features.streaming import SideStatistics
 from jax_unlearn.runtime import collectives
 from jax_unlearn.runtime.snapshots import Snapshot
 
-Taps = dict[str, Float[np.ndarray, "_ d_in"]]
+TapArrays = dict[str, Float[np.ndarray, "_ d_in"]]
 
 
-class Harvest:
+class PassState:
     """Takes in images one by one, whatever their order.
 
     Args:
@@ -32,14 +32,14 @@ class Harvest:
         names: Sequence[str],
         tokens: Collection[str] = (),
         keep: Collection[ImageFile] | None = None,
-        gathering: Gathering | None = None,
+        gathering: SideStatistics | None = None,
     ) -> None:
         self.files, self.names, self.tokens = files, names, tokens
         self.keep, self.gathering = keep, gathering
         # Which images each step has.
         self.plan = ""
         self.steps = 0
-        self.rows: dict[int, Taps] = {}
+        self.rows: dict[int, TapArrays] = {}
         self.skipped: dict[int, str] = {}
 
     def needs_tokens(self, name: str) -> bool:
@@ -77,17 +77,19 @@ class Harvest:
 
         To be called by all processes; no more may be added then.
         """
-        for theirs in collectives.of_others(lambda: self._rows().to_bytes()):
+        for theirs in collectives.all_gather_bytes(lambda: self._rows().to_bytes()):
             self._take(Snapshot.of_bytes(theirs))
 
-    def features(self) -> Features:
+    def features(self) -> SampleFeatures:
         """Of the images of all processes, in the files' order; there must be one.
 
         To be called by all processes, after `share`.
         """
         order = sorted(self.rows)
-        taps = {name: Tap.of([self.rows[image][name] for image in order]) for name in self.names}
-        features = Features(tuple(self.files[image] for image in order), taps)
+        taps = {
+            name: TapRows.of([self.rows[image][name] for image in order]) for name in self.names
+        }
+        features = SampleFeatures(tuple(self.files[image] for image in order), taps)
         return self.gathering.finish(features, order) if self.gathering else features
 
     def _rows(self) -> Snapshot:

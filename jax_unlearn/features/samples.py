@@ -13,7 +13,7 @@ from jax_unlearn.models.qwen3_vision.config import LINEARS
 
 
 @dataclass(frozen=True)
-class Tap:
+class TapRows:
     """Rows at the input of a Linear: one a token, or one an image (the mean of its tokens).
 
     x: [rows, D_in] float32; image: [rows] which image a row belongs to, ascending without a gap.
@@ -23,14 +23,14 @@ class Tap:
     image: Int[np.ndarray, " rows"]
 
     @classmethod
-    def of(cls, images: Sequence[Float[np.ndarray, "_ d_in"]]) -> "Tap":
+    def of(cls, images: Sequence[Float[np.ndarray, "_ d_in"]]) -> "TapRows":
         """From the rows of each image."""
         counts = [len(rows) for rows in images]
         return cls(np.concatenate(images), np.repeat(np.arange(len(images)), counts))
 
-    def image_means(self) -> "Tap":
+    def image_means(self) -> "TapRows":
         means = image_means(self.x, self.image)
-        return Tap(means, np.arange(len(means)))
+        return TapRows(means, np.arange(len(means)))
 
 
 def ends_merger(linear: str) -> bool:
@@ -42,7 +42,7 @@ Sample = ImageFile | Prompt
 
 
 @dataclass(frozen=True)
-class Features:
+class SampleFeatures:
     """What is kept of some samples at each tap, by the names of the Linears.
 
     taps: rows. Those of a Merger's last Linear hold one an image, unless its linear_fc1 is adapted
@@ -52,7 +52,7 @@ class Features:
     """
 
     files: tuple[Sample, ...]
-    taps: dict[str, Tap]
+    taps: dict[str, TapRows]
     statistics: dict[str, tuple[Statistics, ...]] = field(default_factory=dict)
     choosing: Bool[np.ndarray, " n"] | None = None
 
@@ -60,7 +60,7 @@ class Features:
     def labels(self) -> np.ndarray:
         return np.array([file.label for file in self.files])
 
-    def image_means(self) -> "Features":
+    def image_means(self) -> "SampleFeatures":
         """One row an image wherever the mean row gives the mean output."""
         taps = {
             name: tap.image_means() if ends_merger(name) else tap for name, tap in self.taps.items()
@@ -81,7 +81,7 @@ class Features:
         return self.taps[name].x.mean(axis=0, dtype=np.float64).astype(np.float32)
 
 
-def images(features: Features) -> list[ImageFile]:
+def images(features: SampleFeatures) -> list[ImageFile]:
     """The samples that are images."""
     return [sample for sample in features.files if isinstance(sample, ImageFile)]
 
@@ -99,8 +99,8 @@ def image_means(
 class Sides:
     """Features of the samples to forget and to preserve."""
 
-    forget: Features
-    preserve: Features
+    forget: SampleFeatures
+    preserve: SampleFeatures
 
     def image_means(self) -> "Sides":
         return Sides(self.forget.image_means(), self.preserve.image_means())

@@ -42,7 +42,7 @@ class Rows:
         columns = ([getattr(rows, name) for rows in (self, *others)] for name in FIELDS)
         return Rows(*(np.concatenate(parts) for parts in columns))
 
-    def heads(self) -> "Rows":
+    def two_rows_per_image(self) -> "Rows":
         """The rows of each image that its target can tell from others: at most two.
 
         The rest of its rows are orthogonal to both columns, and only their Gram matrix is needed.
@@ -69,8 +69,8 @@ class Statistics:
 
     by_image: whether a target may depend on the image, as that of rows to forget. count: how many
     rows; total: [D_in] their sum. rows: all of them without a Gram matrix; with one, what is kept
-    of each image (`Rows.heads`), None unless `by_image`. gram: [D_in, D_in] XᵀX of all rows.
-    noise: its pivots up to this may be rounding of the products that it was summed from.
+    of each image (`Rows.two_rows_per_image`), None unless `by_image`. gram: [D_in, D_in] XᵀX of all
+    rows. noise: its pivots up to this may be rounding of the products that it was summed from.
     """
 
     by_image: bool
@@ -99,7 +99,7 @@ class Statistics:
             self, rows=replace(self.rows, image=np.searchsorted(places, self.rows.image))
         )
 
-    def stand_in(self) -> Rows:
+    def equivalent_rows(self) -> Rows:
         """Rows with the same loss: as they are, or at most D_in and two an image."""
         if self.gram is None:
             assert self.rows is not None
@@ -161,14 +161,14 @@ def summed(statistics: Statistics) -> Statistics:
         return statistics
     rows = statistics.rows
     assert rows is not None
-    kept = rows.heads() if statistics.by_image else None
+    kept = rows.two_rows_per_image() if statistics.by_image else None
     return replace(statistics, rows=kept, gram=gram(rows.x))
 
 
 def statistics(
     x: Float[np.ndarray, "n d_in"], image: Int[np.ndarray, " n"], output: Output | None
 ) -> Statistics:
-    """Of rows in memory, those of an image side by side; for `output` see `gather.Gatherer`."""
+    """Of rows in memory, those of an image side by side; `output` as for `StreamingStatistics`."""
     norms = np.zeros(len(x))
     if output is not None:
         norms = np.linalg.norm(output(x), axis=1).astype(np.float64)

@@ -14,7 +14,7 @@ from safetensors.numpy import save_file
 from jax_unlearn.data.dataset import Dataset
 from jax_unlearn.data.images import ImageFile
 from jax_unlearn.data.prompts import Prompt
-from jax_unlearn.features.samples import Features, Sample, Tap
+from jax_unlearn.features.samples import Sample, SampleFeatures, TapRows
 from jax_unlearn.features.statistics import Statistics
 from jax_unlearn.objective.projector import Path
 from jax_unlearn.runtime.errors import UserError
@@ -26,7 +26,7 @@ FACTS = ("paths", "summed", "samples", "groups")
 
 def save_statistics(
     directory: FilePath,
-    features: Mapping[str, Features],
+    features: Mapping[str, SampleFeatures],
     paths: Sequence[Path],
     blank: Mapping[str, Float[np.ndarray, " e"]],
     counts: Mapping[str, Any],
@@ -55,7 +55,7 @@ def save_statistics(
     save_file(dense, directory / FILE, metadata={"facts": json.dumps(facts)})
 
 
-def feature_arrays(group: str, features: Features) -> dict[str, np.ndarray]:
+def feature_arrays(group: str, features: SampleFeatures) -> dict[str, np.ndarray]:
     arrays: dict[str, np.ndarray] = {}
     for name, tap in features.taps.items():
         arrays |= {f"{group}.{name}.x": tap.x, f"{group}.{name}.image": tap.image}
@@ -67,7 +67,7 @@ def feature_arrays(group: str, features: Features) -> dict[str, np.ndarray]:
     return arrays
 
 
-def describe(features: Features) -> dict[str, Any]:
+def describe(features: SampleFeatures) -> dict[str, Any]:
     """What of a group is no array."""
     prompts = [[s.text, s.label] for s in features.files if isinstance(s, Prompt)]
     images = [[s.name, s.label] for s in features.files if isinstance(s, ImageFile)]
@@ -122,7 +122,7 @@ class StatisticsFile:
         """All samples of the run."""
         return Dataset(*map(self.samples, GROUPS))
 
-    def features(self, group: str) -> Features:
+    def features(self, group: str) -> SampleFeatures:
         arrays, taps = self.arrays, self.facts["groups"][group]["taps"]
         choosing = arrays.get(f"{group}.choosing")
         parts = range(1 if choosing is None else 2)
@@ -131,8 +131,8 @@ class StatisticsFile:
             for name in self.summed
             if f"{group}.{name}.0.count" in arrays
         }
-        rows = {n: Tap(arrays[f"{group}.{n}.x"], arrays[f"{group}.{n}.image"]) for n in taps}
-        return Features(tuple(self.samples(group)), rows, gathered, choosing)
+        rows = {n: TapRows(arrays[f"{group}.{n}.x"], arrays[f"{group}.{n}.image"]) for n in taps}
+        return SampleFeatures(tuple(self.samples(group)), rows, gathered, choosing)
 
 
 def read_statistics(directory: FilePath) -> StatisticsFile:

@@ -14,7 +14,7 @@ from jax_unlearn.data.images import ImageFile
 from jax_unlearn.data.splits import split_held_out
 from jax_unlearn.features.device_gram import DeviceGram
 from jax_unlearn.features.gram import BLOCK
-from jax_unlearn.features.samples import Features, Sample
+from jax_unlearn.features.samples import Sample, SampleFeatures
 from jax_unlearn.features.statistics import Output, Rows, Statistics, merge, statistics, summed
 from jax_unlearn.features.union import union
 from jax_unlearn.objective.projector import Path
@@ -23,7 +23,7 @@ from jax_unlearn.runtime.mesh import over_data
 Granularity = Literal["tokens", "images"]
 
 
-class Gatherer:
+class StreamingStatistics:
     """Statistics of images as they come, one call an image.
 
     Args:
@@ -102,7 +102,7 @@ class Gatherer:
         self.sums = merge(self.sums, block) if self.sums else block
 
 
-class Gathering:
+class SideStatistics:
     """Statistics of one side on several paths, one call an image.
 
     Args:
@@ -136,11 +136,11 @@ class Gathering:
         groups = range(1 if split is None else 2)
         self.gatherers = {path.last_tap: [self._gatherer(path) for _ in groups] for path in paths}
 
-    def _gatherer(self, path: Path) -> Gatherer | DeviceGram:
+    def _gatherer(self, path: Path) -> StreamingStatistics | DeviceGram:
         d_in = path.shapes[path.last_tap][1]
         if self.mesh:
             return DeviceGram(d_in, self.mesh)
-        return Gatherer(d_in, path.output if self.forget else None)
+        return StreamingStatistics(d_in, path.output if self.forget else None)
 
     def needs_tokens(self, name: str) -> bool:
         """Whether `add` asks for all tokens at a tap."""
@@ -153,7 +153,7 @@ class Gathering:
             if self.granularity == "images":
                 x = x.mean(axis=0, dtype=np.float64)[None].astype(np.float32)
             gatherer = groups[int(self.is_held[image])]
-            if isinstance(gatherer, Gatherer):
+            if isinstance(gatherer, StreamingStatistics):
                 gatherer.add(image, x)
 
     def add_step(self, taps: Mapping[str, Array], owner: Int[np.ndarray, " tokens"]) -> None:
@@ -183,7 +183,7 @@ class Gathering:
             for number, gatherer in enumerate(groups):
                 yield f"{name}.{number}", gatherer
 
-    def finish(self, features: Features, images: Sequence[int]) -> Features:
+    def finish(self, features: SampleFeatures, images: Sequence[int]) -> SampleFeatures:
         """The features of the same images, with the statistics of all processes' images.
 
         To be called by all processes; no more may be added then.

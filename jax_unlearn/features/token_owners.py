@@ -9,11 +9,11 @@ from jax import Array
 from jaxtyping import Int
 
 from jax_unlearn.data.batches import Batch
-from jax_unlearn.features.pass_state import Taps
+from jax_unlearn.features.pass_state import TapArrays
 
 
 @dataclass(frozen=True)
-class Step:
+class TokenOwners:
     """What was loaded of some batches of one shape.
 
     slots: the place of each patch in its device's batch, images one after another; failed: what
@@ -52,7 +52,7 @@ class Step:
 
     def images(
         self, taps: Mapping[str, Array], means: Mapping[str, Array]
-    ) -> Iterator[tuple[int, Taps]]:
+    ) -> Iterator[tuple[int, TapArrays]]:
         """(index of the file, its tokens at each tap) of what could be read.
 
         means: of some taps the images' means, which stand for the tokens then.

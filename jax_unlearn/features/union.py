@@ -23,15 +23,17 @@ def union(ours: Mapping[str, Statistics]) -> dict[str, Statistics]:
     # What one process has summed up all must, and all know of it before any sends its rows.
     own = {
         key: summed(one) if grams or count > len(one.total) else one
-        for (key, one), (count, grams) in zip(ours.items(), collectives.total(counts), strict=True)
+        for (key, one), (count, grams) in zip(
+            ours.items(), collectives.all_reduce_sum(counts), strict=True
+        )
     }
     found = dict(own)
-    for theirs in collectives.of_others(lambda: without_grams(own).to_bytes()):
+    for theirs in collectives.all_gather_bytes(lambda: without_grams(own).to_bytes()):
         arrays = Snapshot.of_bytes(theirs).arrays
         found |= {key: joined(one, Statistics.of_arrays(arrays, key)) for key, one in found.items()}
     for key, one in own.items():
         if one.gram is not None:
-            half = collectives.total(lower_half(one.gram))
+            half = collectives.all_reduce_sum(lower_half(one.gram))
             found[key] = replace(found[key], gram=symmetric(half, len(one.total)))
     return found
 

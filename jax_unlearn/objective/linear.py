@@ -11,7 +11,7 @@ from jaxtyping import Float, Float64
 from jax_unlearn.features.gram import factor, gram
 from jax_unlearn.features.statistics import Rows, Statistics
 from jax_unlearn.models.lora import LoraAdapter, LoraPair
-from jax_unlearn.objective.loss import LossWeights, Part, Problem, three_terms
+from jax_unlearn.objective.loss import LossWeights, Problem, ProjectorProblem, three_terms
 from jax_unlearn.objective.norms import missed_norm, narrow, product_norm
 from jax_unlearn.objective.targets import Target
 
@@ -80,8 +80,8 @@ def linear_part(
 
     The target is by image, so any of them will do, and any seed of it.
     """
-    rows = forget.stand_in()
-    arrays = (rows.x, residual_of(rows, target, weight, bias), preserve.stand_in().x)
+    rows = forget.equivalent_rows()
+    arrays = (rows.x, residual_of(rows, target, weight, bias), preserve.equivalent_rows().x)
     x_f, r, x_p = (jnp.asarray(array.astype(np.float32)) for array in arrays)
     return _compress(LinearProblem(x_f, r, x_p, float(forget.count), float(preserve.count)))
 
@@ -101,7 +101,7 @@ def residual_of(
     return residual
 
 
-def compress(problem: Problem) -> dict[str, Part]:
+def compress(problem: Problem) -> dict[str, ProjectorProblem]:
     """The same problem on at most D_in + E forget and D_in preserve rows of each Linear.
 
     The loss and its gradient agree with the original's to float32 rounding, which in the gradient

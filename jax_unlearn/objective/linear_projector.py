@@ -7,10 +7,10 @@ import jax.numpy as jnp
 import numpy as np
 from jaxtyping import Float
 
-from jax_unlearn.features.samples import Features
+from jax_unlearn.features.samples import SampleFeatures
 from jax_unlearn.models.lora import LoraAdapter, lora_delta
 from jax_unlearn.objective.linear import linear_part
-from jax_unlearn.objective.loss import Part
+from jax_unlearn.objective.loss import ProjectorProblem
 from jax_unlearn.objective.targets import Target
 
 
@@ -43,7 +43,7 @@ class ProjectionPath:
         """The original embeddings, not normalised."""
         return x @ self.weight.T + self.bias
 
-    def change(self, samples: Features, adapter: LoraAdapter) -> Float[np.ndarray, "n e"]:
+    def change(self, samples: SampleFeatures, adapter: LoraAdapter) -> Float[np.ndarray, "n e"]:
         """How the adapter changes each embedding."""
         x = samples.taps[self.name].x
         if self.name not in adapter.pairs:
@@ -53,10 +53,10 @@ class ProjectionPath:
     def problem(
         self,
         adapted: Collection[str],
-        forget: Features,
+        forget: SampleFeatures,
         target: Target,
-        preserve: Features,
-    ) -> tuple[str, tuple[Part, ...]]:
+        preserve: SampleFeatures,
+    ) -> tuple[str, tuple[ProjectorProblem, ...]]:
         """The key of this path and its parts."""
         sides = (side.statistics[self.name] for side in (forget, preserve))
         parts = (

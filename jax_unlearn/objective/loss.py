@@ -37,7 +37,7 @@ class LossWeights:
 
 
 @runtime_checkable
-class Part(Protocol):
+class ProjectorProblem(Protocol):
     """What one path must forget and keep, as a pytree of constants; `name` is its key."""
 
     def shapes(self, name: str) -> dict[str, tuple[int, int]]:
@@ -49,7 +49,7 @@ class Part(Protocol):
         """The weighted terms, in the order of TERMS."""
 
 
-Problem = Mapping[str, Part]
+Problem = Mapping[str, ProjectorProblem]
 
 
 def three_terms(

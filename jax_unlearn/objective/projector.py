@@ -6,9 +6,9 @@ from typing import Protocol, runtime_checkable
 import numpy as np
 from jaxtyping import Float
 
-from jax_unlearn.features.samples import Features
+from jax_unlearn.features.samples import SampleFeatures
 from jax_unlearn.models.lora import LoraAdapter
-from jax_unlearn.objective.loss import Part
+from jax_unlearn.objective.loss import ProjectorProblem
 from jax_unlearn.objective.targets import Target
 
 
@@ -38,14 +38,14 @@ class Path(Protocol):
     def output(self, x: Float[np.ndarray, "n d_in"]) -> Float[np.ndarray, "n e"]:
         """The original embeddings, from rows of the last tap."""
 
-    def change(self, samples: Features, adapter: LoraAdapter) -> Float[np.ndarray, "n e"]:
+    def change(self, samples: SampleFeatures, adapter: LoraAdapter) -> Float[np.ndarray, "n e"]:
         """How the adapter changes each sample's embedding."""
 
     def problem(
         self,
         adapted: Sequence[str],
-        forget: Features,
+        forget: SampleFeatures,
         target: Target,
-        preserve: Features,
-    ) -> tuple[str, tuple[Part, ...]]:
+        preserve: SampleFeatures,
+    ) -> tuple[str, tuple[ProjectorProblem, ...]]:
         """The key of this path in the loss and its part: two, if some images are to choose by."""

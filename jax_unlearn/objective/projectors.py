@@ -7,11 +7,11 @@ import jax.numpy as jnp
 import numpy as np
 from jaxtyping import Float
 
-from jax_unlearn.features.samples import Features
+from jax_unlearn.features.samples import SampleFeatures
 from jax_unlearn.models.lora import LoraAdapter, lora_delta
 from jax_unlearn.models.qwen3_vision.tower import Qwen3VisionTower, merger_pairs
 from jax_unlearn.objective.linear import linear_part
-from jax_unlearn.objective.loss import Part
+from jax_unlearn.objective.loss import ProjectorProblem
 from jax_unlearn.objective.merger import FIRST, LAST, MergerTokens, merger_problem, merger_tokens
 from jax_unlearn.objective.targets import Target
 from jax_unlearn.runtime.errors import UserError
@@ -55,7 +55,7 @@ class MergerPath:
         weight, bias = self.linears[LAST]
         return x @ weight.T + bias
 
-    def change(self, images: Features, adapter: LoraAdapter) -> Float[np.ndarray, "n e"]:
+    def change(self, images: SampleFeatures, adapter: LoraAdapter) -> Float[np.ndarray, "n e"]:
         """How the adapter changes each image's mean output; `images` are `image_means`."""
         weight, _ = self.linears[LAST]
         pairs = merger_pairs(adapter, self.name)
@@ -69,10 +69,10 @@ class MergerPath:
     def problem(
         self,
         adapted: Collection[str],
-        forget: Features,
+        forget: SampleFeatures,
         target: Target,
-        preserve: Features,
-    ) -> tuple[str, tuple[Part, ...]]:
+        preserve: SampleFeatures,
+    ) -> tuple[str, tuple[ProjectorProblem, ...]]:
         """The key of this path and its parts, from the full names of the Linears to adapt."""
         own = tuple(linear for linear in self.linears if f"{self.name}.{linear}" in adapted)
         last, sides = self.linears[LAST], (forget, preserve)
@@ -88,7 +88,7 @@ class MergerPath:
         f, p = (side.choosing_rows(self.last_tap) for side in sides)
         return self.name, (part.take(~f, ~p), part.take(f, p))
 
-    def _tokens(self, side: Features) -> MergerTokens:
+    def _tokens(self, side: SampleFeatures) -> MergerTokens:
         """Tokens at linear_fc1, grouped as the rows of the last tap are."""
         tap, last = side.taps[f"{self.name}.{FIRST}"], side.taps[self.last_tap]
         row = None if len(last.x) == len(tap.x) else tap.image

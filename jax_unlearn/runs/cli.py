@@ -25,7 +25,7 @@ from jax_unlearn.runs.settings.sweep_config import SweepConfig
 from jax_unlearn.runs.terminal import finish, finish_sweep
 from jax_unlearn.runtime.errors import UserError
 from jax_unlearn.runtime.no_torch import hide_torch
-from jax_unlearn.runtime.processes import leave
+from jax_unlearn.runtime.processes import exit_together
 from jax_unlearn.runtime.resume import TerminatedError
 from jax_unlearn.runtime.xla_flags import make_reproducible
 
@@ -115,7 +115,7 @@ def main(arguments: Sequence[str] | None = None) -> None:
         sys.exit(2)
     except TerminatedError:
         print("jax-unlearn: terminated; the same command with --resume goes on", file=sys.stderr)
-        leave(128 + signal.SIGTERM)
+        exit_together(128 + signal.SIGTERM)
     except KeyboardInterrupt:
         print("jax-unlearn: interrupted", file=sys.stderr)
         sys.exit(130)

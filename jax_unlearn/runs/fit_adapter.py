@@ -18,18 +18,18 @@ from jax_unlearn.solvers.closed_form.moments import with_moments
 from jax_unlearn.solvers.closed_form.solve import solve
 from jax_unlearn.solvers.erase import erase
 from jax_unlearn.solvers.result import Result, Row
-from jax_unlearn.solvers.until_forgotten import Optimise, Search, search
+from jax_unlearn.solvers.until_forgotten import ForgetSearch, Optimise, search
 
 
 @dataclass(frozen=True)
-class Adapted:
+class FittedAdapter:
     """What a session's settings came to, and which rows each Linear was fitted to."""
 
-    found: Search
+    found: ForgetSearch
     rows: dict[str, dict[str, str]]
 
 
-def adapt(session: Session, sides: Sides, console: Console) -> Adapted:
+def adapt(session: Session, sides: Sides, console: Console) -> FittedAdapter:
     """Fit the adapter to the samples to train on, and say on what."""
     fit, choose, optimiser = fitting(session, sides)
     rows = describe(fit)
@@ -40,7 +40,7 @@ def adapt(session: Session, sides: Sides, console: Console) -> Adapted:
         # The others take no longer than a snapshot and a start, and no devices.
         stage = session.stage("training")
         optimiser = partial(train, mesh=session.mesh, stage=stage)
-    return Adapted(optimise(fit, choose, session.config, console, optimiser, stage), rows)
+    return FittedAdapter(optimise(fit, choose, session.config, console, optimiser, stage), rows)
 
 
 def fitting(session: Session, sides: Sides) -> tuple[Problem, Problem | None, Optimise]:
@@ -63,7 +63,7 @@ def optimise(
     console: Console,
     optimiser: Optimise,
     stage: Stage | None = None,
-) -> Search:
+) -> ForgetSearch:
     """`train` or `solve` under a progress bar, again and again with --until-forgotten.
 
     stage: that of `train`.

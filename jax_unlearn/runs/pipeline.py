@@ -32,7 +32,7 @@ from jax_unlearn.runs.sweep import explore
 from jax_unlearn.runtime import collectives, processes
 from jax_unlearn.runtime.atomic_files import check_free, fresh_directory
 from jax_unlearn.runtime.errors import UserError
-from jax_unlearn.runtime.resume import Journal
+from jax_unlearn.runtime.resume import RunSnapshots
 
 
 def run(config: RunConfig, console: Console) -> Metrics:
@@ -64,7 +64,7 @@ def opened(config: RunConfig, console: Console) -> Iterator[Session]:
     with collectives.failing_together():
         check_free(config.out, config.overwrite)
         session = open_session(config, console)
-        session.journal = journal = Journal(
+        session.journal = journal = RunSnapshots(
             config.out,
             session.identity,
             config.save_seconds,
@@ -77,10 +77,10 @@ def opened(config: RunConfig, console: Console) -> Iterator[Session]:
             yield session
             if processes.index() > 0:
                 # Until the first has written.
-                collectives.meet()
+                collectives.barrier()
         if processes.index() == 0:
             # There is nothing left to be terminated.
-            collectives.meet()
+            collectives.barrier()
         journal.finish()
 
 
@@ -93,7 +93,7 @@ def agree(session: Session) -> None:
     if processes.count() == 1:
         return
     ours = session.identity()
-    others = collectives.of_others(lambda: json.dumps(ours).encode())
+    others = collectives.all_gather_bytes(lambda: json.dumps(ours).encode())
     for theirs in map(json.loads, others):
         if unlike := differences(theirs, ours, ("elsewhere", "here")):
             raise UserError(

@@ -13,7 +13,7 @@ from jax_unlearn.runs.sources.source import Session
 from jax_unlearn.runtime.atomic_files import replace_files
 from jax_unlearn.runtime.errors import UserError
 from jax_unlearn.solvers.result import Result
-from jax_unlearn.solvers.until_forgotten import Search
+from jax_unlearn.solvers.until_forgotten import ForgetSearch
 
 Metrics = dict[str, Any]
 
@@ -25,7 +25,7 @@ def write_config(directory: Path, config: RunConfig) -> None:
     (directory / "config.json").write_text(to_text(to_json(config)))
 
 
-def describe_search(found: Search) -> Metrics:
+def describe_search(found: ForgetSearch) -> Metrics:
     """How far the forget norm fell, and after how many trainings with which λ_f."""
     return {
         "lambda_forget": found.lambda_forget,

@@ -11,7 +11,7 @@ from pathlib import Path
 from jax_unlearn.runtime.errors import UserError
 
 # What the user can mend; any other OSError is a fault of ours and keeps its traceback.
-MENDABLE = {
+USER_FIXABLE_ERRNOS = {
     errno.EACCES,
     errno.EBUSY,
     errno.EDQUOT,
@@ -58,7 +58,7 @@ def fresh_directory(out_dir: str | Path, overwrite: bool = False) -> Iterator[Pa
         yield partial
         _install(partial, final, overwrite)
     except OSError as error:
-        if error.errno not in MENDABLE:
+        if error.errno not in USER_FIXABLE_ERRNOS:
             raise
         raise _refusal(error, partial, final) from error
     finally:
@@ -130,7 +130,7 @@ def replace_files(directory: Path, contents: Mapping[str, str]) -> None:
         for path, partial in partials.items():
             partial.replace(path)
     except OSError as error:
-        if error.errno not in MENDABLE:
+        if error.errno not in USER_FIXABLE_ERRNOS:
             raise
         raise UserError(f"{directory}: {error.strerror}; mend that and try again") from error
     finally:

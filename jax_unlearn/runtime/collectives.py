@@ -1,9 +1,9 @@
-"""The processes of a run: one a host, each with devices and images of its own.
+"""Barrier, all-gather and exact all-reduce between the processes of a run.
 
-They run the same program and meet only where all of them call `of_others` or `total`: after each
-pass, and before and after everything else. What one says there may also be that it has failed.
-Before they exchange anything they wait for one another, by notes with the coordinator: nothing in a
-collective heeds a signal, however long the first trains.
+Processes run the same program, one a host, each with devices and images of its own, and meet only
+where all of them call one of these: after each pass, before and after everything else. A process
+may report there that it has failed. Before they exchange anything they wait for one another through
+the coordinator's key-value store, because a signal is not handled inside a collective.
 """
 
 from collections.abc import Callable, Iterator
@@ -17,7 +17,7 @@ from jax.experimental import multihost_utils
 from jax.sharding import Mesh, NamedSharding, PartitionSpec
 from jaxtyping import Float64, Int
 
-from jax_unlearn.runtime.processes import PeerError, _meeting, count, index
+from jax_unlearn.runtime.processes import PeerError, count, index, meeting
 
 # Bytes that are sent at once, so that sending takes little memory of its own.
 BLOCK = 64 * 2**20
@@ -27,7 +27,7 @@ PART = 20
 NOT_FINITE = 2**20
 
 
-def of_others(value: Callable[[], bytes]) -> list[bytes]:
+def all_gather_bytes(value: Callable[[], bytes]) -> list[bytes]:
     """What each other process gives at the same place of the program, in their order.
 
     Args:
@@ -39,13 +39,13 @@ def of_others(value: Callable[[], bytes]) -> list[bytes]:
     if count() == 1:
         return []
     ours = value()
-    with _meeting():
+    with meeting():
         sizes = _meet(len(ours))
         sent = [_sent(ours, process, size) for process, size in enumerate(sizes)]
     return [other for process, other in enumerate(sent) if process != index()]
 
 
-def total(x: Float64[np.ndarray, "*n"]) -> Float64[np.ndarray, "*n"]:
+def all_reduce_sum(x: Float64[np.ndarray, "*n"]) -> Float64[np.ndarray, "*n"]:
     """The sum of what all processes give at the same place of the program.
 
     All-reduces of whole numbers: what a process sends and receives does not grow with their number,
@@ -62,7 +62,7 @@ def total(x: Float64[np.ndarray, "*n"]) -> Float64[np.ndarray, "*n"]:
         return x
     flat, step = x.ravel(), BLOCK // x.itemsize
     ours = _exponent(flat)
-    with _meeting():
+    with meeting():
         _meet(x.nbytes)
         exponent = int(multihost_utils.process_allgather(np.int32(ours)).max())
         if exponent == NOT_FINITE:
@@ -71,13 +71,13 @@ def total(x: Float64[np.ndarray, "*n"]) -> Float64[np.ndarray, "*n"]:
     return np.concatenate(parts).reshape(x.shape)
 
 
-def meet() -> None:
+def barrier() -> None:
     """Wait for the others.
 
     Raises:
         PeerError: one of them has failed, or is gone.
     """
-    of_others(bytes)
+    all_gather_bytes(bytes)
 
 
 @contextmanager
@@ -89,7 +89,7 @@ def failing_together() -> Iterator[None]:
         raise
     except Exception as error:
         if count() > 1:
-            with suppress(PeerError), _meeting():
+            with suppress(PeerError), meeting():
                 reason = str(error).encode()
                 _meet(len(reason), reason)
         raise

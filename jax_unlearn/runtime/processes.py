@@ -23,11 +23,11 @@ GO, OFF = "go", "off"
 
 
 # Seconds from one look for notes to the next: at first, at most.
-SOON, LATER = 0.01, 0.2
+MIN_POLL_SECONDS, MAX_POLL_SECONDS = 0.01, 0.2
 
 
 # Seconds until the others leave too, at most.
-PATIENCE = 20
+EXIT_TIMEOUT_SECONDS = 20
 
 
 # The number of the next meeting, the same in all processes.
@@ -98,8 +98,8 @@ def count() -> int:
     return jax.process_count()
 
 
-def leave(code: int) -> NoReturn:
-    """End this process early. If the others do so too, wait for them, PATIENCE seconds at most.
+def exit_together(code: int) -> NoReturn:
+    """End this process early. If the others do so too, wait for them, at most EXIT_TIMEOUT_SECONDS.
 
     The coordinator goes with the first, and without it the others are aborted. JAX's own end is not
     waited for: it is an abort too, where another is gone.
@@ -107,10 +107,10 @@ def leave(code: int) -> NoReturn:
     if count() > 1:
         # Without a coordinator there is nobody to wait for.
         with suppress(jax.errors.JaxRuntimeError):
-            _await_all(LEAVING, PATIENCE)
+            _await_all(LEAVING, EXIT_TIMEOUT_SECONDS)
         if index() == 0:
-            # The others look every LATER seconds, and are then gone.
-            time.sleep(5 * LATER)
+            # The others look every MAX_POLL_SECONDS seconds, and are then gone.
+            time.sleep(5 * MAX_POLL_SECONDS)
         sys.stdout.flush()
         sys.stderr.flush()
         os._exit(code)
@@ -118,7 +118,7 @@ def leave(code: int) -> NoReturn:
 
 
 @contextmanager
-def _meeting() -> Iterator[None]:
+def meeting() -> Iterator[None]:
     """Waits for the others, and lets the block exchange something with them.
 
     A signal may end this process while it waits, and another may have seen that all are there; so
@@ -165,10 +165,10 @@ def _await_all(place: str, seconds: float = inf) -> None:
     """Leave a note and look for those of the others until they are there, or so long."""
     coordinator = _coordinator()
     coordinator.key_value_set(f"{place}/{index()}", "")
-    until, pause = time.monotonic() + seconds, SOON
+    until, pause = time.monotonic() + seconds, MIN_POLL_SECONDS
     while len(coordinator.key_value_dir_get(place)) < count() and time.monotonic() < until:
         time.sleep(pause)
-        pause = min(LATER, 2 * pause)
+        pause = min(MAX_POLL_SECONDS, 2 * pause)
 
 
 def _coordinator() -> Any:

@@ -22,23 +22,23 @@ from safetensors import SafetensorError
 
 from jax_unlearn.runs.fingerprint import Facts, differences
 from jax_unlearn.runtime import processes
-from jax_unlearn.runtime.atomic_files import MENDABLE, replace_files
+from jax_unlearn.runtime.atomic_files import USER_FIXABLE_ERRNOS, replace_files
 from jax_unlearn.runtime.errors import UserError
-from jax_unlearn.runtime.snapshots import Snapshot, Stage
+from jax_unlearn.runtime.snapshots import Snapshot
 
 FACTS = "facts.json"
 OF_PROCESS = re.compile(r"\d+-of-(\d+)")
 # Seconds after which an end that was asked for is asked for again.
-AGAIN = 0.5
+SIGTERM_RETRY_SECONDS = 0.5
 # Bytes of snapshots that the memory may hold besides what they are of.
-LARGEST = 2**30
+MAX_UNSAVED_BYTES = 2**30
 
 
 class TerminatedError(BaseException):
     """SIGTERM came; what had been done is saved. No fault, and so no `Exception`."""
 
 
-class Journal:
+class RunSnapshots:
     """The stages of one process of a run.
 
     Args:
@@ -71,8 +71,8 @@ class Journal:
         self.terminated = self.working = False
         self.saved = time.monotonic()
         # Stages that were done before a snapshot of them was due.
-        self.unsaved: dict[SavedStage, Snapshot] = {}
-        with mendable(self.all):
+        self.unsaved: dict[StageSnapshots, Snapshot] = {}
+        with user_errors(self.all):
             if resume:
                 self._check()
             elif overwrite:
@@ -125,8 +125,8 @@ class Journal:
         if self.terminated:
             raise TerminatedError
 
-    def stage(self, name: str) -> "SavedStage":
-        return SavedStage(self, name)
+    def stage(self, name: str) -> "StageSnapshots":
+        return StageSnapshots(self, name)
 
     def begin(self) -> None:
         """Make the directory, with what a run that goes on is compared with.
@@ -134,7 +134,7 @@ class Journal:
         Raises:
             UserError: the file system refuses.
         """
-        with mendable(self.directory):
+        with user_errors(self.directory):
             self.directory.mkdir(parents=True, exist_ok=True)
         if not (self.directory / FACTS).is_file():
             replace_files(self.directory, {FACTS: json.dumps(self.facts(), indent=1)})
@@ -183,15 +183,15 @@ class Journal:
             return
         # What is raised while a finaliser is at work, or a callback of JAX's, is lost; the alarm
         # comes here again. It is not lost where something else is closed on its way.
-        signal.setitimer(signal.ITIMER_REAL, AGAIN)
+        signal.setitimer(signal.ITIMER_REAL, SIGTERM_RETRY_SECONDS)
         if not (processes.exchanging or isinstance(sys.exception(), TerminatedError)):
             self.heed()
 
 
-class SavedStage(Stage):
+class StageSnapshots:
     """A stage in a directory of its own."""
 
-    def __init__(self, journal: Journal, name: str) -> None:
+    def __init__(self, journal: RunSnapshots, name: str) -> None:
         self.journal, self.directory = journal, journal.directory / name
         self.steps = 0
         # Whether a step was taken that no snapshot has.
@@ -199,7 +199,7 @@ class SavedStage(Stage):
 
     def load(self) -> Snapshot | None:
         self.journal.working = True
-        with mendable(self.directory):
+        with user_errors(self.directory):
             if not (self.journal.resume and self.directory.is_dir()):
                 return None
             # Not at the top: it takes a second, and a short run saves nothing.
@@ -240,7 +240,7 @@ class SavedStage(Stage):
         """The last snapshot in memory, if it took less than the time between two to come to it."""
         kept = (*self.journal.unsaved.values(), last)
         size = sum(array.nbytes for one in kept for array in one.arrays.values())
-        if self.directory.is_dir() or size > LARGEST:
+        if self.directory.is_dir() or size > MAX_UNSAVED_BYTES:
             self.save(last)
         else:
             self.journal.unsaved[self] = last
@@ -250,7 +250,7 @@ class SavedStage(Stage):
         from jax_unlearn.runtime.orbax_store import Save, manager
 
         self.journal.begin()
-        with mendable(self.directory):
+        with user_errors(self.directory):
             self.directory.mkdir(exist_ok=True)
             with manager(self.directory) as kept:
                 kept.save(self.steps, args=Save(snapshot))
@@ -259,7 +259,7 @@ class SavedStage(Stage):
 
 
 @contextmanager
-def mendable(directory: Path) -> Iterator[None]:
+def user_errors(directory: Path) -> Iterator[None]:
     """What the user can mend, as one line."""
     logger = logging.getLogger("absl")
     level = logger.level
@@ -268,7 +268,7 @@ def mendable(directory: Path) -> Iterator[None]:
     try:
         yield
     except OSError as error:
-        if error.errno not in MENDABLE:
+        if error.errno not in USER_FIXABLE_ERRNOS:
             raise
         raise UserError(
             f"{directory}: {os.strerror(error.errno)}; mend that and go on with --resume"

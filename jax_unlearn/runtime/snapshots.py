@@ -1,9 +1,9 @@
-"""What a part of a run has come to, as plain arrays and facts: to save it, or to send it."""
+"""Arrays and facts of an unfinished stage of a run: to save them, or to send them."""
 
 import json
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, Protocol, runtime_checkable
 
 import numpy as np
 from safetensors.numpy import load, save
@@ -29,15 +29,28 @@ class Snapshot:
         return cls(load(data[end:]), json.loads(data[8:end]))
 
 
-class Stage:
-    """A part of a run that goes on from its last snapshot; this one keeps none."""
+@runtime_checkable
+class Stage(Protocol):
+    """Where a resumable part of a run keeps its snapshots."""
 
     def load(self) -> Snapshot | None:
-        """The last one that was saved."""
-        return None
+        """The last snapshot that was saved; None begins from the start."""
 
     def step(self, snapshot: Callable[[], Snapshot]) -> None:
         """To be called after every step that could be the last before a stop."""
 
     def done(self, snapshot: Callable[[], Snapshot]) -> None:
         """To be called after the last step."""
+
+
+class NoSnapshots:
+    """A stage that keeps nothing."""
+
+    def load(self) -> Snapshot | None:
+        return None
+
+    def step(self, snapshot: Callable[[], Snapshot]) -> None:
+        pass
+
+    def done(self, snapshot: Callable[[], Snapshot]) -> None:
+        pass

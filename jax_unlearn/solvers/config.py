@@ -14,7 +14,7 @@ Select = Literal["best", "last", "held_out"]
 
 
 @dataclass(frozen=True)
-class TrainConfig:
+class SolverConfig:
     """Settings of the optimisation; the constants are the published ones."""
 
     rank: int = 5
@@ -58,7 +58,7 @@ class TrainConfig:
         return init_adapter(jax.random.key(self.seed), shapes(problem), self.rank, alpha)
 
 
-def check(config: TrainConfig, linears: Mapping[str, tuple[int, ...]]) -> None:
+def check(config: SolverConfig, linears: Mapping[str, tuple[int, ...]]) -> None:
     """Refuse settings that cannot be meant, before any work is done for them.
 
     Args:

@@ -47,7 +47,7 @@ class Erasable:
     def affine(self) -> LinearProblem:
         """The problem on rows with a column of ones."""
         forget, preserve = reduce(merge, self.forget), reduce(merge, self.preserve)
-        rows = forget.stand_in()
+        rows = forget.equivalent_rows()
         x_f = np.column_stack([rows.x, rows.ones]).astype(np.float32)
         residual = residual_of(rows, self.target, self.weight, self.bias).astype(np.float32)
         x_p = factor(gram_with_ones(preserve), preserve.noise).astype(np.float32)

@@ -11,7 +11,7 @@ from jax_unlearn.models.lora import LoraAdapter
 from jax_unlearn.objective.loss import TERMS
 from jax_unlearn.objective.targets import TARGETS, TargetKind
 from jax_unlearn.runtime.errors import UserError
-from jax_unlearn.solvers.config import TrainConfig
+from jax_unlearn.solvers.config import SolverConfig
 
 
 @dataclass(frozen=True)
@@ -26,7 +26,7 @@ class Setting:
     learning_rate: float
     rank: int
 
-    def config(self, common: TrainConfig) -> TrainConfig:
+    def config(self, common: SolverConfig) -> SolverConfig:
         """The common settings with those of this point; the target is not one of them."""
         fields = asdict(self)
         del fields["target"]
@@ -42,7 +42,7 @@ def target_of(setting: Setting) -> tuple[TargetKind, int]:
     return setting.target, setting.seed if setting.target in DRAWN else 0
 
 
-def refuse_held_out(common: TrainConfig) -> None:
+def refuse_held_out(common: SolverConfig) -> None:
     """Raises a `UserError` where it is asked for."""
     if common.select == "held_out":
         raise UserError("--select held_out: a sweep has no images to choose by; take best or last")

@@ -21,7 +21,7 @@ from jaxtyping import Float, Float64
 from jax_unlearn.models.lora import LoraPair
 from jax_unlearn.runtime.errors import UserError
 
-# Features are float32: means that are closer than it resolves are the same.
+# SampleFeatures are float32: means that are closer than it resolves are the same.
 RESOLUTION = float(np.finfo(np.float32).eps)
 
 

@@ -13,7 +13,7 @@ from jax_unlearn.solvers.adam.vmapped import ProblemOf, train_batch
 from jax_unlearn.solvers.closed_form.moments import with_moments
 from jax_unlearn.solvers.closed_form.solve import solve
 from jax_unlearn.solvers.closed_form.subspace import Subspace
-from jax_unlearn.solvers.config import TrainConfig
+from jax_unlearn.solvers.config import SolverConfig
 from jax_unlearn.solvers.grid import Setting, Trained, refuse_held_out, target_of
 
 # What R − change of all settings at once may take, in bytes.
@@ -23,7 +23,7 @@ MEMORY = 2**29
 def train_all(
     problem_of: ProblemOf,
     settings: Sequence[Setting],
-    common: TrainConfig,
+    common: SolverConfig,
     progress: Callable[[int], None] = lambda _: None,
 ) -> list[Trained]:
     """Train every setting, as `train` would one: the same start, steps and choice of the adapter.
@@ -54,7 +54,7 @@ def train_all(
 def solve_all(
     problem_of: ProblemOf,
     settings: Sequence[Setting],
-    common: TrainConfig,
+    common: SolverConfig,
     progress: Callable[[int], None] = lambda _: None,
 ) -> list[Trained]:
     """The same with the closed form, one after another; learning rates have no say in it.
@@ -77,7 +77,7 @@ def solve_all(
     return [found[setting] for setting in settings]
 
 
-def by_scale(settings: Sequence[Setting], common: TrainConfig) -> dict[float, list[Setting]]:
+def by_scale(settings: Sequence[Setting], common: SolverConfig) -> dict[float, list[Setting]]:
     """Settings by alpha / rank, which is a constant of the program: one, unless alpha is given."""
     found: dict[float, list[Setting]] = {}
     for setting in settings:

@@ -6,7 +6,7 @@ from dataclasses import dataclass, replace
 from jax_unlearn.objective.loss import Problem
 from jax_unlearn.runtime.snapshots import Stage
 from jax_unlearn.solvers.adam.loop import train
-from jax_unlearn.solvers.config import TrainConfig
+from jax_unlearn.solvers.config import SolverConfig
 from jax_unlearn.solvers.result import Progress, Result
 
 Optimise = Callable[..., Result]
@@ -15,7 +15,7 @@ MOST = 100
 
 
 @dataclass(frozen=True)
-class Search:
+class ForgetSearch:
     """What the search came to: the last training, its λ_f, how many there were, the fall reached.
 
     fall: 1 − ‖forget‖ after / ‖forget‖ before; reached: whether it is what was asked for.
@@ -30,7 +30,7 @@ class Search:
 
 def search(
     problem: Problem,
-    config: TrainConfig,
+    config: SolverConfig,
     fraction: float | None = None,
     *,
     rise_counts: bool = False,
@@ -39,7 +39,7 @@ def search(
     progress: Progress | None = None,
     optimise: Optimise = train,
     stage: Stage | None = None,
-) -> Search:
+) -> ForgetSearch:
     """Train, and again from the start with λ_f larger by 0.05 each time, at most 100 times.
 
     Args:
@@ -63,4 +63,4 @@ def search(
         if reached or result.stopped or trial == MOST:
             break
         config = replace(config, lambda_forget=config.lambda_forget + STEP)
-    return Search(result, config.lambda_forget, trial, fall, reached)
+    return ForgetSearch(result, config.lambda_forget, trial, fall, reached)

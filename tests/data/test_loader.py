@@ -33,6 +33,7 @@ def test_a_worker_ends_with_a_parent_that_was_killed():
     program = """
 import time
 from jax_unlearn.data.loader import load
+from tests.data.test_loader import square
 for number in load(range(99), square, workers=1):
     print(number, flush=True)
     time.sleep(99)

@@ -2,7 +2,7 @@
 
 import numpy as np
 
-from jax_unlearn.features.samples import Features, Tap, image_means
+from jax_unlearn.features.samples import SampleFeatures, TapRows, image_means
 from jax_unlearn.features.similarity import most_similar
 
 
@@ -13,10 +13,10 @@ def test_image_means_average_each_images_rows():
 
 
 def test_only_the_last_linears_rows_become_means():
-    tap = Tap.of([np.ones((2, 3), np.float32), np.zeros((1, 3), np.float32)])
+    tap = TapRows.of([np.ones((2, 3), np.float32), np.zeros((1, 3), np.float32)])
     assert tap.image.tolist() == [0, 0, 1]
     names = ("merger.linear_fc1", "merger.linear_fc2")
-    means = Features((), dict.fromkeys(names, tap)).image_means()
+    means = SampleFeatures((), dict.fromkeys(names, tap)).image_means()
     assert means.taps[names[0]] is tap
     assert means.taps[names[1]].x.tolist() == [[1, 1, 1], [0, 0, 0]]
     assert means.taps[names[1]].image.tolist() == [0, 1]

@@ -10,7 +10,7 @@ from hypothesis import strategies as st
 from jax_unlearn.features import streaming
 from jax_unlearn.features.gram import factor, gram
 from jax_unlearn.features.statistics import Statistics, merge, statistics
-from jax_unlearn.features.streaming import Gatherer
+from jax_unlearn.features.streaming import StreamingStatistics
 from jax_unlearn.models.lora import LoraAdapter, LoraPair
 from jax_unlearn.objective.linear import (
     LinearProblem,
@@ -67,7 +67,7 @@ def target_of(kind, seed, output, forget, preserve):
 
 
 def gathered(x, image, output, order=None):
-    gatherer = Gatherer(D_IN, output)
+    gatherer = StreamingStatistics(D_IN, output)
     for i in np.unique(image) if order is None else order:
         gatherer.add(int(i), x[image == i])
     return gatherer.finish()
@@ -248,7 +248,7 @@ def test_an_empty_side_has_no_say():
     x, image = side(np.random.default_rng(1), 9, 9, "plain")
     aim = target_of("mean", 0, lambda x: x @ weight.T + bias, (x, image), (x, image))
     forget = statistics(x, image, lambda x: x @ weight.T + bias)
-    part = linear_part(weight, bias, forget, aim, Gatherer(D_IN, None).finish())
+    part = linear_part(weight, bias, forget, aim, StreamingStatistics(D_IN, None).finish())
     assert part.preserve.shape == (0, D_IN)
     adapter = LoraAdapter({"x": LoraPair(*map(jnp.asarray, _pair()))}, 1.0, 3)
     terms = loss(adapter, {"x": part}, LossWeights())[1]

@@ -6,9 +6,9 @@ import pytest
 from rich.console import Console
 
 from jax_unlearn.features import streaming
-from jax_unlearn.features.samples import Tap
-from jax_unlearn.features.streaming import Gathering
-from jax_unlearn.features.token_owners import Step
+from jax_unlearn.features.samples import TapRows
+from jax_unlearn.features.streaming import SideStatistics
+from jax_unlearn.features.token_owners import TokenOwners
 from jax_unlearn.runs.cli import parse
 from jax_unlearn.runs.sources.qwen_images import ImageSession
 from jax_unlearn.runtime.mesh import make_mesh
@@ -30,7 +30,7 @@ def tokens(folder):
     return [extract(side, one.reader, "", one.console, [TAP]).taps[TAP] for side in files]
 
 
-def expected(tap: Tap, granularity: str):
+def expected(tap: TapRows, granularity: str):
     x = tap.x if granularity == "tokens" else tap.image_means().x
     return x.astype(np.float64)
 
@@ -64,8 +64,8 @@ def test_rows_are_kept_by_the_place_of_their_image(folder, tokens):
     (found,) = features.statistics[TAP]
     assert len(features.files) == len(one.images.forget) - 1
     assert sorted(set(found.rows.image)) == list(range(len(features.files)))
-    heads = found.rows if found.gram is not None else found.rows.heads()
-    third = heads.x[(heads.image == 1) & (heads.ones > 0)][0]
+    two_rows_per_image = found.rows if found.gram is not None else found.rows.two_rows_per_image()
+    third = two_rows_per_image.x[(two_rows_per_image.image == 1) & (two_rows_per_image.ones > 0)][0]
     of_third = tokens[0].x[tokens[0].image == 2]
     np.testing.assert_allclose(third, of_third.sum(axis=0) / len(of_third) ** 0.5, rtol=1e-4)
 
@@ -102,8 +102,10 @@ def test_devices_gather_what_the_host_gathers(folder, granularity, select, monke
     host, device = (session(folder, **options) for _ in range(2))
     device.extractor.on_device = True
     fetched = []
-    pieces = Step.images
-    monkeypatch.setattr(Step, "images", lambda *args: (fetched.append(args[2]), pieces(*args))[1])
+    pieces = TokenOwners.images
+    monkeypatch.setattr(
+        TokenOwners, "images", lambda *args: (fetched.append(args[2]), pieces(*args))[1]
+    )
     theirs, ours = (one.train_features(granularity) for one in (host, device))
     # Of the rows to keep the host gets means only, of those to forget only where those will do.
     assert any(len(means) for means in fetched)
@@ -119,7 +121,9 @@ def test_devices_gather_what_the_host_gathers(folder, granularity, select, monke
 def test_sums_on_devices_go_on_from_a_snapshot(folder):
     one = session(folder)
     gathering, again = (
-        Gathering(one.linear_paths, False, "tokens", one.images.preserve, mesh=make_mesh("data=1"))
+        SideStatistics(
+            one.linear_paths, False, "tokens", one.images.preserve, mesh=make_mesh("data=1")
+        )
         for _ in range(2)
     )
     shape = one.paths[0].shapes[one.paths[0].last_tap][1]

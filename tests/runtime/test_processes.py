@@ -58,8 +58,8 @@ main(sys.argv[1:])
 SLOW = """
 import sys, time
 from jax_unlearn.features.extractor import Extractor
-from jax_unlearn.features.pass_state import Harvest
-run, share = Extractor.run, Harvest.share
+from jax_unlearn.features.pass_state import PassState
+run, share = Extractor.run, PassState.share
 def slow(*arguments):
     for batches in run(*arguments):
         if "1" in sys.argv[sys.argv.index("--process-id"):][:2]:
@@ -68,7 +68,7 @@ def slow(*arguments):
 def said(harvest):
     print("waiting", file=sys.stderr, flush=True)
     share(harvest)
-Extractor.run, Harvest.share = slow, said
+Extractor.run, PassState.share = slow, said
 from jax_unlearn.runs.cli import main
 main(sys.argv[1:])
 """
@@ -244,7 +244,7 @@ def test_one_process_has_no_others():
     def never():
         raise AssertionError("nobody asked")
 
-    assert list(collectives.of_others(never)) == []
+    assert list(collectives.all_gather_bytes(never)) == []
 
 
 def test_two_processes_go_on_after_a_stop_to_the_same_bytes(folder, tmp_path):
@@ -275,12 +275,13 @@ def test_each_process_reads_its_part_of_the_images(folder, monkeypatch):
     whole, ours = (find_images(folder / "forget", "forget") for _ in range(2))
     digests, opened = [file.digest for file in whole], []
 
-    def of_others(value):
+    def all_gather_bytes(value):
         # The first process lists the same files, and reads the first, the third, …
         return [listing if len(listing := value()) == DIGEST else b"".join(digests[::2])]
 
-    for name, value in {"count": lambda: 2, "index": lambda: 1, "of_others": of_others}.items():
-        monkeypatch.setattr(collectives, name, value)
+    monkeypatch.setattr(processes, "count", lambda: 2)
+    monkeypatch.setattr(processes, "index", lambda: 1)
+    monkeypatch.setattr(collectives, "all_gather_bytes", all_gather_bytes)
     monkeypatch.setattr(ImageFile, "source", lambda file: opened.append(file) or file.path)
     read_digests(ours)
     assert set(opened) == set(ours[1::2])
@@ -308,15 +309,15 @@ def notes(monkeypatch):
     """Of a meeting of two; who waits for the other is interrupted."""
     found = Notes()
     for name, value in {"_coordinator": lambda: found, "count": lambda: 2}.items():
-        monkeypatch.setattr(collectives, name, value)
+        monkeypatch.setattr(processes, name, value)
     monkeypatch.setattr(time, "sleep", MagicMock(side_effect=KeyboardInterrupt))
     return found
 
 
 def come(monkeypatch, process):
-    monkeypatch.setattr(collectives, "index", lambda: process)
-    monkeypatch.setattr(collectives, "meetings", iter([0]))
-    return processes._meeting()
+    monkeypatch.setattr(processes, "index", lambda: process)
+    monkeypatch.setattr(processes, "meetings", iter([0]))
+    return processes.meeting()
 
 
 def test_who_ends_before_a_meeting_calls_it_off(notes, monkeypatch):
@@ -351,5 +352,5 @@ def test_numbers_are_whole_in_parts_to_the_share_of_the_largest_that_is_said():
 
 def test_without_a_path_there_is_nothing_to_add_up(monkeypatch):
     """As where linear_fc1 is adapted, which has no statistics."""
-    monkeypatch.setattr(collectives, "count", lambda: 2)
+    monkeypatch.setattr(processes, "count", lambda: 2)
     assert union({}) == {}

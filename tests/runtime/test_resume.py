@@ -17,9 +17,9 @@ from benchmarks.scale.crops import snapshots
 from jax_unlearn.data.images import ImageFile
 from jax_unlearn.runs.cli import main
 from jax_unlearn.runs.fingerprint import GROUPS
-from jax_unlearn.runtime import collectives, processes
+from jax_unlearn.runtime import processes
 from jax_unlearn.runtime.errors import UserError
-from jax_unlearn.runtime.resume import Journal, SavedStage, TerminatedError
+from jax_unlearn.runtime.resume import RunSnapshots, StageSnapshots, TerminatedError
 from jax_unlearn.runtime.snapshots import Snapshot
 from jax_unlearn.solvers import until_forgotten
 from tests.running import arguments, heard, read
@@ -53,14 +53,14 @@ def same(one, other):
 
 def stop_after(monkeypatch, count):
     """As SIGTERM would, after so many steps."""
-    step, taken = SavedStage.step, []
+    step, taken = StageSnapshots.step, []
 
     def counted(self, snapshot):
         taken.append(self)
         self.journal.terminated = len(taken) == count
         step(self, snapshot)
 
-    monkeypatch.setattr(SavedStage, "step", counted)
+    monkeypatch.setattr(StageSnapshots, "step", counted)
 
 
 def stopped(monkeypatch, folder, out, count, *more, **options):
@@ -83,7 +83,7 @@ def test_a_run_goes_on_where_it_was_stopped(
     assert saved.is_dir()
     assert not out.exists()
     taken = []
-    monkeypatch.setattr(SavedStage, "step", lambda self, _: taken.append(self))
+    monkeypatch.setattr(StageSnapshots, "step", lambda self, _: taken.append(self))
     main([*arguments(folder, out, **OPTIONS), "--resume", *more])
     assert same(out, whole)
     assert not saved.exists()
@@ -162,7 +162,7 @@ def test_a_stage_that_took_no_time_is_saved_by_sigterm_only(monkeypatch, tmp_pat
         os.kill(os.getpid(), signal.SIGTERM)
     for name in ("forget", "preserve"):
         assert journal(tmp_path / "out").stage(name).load().arrays["x"][0] == 1
-    monkeypatch.setattr("jax_unlearn.runtime.resume.LARGEST", 7)
+    monkeypatch.setattr("jax_unlearn.runtime.resume.MAX_UNSAVED_BYTES", 7)
     third = journal(tmp_path / "large", seconds=600.0).stage("forget")
     third.step(dict)
     third.done(lambda: Snapshot({"x": np.ones(1)}, {}))
@@ -230,7 +230,7 @@ def facts():
 
 def journal(out, **options):
     settings = {"facts": facts, "seconds": 0.0, "steps": None, "resume": True, "overwrite": False}
-    return Journal(out, **settings | options)
+    return RunSnapshots(out, **settings | options)
 
 
 def test_a_snapshot_comes_back_to_the_bit(tmp_path):
@@ -305,9 +305,10 @@ def test_a_full_disk_is_one_line_and_the_earlier_snapshot_loads(tmp_path):
     program = f"""
 import numpy as np, resource
 from pathlib import Path
-from jax_unlearn.runtime.resume import Journal
+from jax_unlearn.runtime.resume import RunSnapshots
 from jax_unlearn.runtime.snapshots import Snapshot
-stage = Journal(Path({str(tmp_path / "out")!r}), facts, 0.0, None, True, False).stage("forget")
+from tests.runtime.test_resume import facts
+stage = RunSnapshots(Path({str(tmp_path / "out")!r}), facts, 0.0, None, True, False).stage("forget")
 stage.load()
 resource.setrlimit(resource.RLIMIT_FSIZE, (2**16, 2**16))
 from jax_unlearn.runtime.errors import UserError
@@ -384,7 +385,7 @@ class Terminated:
 
 @pytest.mark.filterwarnings("ignore::pytest.PytestUnraisableExceptionWarning")
 def test_sigterm_is_heeded_whatever_was_at_work(monkeypatch, tmp_path):
-    monkeypatch.setattr("jax_unlearn.runtime.resume.AGAIN", 0.2)
+    monkeypatch.setattr("jax_unlearn.runtime.resume.SIGTERM_RETRY_SECONDS", 0.2)
     begun = time.monotonic()
 
     def work():
@@ -400,15 +401,15 @@ def test_sigterm_is_heeded_whatever_was_at_work(monkeypatch, tmp_path):
 
 
 def test_sigterm_waits_for_an_exchange_with_others(monkeypatch, tmp_path):
-    monkeypatch.setattr("jax_unlearn.runtime.resume.AGAIN", 0.1)
+    monkeypatch.setattr("jax_unlearn.runtime.resume.SIGTERM_RETRY_SECONDS", 0.1)
     done = []
 
     def work():
-        monkeypatch.setattr(collectives, "exchanging", True)
+        monkeypatch.setattr(processes, "exchanging", True)
         os.kill(os.getpid(), signal.SIGTERM)
         time.sleep(0.3)
         done.append(True)
-        monkeypatch.setattr(collectives, "exchanging", False)
+        monkeypatch.setattr(processes, "exchanging", False)
         time.sleep(BOUND)
 
     with pytest.raises(TerminatedError), journal(tmp_path / "out").listening():
@@ -431,7 +432,7 @@ def test_what_was_done_is_saved_where_another_process_is_gone(tmp_path):
 
 
 def test_sigterm_does_not_disturb_what_is_closed_for_it(monkeypatch, tmp_path):
-    monkeypatch.setattr("jax_unlearn.runtime.resume.AGAIN", 0.05)
+    monkeypatch.setattr("jax_unlearn.runtime.resume.SIGTERM_RETRY_SECONDS", 0.05)
     closed = []
 
     def work():

@@ -16,7 +16,7 @@ from jax_unlearn.objective.linear import LinearProblem
 from jax_unlearn.runtime.errors import UserError
 from jax_unlearn.solvers.adam.loop import run_chunk, start, train
 from jax_unlearn.solvers.closed_form.moments import reduce
-from jax_unlearn.solvers.closed_form.ridge import Change, falling, stepwise
+from jax_unlearn.solvers.closed_form.ridge import Change, stepwise, until_converged
 from jax_unlearn.solvers.closed_form.solve import costs_of, solve
 from jax_unlearn.solvers.closed_form.subspace import refined
 from jax_unlearn.solvers.config import TrainConfig
@@ -127,7 +127,7 @@ def test_an_iteration_that_is_not_better_is_not_taken_and_ends_the_loop():
         return Change(np.zeros((2, 1)), np.zeros((2, 1)), np.array([total, 0.0, 0.0]))
 
     def totals(*given, tolerance=1e-3):
-        return [one.total for one in falling(map(change, given), tolerance)]
+        return [one.total for one in until_converged(map(change, given), tolerance)]
 
     assert totals(3.0, 2.0, 2.5, 1.0) == [3.0, 2.0]
     assert totals(3.0, 2.0, 2.0, 1.0) == [3.0, 2.0]
@@ -280,7 +280,7 @@ def test_the_bound_is_close(kind, reduction, sampled, monkeypatch):
     config = TrainConfig(rank=2, lambda_forget=10.0, reduction=reduction)
     known, costs, terms = moments(part, config)
     steps = islice(stepwise(known, costs, 80, terms), 2000)
-    *_, best = falling(steps, 1e-12)
+    *_, best = until_converged(steps, 1e-12)
     if sampled:
         monkeypatch.setattr("jax_unlearn.solvers.closed_form.lower_bound.PLAIN", 0)
     bound = solve({NAME: part}, config).lower_bound

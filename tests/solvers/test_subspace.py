@@ -83,13 +83,13 @@ def test_a_span_too_wide_is_cut_to_that_of_its_newest_factors(wide, kept, monkey
     space = Subspace(moments)
     for shares in ([1, 1, 1], [1, 0.1, 1], [1, 1, 30]):
         space.factor(costs, 3, start(moments, costs) * np.array(shares, float), 4)
-    assert len(space.factors) == subspace.KEPT
+    assert len(space.factors) == subspace.MAX_FACTORS
     taken = space.factors[0].columns.shape[1]
     assert space.size <= 3 * taken
     assert space.narrowed() is space
     space.extend(np.random.default_rng(0).normal(size=(160, 2 * taken)))
     monkeypatch.setattr(subspace, "WIDEST", 1.0)
-    monkeypatch.setattr(subspace, "WIDE", wide)
+    monkeypatch.setattr(subspace, "MAX_WIDTH_RATIO", wide)
     narrow = space.narrowed()
     assert narrow.size <= wide * taken / 2
     # By identity: a factor has arrays.
@@ -112,7 +112,7 @@ def test_no_step_outside_wins_more_than_is_said(seed, kind, more_preserve, more_
     _, condition = space.factors[0].ridge.bounds(a, b)
     lacking = space.lacking(inner, others)
     if lacking is None:
-        assert condition > subspace.CLOSE
+        assert condition > subspace.SAME_CONDITION
         return
     h = moments.forget + a * moments.preserve + b * np.eye(len(moments.forget))
     change = space.outside(inner)

@@ -12,7 +12,7 @@ from jax_unlearn.objective.loss import Reduction
 from jax_unlearn.objective.targets import TargetKind
 from jax_unlearn.runs.settings.presets import Preset
 from jax_unlearn.runtime.errors import UserError
-from jax_unlearn.solvers.config import TrainConfig
+from jax_unlearn.solvers.config import SolverConfig
 
 # Settings that do not change what comes out.
 HOW_IT_RUNS = {
@@ -36,7 +36,7 @@ Optimizer = Literal["closed_form", "adam", "leace"]
 
 
 @dataclass(frozen=True, kw_only=True)
-class RunConfig(TrainConfig):
+class RunConfig(SolverConfig):
     """What a run needs. Written as config.json into the run's directory."""
 
     checkpoint: Path

@@ -12,7 +12,7 @@ from jax_unlearn.data.images import ImageFile
 from jax_unlearn.evaluate.probes import drift, read_splits
 from jax_unlearn.evaluate.score import Score
 from jax_unlearn.evaluate.zero_shot import compare
-from jax_unlearn.features.samples import Features, Sides, images
+from jax_unlearn.features.samples import SampleFeatures, Sides, images
 from jax_unlearn.features.similarity import Named, classify, unit
 from jax_unlearn.models.clip.model import LINEARS
 from jax_unlearn.models.lora import LoraAdapter
@@ -57,15 +57,15 @@ class EmbeddedNames(Session):
     drawn = DRAWN
     path: ProjectionPath
     visual: ProjectionPath
-    shown: dict[Path, Features]
-    others: dict[Path, Features]
+    shown: dict[Path, SampleFeatures]
+    others: dict[Path, SampleFeatures]
 
     @property
     def frozen(self) -> list[EmbeddingPath]:
         return [self.path, self.visual]
 
     @property
-    def judged_by(self) -> dict[str, Features]:
+    def judged_by(self) -> dict[str, SampleFeatures]:
         shown = {f"shown.{i}": features for i, features in enumerate(self.shown.values())}
         return shown | {f"others.{i}": names for i, names in enumerate(self.others.values())}
 
@@ -154,14 +154,14 @@ class EmbeddedImages(Session):
     model_type = "clip"
     path: ProjectionPath
     text: ProjectionPath
-    names: Features | None
+    names: SampleFeatures | None
 
     @property
     def frozen(self) -> list[EmbeddingPath]:
         return [self.path, self.text]
 
     @property
-    def judged_by(self) -> dict[str, Features]:
+    def judged_by(self) -> dict[str, SampleFeatures]:
         return {"names": self.names} if self.names else {}
 
     def evaluate(self, train: Sides, test: Sides, adapter: LoraAdapter) -> dict[str, Any]:

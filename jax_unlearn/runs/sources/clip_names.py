@@ -14,8 +14,8 @@ from jax_unlearn.data.folders import find_images
 from jax_unlearn.data.images import ImageFile
 from jax_unlearn.data.prompts import prompts
 from jax_unlearn.features.clip_encoder import ClipEncoder
-from jax_unlearn.features.samples import Features, Sides
-from jax_unlearn.features.streaming import Gathering, Granularity
+from jax_unlearn.features.samples import SampleFeatures, Sides
+from jax_unlearn.features.streaming import Granularity, SideStatistics
 from jax_unlearn.runs.settings.config import RunConfig
 from jax_unlearn.runs.sources.clip_common import (
     IMAGE,
@@ -80,8 +80,10 @@ class TextSession(EmbeddedNames):
 def gathered(session: Session, sides: Sides) -> Sides:
     """With the statistics of both sides' rows, one a sample."""
 
-    def side(features: Features, forget: bool) -> Features:
-        gathering = Gathering(session.linear_paths, forget, "images", features.files, session.split)
+    def side(features: SampleFeatures, forget: bool) -> SampleFeatures:
+        gathering = SideStatistics(
+            session.linear_paths, forget, "images", features.files, session.split
+        )
         for i in range(len(features.files)):
             gathering.add(i, {name: tap.x[i : i + 1] for name, tap in features.taps.items()})
         return gathering.finish(features, range(len(features.files)))
@@ -122,7 +124,7 @@ class ClipImageSession(EmbeddedImages):
         config = replace(config, targets=tuple(adapted))
         super().__init__(config, console, self.images, [self.path], adapted)
 
-    def _names(self, template: str) -> Features | None:
+    def _names(self, template: str) -> SampleFeatures | None:
         labels = self.images.labels()
         if {"forget", "preserve"} & set(labels):
             return None

@@ -12,8 +12,8 @@ from jax_unlearn.data.dataset import collect_images
 from jax_unlearn.data.images import ImageFile, read_image
 from jax_unlearn.data.preprocess import load_preprocessor
 from jax_unlearn.features.extractor import Extractor
-from jax_unlearn.features.samples import Features, Sides, images
-from jax_unlearn.features.streaming import Gathering, Granularity
+from jax_unlearn.features.samples import SampleFeatures, Sides, images
+from jax_unlearn.features.streaming import Granularity, SideStatistics
 from jax_unlearn.objective.projectors import adapted_linears, load_paths
 from jax_unlearn.runs.settings.config import RunConfig
 from jax_unlearn.runs.sources.source import Session
@@ -65,9 +65,9 @@ class ImageSession(Session):
 
     def _train(
         self, files: Sequence[ImageFile], forget: bool, granularity: Granularity
-    ) -> Features:
+    ) -> SampleFeatures:
         mesh = self.mesh if self.extractor.on_device else None
-        gathering = Gathering(self.linear_paths, forget, granularity, files, self.split, mesh)
+        gathering = SideStatistics(self.linear_paths, forget, granularity, files, self.split, mesh)
         # Where a GELU lies between, no statistics of the rows will do.
         kept = (
             {p.last_tap for p in self.paths if not p.is_linear} if granularity == "tokens" else ()
@@ -89,7 +89,7 @@ class ImageSession(Session):
         return [files[i] for i in sorted(chosen)]
 
     def test_features(self) -> Sides:
-        def side(files: Sequence[ImageFile], name: str) -> Features:
+        def side(files: Sequence[ImageFile], name: str) -> SampleFeatures:
             what = f"Held-out images to {name}"
             stage = self.stage(f"{name}-held-out")
             extract = self.extractor.extract

@@ -21,12 +21,12 @@ from jax_unlearn.data.dataset import Dataset
 from jax_unlearn.data.images import ImageFile, ImageReader
 from jax_unlearn.evaluate.probes import Split, read_splits
 from jax_unlearn.evaluate.score import Score, fit_probes, score
-from jax_unlearn.features.samples import Features, Sides, images
+from jax_unlearn.features.samples import SampleFeatures, Sides, images
 from jax_unlearn.features.similarity import most_similar
 from jax_unlearn.features.statistics_file import GROUPS, save_statistics
 from jax_unlearn.features.streaming import Granularity
 from jax_unlearn.models.lora import LoraAdapter
-from jax_unlearn.objective.loss import Part
+from jax_unlearn.objective.loss import ProjectorProblem
 from jax_unlearn.objective.projector import Path
 from jax_unlearn.objective.targets import (
     NEIGHBOURS,
@@ -41,8 +41,8 @@ from jax_unlearn.runs.settings.config import Optimizer, RunConfig
 from jax_unlearn.runs.settings.sweep_config import SweepConfig, sweep_of
 from jax_unlearn.runtime.errors import UserError
 from jax_unlearn.runtime.mesh import shape_of
-from jax_unlearn.runtime.resume import Journal
-from jax_unlearn.runtime.snapshots import Stage
+from jax_unlearn.runtime.resume import RunSnapshots
+from jax_unlearn.runtime.snapshots import NoSnapshots, Stage
 from jax_unlearn.solvers.config import check
 from jax_unlearn.solvers.erase import Erasable
 from jax_unlearn.solvers.grid import Setting
@@ -69,7 +69,7 @@ class Session(ABC):
     # The devices that run the tower; none where only the first of JAX's is used.
     mesh: Mesh | None = None
     # Where a run that is not finished saves what it has; none keeps nothing.
-    journal: Journal | None = None
+    journal: RunSnapshots | None = None
 
     def __init__(
         self,
@@ -123,7 +123,7 @@ class Session(ABC):
         return self.paths
 
     @property
-    def judged_by(self) -> dict[str, Features]:
+    def judged_by(self) -> dict[str, SampleFeatures]:
         """Features besides the samples' that the result is judged by."""
         return {}
 
@@ -149,7 +149,7 @@ class Session(ABC):
 
     def stage(self, name: str) -> Stage:
         """A part of the run, to go on from where it was stopped."""
-        return self.journal.stage(name) if self.journal else Stage()
+        return self.journal.stage(name) if self.journal else NoSnapshots()
 
     @property
     def skipped(self) -> list[tuple[str, str]]:
@@ -214,7 +214,9 @@ class Session(ABC):
         """Seed of the images to choose the adapter by, if some are."""
         return self.config.seed if self.config.select == "held_out" else None
 
-    def problems(self, sides: Sides) -> tuple[dict[str, Part], dict[str, Part] | None]:
+    def problems(
+        self, sides: Sides
+    ) -> tuple[dict[str, ProjectorProblem], dict[str, ProjectorProblem] | None]:
         """(problem to fit, problem to choose the adapter by), on as few rows as carry the loss.
 
         The second one is a fifth of the training images, only with `select="held_out"`. Targets

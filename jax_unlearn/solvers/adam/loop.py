@@ -17,9 +17,9 @@ from jax_unlearn.models.lora import LoraAdapter
 from jax_unlearn.objective.linear import compress
 from jax_unlearn.objective.loss import LossWeights, Problem, loss, shapes
 from jax_unlearn.runtime.errors import UserError
-from jax_unlearn.runtime.snapshots import Snapshot, Stage
+from jax_unlearn.runtime.snapshots import NoSnapshots, Snapshot, Stage
 from jax_unlearn.solvers.adam.sharding import replicate, spread
-from jax_unlearn.solvers.config import Select, TrainConfig, check
+from jax_unlearn.solvers.config import Select, SolverConfig, check
 from jax_unlearn.solvers.result import Progress, Result, history_of
 
 
@@ -85,7 +85,7 @@ def _where(condition: Bool[Array, ""], yes: tuple, no: tuple) -> tuple:
 
 def train(
     problem: Problem,
-    config: TrainConfig,
+    config: SolverConfig,
     *,
     held_out: Problem | None = None,
     init: LoraAdapter | None = None,
@@ -131,7 +131,7 @@ def train(
     if held_out and config.select == "held_out":
         watch = HeldOut(spread(compress(held_out), mesh), weights)
         watch.look(state)
-    stage = stage or Stage()
+    stage = stage or NoSnapshots()
     if (saved := stage.load()) and saved.facts["lambda_forget"] == config.lambda_forget:
         state, terms_of = restored(saved, state, watch)
         state = replicate(state, mesh)
@@ -171,7 +171,7 @@ def snapshot(
     state: State,
     terms: list[Float[np.ndarray, "_ terms"]],
     watch: "HeldOut | None",
-    config: TrainConfig,
+    config: SolverConfig,
 ) -> Snapshot:
     """Everything that `restored` needs to go on to the same bytes."""
     leaves = {f"state.{i}": np.array(leaf) for i, leaf in enumerate(jax.tree.leaves(state))}

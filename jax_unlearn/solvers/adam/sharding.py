@@ -10,7 +10,7 @@ from jax.sharding import Mesh
 from jaxtyping import Float
 
 from jax_unlearn.objective.linear import LinearProblem
-from jax_unlearn.objective.loss import Part, Problem
+from jax_unlearn.objective.loss import Problem, ProjectorProblem
 from jax_unlearn.runtime.mesh import everywhere, over_data
 
 Tree = TypeVar("Tree")
@@ -34,7 +34,7 @@ def replicate(tree: Tree, mesh: Mesh | None) -> Tree:
     return jax.device_put(tree, everywhere(mesh))
 
 
-def _spread(part: Part, mesh: Mesh) -> Part:
+def _spread(part: ProjectorProblem, mesh: Mesh) -> ProjectorProblem:
     if not isinstance(part, LinearProblem):
         return replicate(part, mesh)
     arrays = {name: getattr(part, name) for name in ("forget", "residual", "preserve")}

@@ -19,7 +19,7 @@ from jax_unlearn.objective.loss import TERMS, LossWeights, Problem, Reduction, s
 from jax_unlearn.objective.targets import TargetKind
 from jax_unlearn.runtime.errors import UserError
 from jax_unlearn.solvers.adam.loop import State, run_chunk, start
-from jax_unlearn.solvers.config import Select, TrainConfig, check
+from jax_unlearn.solvers.config import Select, SolverConfig, check
 from jax_unlearn.solvers.grid import Setting, Trained, target_of
 
 # The leaves of a batch of trees; by Linear, what its targets differ in; λ's and learning rate.
@@ -30,7 +30,7 @@ ProblemOf = Callable[[TargetKind, int], Problem]
 
 
 def train_batch(
-    problem_of: ProblemOf, groups: Sequence[Sequence[Setting]], common: TrainConfig, scale: float
+    problem_of: ProblemOf, groups: Sequence[Sequence[Setting]], common: SolverConfig, scale: float
 ) -> Iterator[Trained]:
     """One batch: an axis of targets, and one of settings for each."""
     problems: list[dict[str, Any]] = [dict(problem_of(*target_of(group[0]))) for group in groups]
@@ -73,7 +73,7 @@ def optimise(
     problem: dict[str, Any],
     numbers: Numbers,
     tree: Any,
-    common: TrainConfig,
+    common: SolverConfig,
 ) -> tuple[list[np.ndarray], Float[np.ndarray, "groups width epochs terms"]]:
     """The leaves of every setting's final state, and its terms from the start on."""
     options: dict[str, Any] = {"tree": tree, "reduction": common.reduction}
@@ -180,7 +180,7 @@ def aiming(problem: Mapping[str, Any], aims: Aims) -> dict[str, Any]:
 
 
 def padded(
-    setting: Setting, common: TrainConfig, problem: Problem, rank: int, scale: float
+    setting: Setting, common: SolverConfig, problem: Problem, rank: int, scale: float
 ) -> LoraAdapter:
     """The start of `train`, with zeros up to a rank."""
     adapter = setting.config(common).init(problem)

@@ -16,9 +16,9 @@ from jax_unlearn.solvers.closed_form.ridge import (
     RIDGE,
     Ridge,
     Terms,
-    falling,
     stepwise,
     threads,
+    until_converged,
 )
 from jax_unlearn.solvers.closed_form.subspace import INNER, refined
 
@@ -50,7 +50,7 @@ def lower_bound(reduced: Reduced, costs: Terms, right: Float64[ndarray, "k q"], 
         few, tolerance = _sketch(reduced, right, seed), SKETCH_TOLERANCE
         steps = refined(few, costs, k, ALIKE, tolerance)
     with threads(m):
-        *_, found = falling(islice(steps, INNER), tolerance)
+        *_, found = until_converged(islice(steps, INNER), tolerance)
         terms, bound = found.terms, 0.0
         for _ in range(LOOKS):
             value, terms = dual(moments, costs, terms)

@@ -15,7 +15,7 @@ from numpy import ndarray
 
 from jax_unlearn.features.gram import BLOCK, gram
 from jax_unlearn.objective.linear import LinearProblem
-from jax_unlearn.objective.loss import Part, Problem
+from jax_unlearn.objective.loss import Problem, ProjectorProblem
 from jax_unlearn.runtime.errors import UserError
 
 
@@ -59,7 +59,7 @@ class WithMoments(LinearProblem):
         return square(self)
 
 
-def with_moments(problem: Problem) -> dict[str, Part]:
+def with_moments(problem: Problem) -> dict[str, ProjectorProblem]:
     """The same problem for more than one `solve`, of which only the first takes its moments.
 
     Alone a `solve` needs those of one Linear at a time; this keeps those of all of them.

@@ -59,7 +59,7 @@ class Change(NamedTuple):
         return float(self.terms.sum())
 
 
-def falling(changes: Iterable[Change], tolerance: float) -> Iterator[Change]:
+def until_converged(changes: Iterable[Change], tolerance: float) -> Iterator[Change]:
     """As long as the loss falls, to zero or up to the first fall by less than `tolerance` of it."""
     last = np.inf
     for change in changes:
@@ -87,7 +87,7 @@ def stepwise(moments: Moments, costs: Terms, rank: int, terms: Terms) -> Iterato
             continue
         yield change
         settled, last = change.terms, change.total
-        before, after = (floored(moments, costs, one) for one in (terms, settled))
+        before, after = (clip_terms(moments, costs, one) for one in (terms, settled))
         share = np.clip(after / before, 1e-3, 1e3)
         terms, times = settled * share ** (times - 1), min(2 * times, 64.0)
 
@@ -99,7 +99,7 @@ def ridge_of(
 
     alone: the least b without a weight term, as a share of the trace.
     """
-    known = floored(moments, costs, terms)
+    known = clip_terms(moments, costs, terms)
     a, b = map(float, (costs[1:] / costs[0]) ** 2 * known[0] / known[1:])
     trace = float(a * moments.preserve.trace() + moments.forget.trace())
     return a, max(b, (RIDGE if costs[2] > 0 else alone) * trace), trace
@@ -184,7 +184,7 @@ def _terms(
     return costs * np.sqrt(np.maximum(squares, 0))
 
 
-def floored(moments: Moments, costs: Terms, terms: Terms) -> Terms:
+def clip_terms(moments: Moments, costs: Terms, terms: Terms) -> Terms:
     forget = max(terms[0], FIT * costs[0] * moments.square**0.5)
     others = np.maximum(terms[1:], FLOOR * (forget + terms[1:].sum()))
     return np.array([forget, *others])

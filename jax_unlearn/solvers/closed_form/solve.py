@@ -20,9 +20,9 @@ from jax_unlearn.objective.loss import Problem, loss, shapes
 from jax_unlearn.runtime.errors import UserError
 from jax_unlearn.solvers.closed_form.lower_bound import lower_bound
 from jax_unlearn.solvers.closed_form.moments import Moments, moments_of, square_of
-from jax_unlearn.solvers.closed_form.ridge import ALIKE, Change, Terms, falling, threads
-from jax_unlearn.solvers.closed_form.subspace import Steps, Subspace, alone, going_on
-from jax_unlearn.solvers.config import TrainConfig, check
+from jax_unlearn.solvers.closed_form.ridge import ALIKE, Change, Terms, threads, until_converged
+from jax_unlearn.solvers.closed_form.subspace import Steps, Subspace, alone, solve_recycled
+from jax_unlearn.solvers.config import SolverConfig, check
 from jax_unlearn.solvers.result import Progress, Result, history_of
 
 # A start near no change, if that is all it came to: what share each term has.
@@ -46,7 +46,7 @@ class Solved(NamedTuple):
 
 def solve(
     problem: Problem,
-    config: TrainConfig,
+    config: SolverConfig,
     *,
     held_out: Problem | None = None,
     progress: Progress | None = None,
@@ -85,7 +85,7 @@ def solve(
     tell = _teller({name: np.array([size, 0.0, 0.0]) for name, size in sizes.items()}, progress)
     solved = {}
     for name, linear in linears.items():
-        of = alone if spaces is None else partial(going_on, spaces, name)
+        of = alone if spaces is None else partial(solve_recycled, spaces, name)
         solved[name] = _solve(linear, costs[name], config, partial(tell, name), bounded, of)
 
     paths, fresh = solved.values(), config.init(problem)
@@ -109,7 +109,7 @@ def solve(
 def _solve(
     linear: LinearProblem,
     costs: Terms,
-    config: TrainConfig,
+    config: SolverConfig,
     tell: Callable[[Terms], None],
     bounded: bool,
     steps_of: Callable[[Moments], Steps],
@@ -131,7 +131,7 @@ def _solve(
 def descend(
     moments: Moments,
     costs: Terms,
-    config: TrainConfig,
+    config: SolverConfig,
     tell: Callable[[Terms], None],
     steps_of: Steps,
 ) -> list[Change]:
@@ -152,7 +152,7 @@ def descend(
     def run(shares: Terms) -> list[Change]:
         changes = [nothing]
         steps = steps_of(costs, config.rank, shares * size, config.tolerance)
-        for change in falling(islice(steps, config.iterations), config.tolerance):
+        for change in until_converged(islice(steps, config.iterations), config.tolerance):
             changes.append(_lower(change, changes[-1]))
             tell(changes[-1].terms)
         return changes
@@ -187,7 +187,7 @@ def _pair(linear: Solved, change: Change, fresh: LoraPair, scale: float) -> Lora
     return LoraPair(a=a, b=b)
 
 
-def _check(problem: Problem, config: TrainConfig) -> dict[str, LinearProblem]:
+def _check(problem: Problem, config: SolverConfig) -> dict[str, LinearProblem]:
     """The parts, if they and the settings are what the closed form can do."""
     check(config, shapes(problem))
     for name in ("iterations", "tolerance", "lambda_forget", "lambda_preserve", "lambda_weight"):
@@ -207,7 +207,7 @@ def _check(problem: Problem, config: TrainConfig) -> dict[str, LinearProblem]:
     return linears
 
 
-def costs_of(linear: LinearProblem, config: TrainConfig) -> Terms:
+def costs_of(linear: LinearProblem, config: SolverConfig) -> Terms:
     """What the norms cost: c_f = λ_f, c_p = λ_p, c_w = λ_w / |alpha / rank|.
 
     With the reduction `mean` the first two are over the roots of their rows.

@@ -35,12 +35,12 @@ from jax_unlearn.solvers.closed_form.ridge import (
     Change,
     Ridge,
     Terms,
-    falling,
-    floored,
+    clip_terms,
     minimum,
     ridge_of,
     stepwise,
     threads,
+    until_converged,
 )
 
 # Within a span: at most so many iterations, to this share of the tolerance; and of one that is used
@@ -50,10 +50,10 @@ INNER, SHARE, SHARE_AGAIN = 1000, 1e-6, 1e-2
 FACTORED = 1024
 # For other settings: columns beyond the rank, what condition a preconditioner may leave, up to what
 # condition all gains are alike, and how many factors of a Linear are kept, of 8 D_in² bytes each.
-MORE, FAR, CLOSE, KEPT = 20, 300.0, 2.0, 2
+EXTRA_COLUMNS, MAX_CONDITION, SAME_CONDITION, MAX_FACTORS = 20, 300.0, 2.0, 2
 # What a span saves it loses again by its width: beyond so many times a factor's columns, or this
 # share of all dimensions, it is cut to those of the newest factors, half as many at most.
-WIDE, WIDEST = 6, 0.25
+MAX_WIDTH_RATIO, WIDEST = 6, 0.25
 # Of a column that the span has but for less than this share, nothing is added to it.
 DEPENDENT = 1e-12
 
@@ -115,7 +115,7 @@ class Subspace:
         self.extend(columns)
         if more:
             gain = 0.0 if every else _least_gain(left, self.whole.cross @ right)
-            self.factors = [*self.factors[1 - KEPT :], Factor(ridge, gain, columns)]
+            self.factors = [*self.factors[1 - MAX_FACTORS :], Factor(ridge, gain, columns)]
 
     def extend(self, columns: Float64[ndarray, "m n"]) -> None:
         added = _orthonormal(self.left, columns)
@@ -140,7 +140,7 @@ class Subspace:
     def narrowed(self) -> "Subspace":
         """This, or the span of its newest factors where it has grown too wide."""
         taken = [factor.columns.shape[1] for factor in self.factors]
-        most = min(WIDE * max(taken, default=0), WIDEST * len(self.left))
+        most = min(MAX_WIDTH_RATIO * max(taken, default=0), WIDEST * len(self.left))
         if self.size <= most:
             return self
         other = Subspace(self.whole)
@@ -155,7 +155,7 @@ class Subspace:
         """The end of the iteration from these terms, in the terms of the span."""
         steps = islice(stepwise(self.moments, costs, rank, terms), INNER)
         with threads(self.size):
-            return list(falling(steps, tolerance))[-1]
+            return list(until_converged(steps, tolerance))[-1]
 
     def outside(self, change: Change) -> Change:
         """The same change as one of D_in × E."""
@@ -169,14 +169,16 @@ class Subspace:
         near = []
         for one in self.factors:
             low, condition = one.ridge.bounds(a, b)
-            if condition <= CLOSE or (condition <= FAR and one.gain <= low * gain):
+            if condition <= SAME_CONDITION or (
+                condition <= MAX_CONDITION and one.gain <= low * gain
+            ):
                 near.append((condition, low, one.ridge))
         if not near:
             return None
         _, low, ridge = min(near, key=lambda one: one[0])
         missed = cross - self.forget @ left - a * (self.preserve @ left) - b * (self.left @ left)
         whitened = ridge.forward(missed)
-        majorant = costs[0] ** 2 / (2 * floored(self.whole, costs, change.terms)[0])
+        majorant = costs[0] ** 2 / (2 * clip_terms(self.whole, costs, change.terms)[0])
         return Lacking(majorant * float(np.vdot(whitened, whitened)) / low, ridge, whitened)
 
 
@@ -190,7 +192,7 @@ def alone(moments: Moments) -> Steps:
     return partial(refined, moments)
 
 
-def going_on(spaces: dict[str, Subspace], name: str, moments: Moments) -> Steps:
+def solve_recycled(spaces: dict[str, Subspace], name: str, moments: Moments) -> Steps:
     """That of a setting after others, whose span is kept by this name, or will be."""
     if len(moments.forget) < FACTORED:
         return alone(moments)
@@ -226,14 +228,14 @@ def recycled(
     if not costs[2] > 0:
         yield from refined(space.whole, costs, rank, terms, tolerance)
     if not space.size:
-        space.factor(costs, rank, terms, MORE)
+        space.factor(costs, rank, terms, EXTRA_COLUMNS)
     while True:
         inner = space.settled(costs, rank, terms, SHARE_AGAIN * tolerance)
         yield space.outside(inner)
         terms = inner.terms
         lacking = space.lacking(inner, costs)
         if lacking is None:
-            space.factor(costs, rank, terms, MORE)
+            space.factor(costs, rank, terms, EXTRA_COLUMNS)
         elif lacking.excess <= tolerance * inner.total:
             return
         else:
