@@ -1,5 +1,7 @@
 """Make a vision-language model forget something it sees, by a low-rank change of its Merger."""
 
+from importlib.metadata import version
+
 from jax_unlearn.models.lora import LoraAdapter, LoraPair
 from jax_unlearn.objective.linear import LinearProblem, linear_problem
 from jax_unlearn.objective.merger import MergerProblem, MergerTokens, merger_problem, merger_tokens
@@ -9,6 +11,7 @@ from jax_unlearn.solvers.closed_form.solve import solve
 from jax_unlearn.solvers.config import SolverConfig
 from jax_unlearn.solvers.result import Result
 
+__version__ = version("jax-unlearn")
 # Its name before the solvers shared it.
 TrainConfig = SolverConfig
 
@@ -22,6 +25,7 @@ __all__ = [
     "SolverConfig",
     "TrainConfig",
     "UserError",
+    "__version__",
     "linear_problem",
     "merger_problem",
     "merger_tokens",

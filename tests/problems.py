@@ -47,7 +47,9 @@ def same_heads(one, other):
     """What is kept of each image, in whatever order and however much was folded."""
 
     def of(statistics):
-        rows = statistics.rows if statistics.gram is not None else statistics.rows.two_rows_per_image()
+        rows = (
+            statistics.rows if statistics.gram is not None else statistics.rows.two_rows_per_image()
+        )
         order = np.lexsort((rows.ones == 0, rows.image))
         return [getattr(rows, name)[order] for name in ("x", "image", "ones", "norms")]
 

@@ -4,17 +4,57 @@ import hashlib
 from collections.abc import Sequence
 from dataclasses import dataclass, fields
 from pathlib import Path
-from typing import Generic, TypeVar
+from typing import Any, Generic, TypeVar
 
 from jax_unlearn.data.digests import read_digests
 from jax_unlearn.data.folders import find_images
 from jax_unlearn.data.images import ImageFile
 from jax_unlearn.data.prompts import Prompt, check_apart, prompts, read_names
 from jax_unlearn.data.splits import check_disjoint, split_held_out
-from jax_unlearn.runs.settings.config import RunConfig
 from jax_unlearn.runtime.errors import UserError
+from jax_unlearn.runtime.used_if import used_if
+
+IMAGES = ("qwen_images", "clip_images")
+NAMES = "clip_names"
 
 S = TypeVar("S", ImageFile, Prompt)
+
+
+@dataclass(frozen=True, kw_only=True)
+class SampleSettings:
+    """What a run reads: a checkpoint, and samples to forget and to keep."""
+
+    checkpoint: Path
+    """Directory of a checkpoint of the Qwen3-VL, Qwen3-Omni or Qwen3.5 family, or of CLIP."""
+    forget: Path | None = used_if(None, source=IMAGES)
+    """Folder of images to forget; sub-folders are classes."""
+    preserve: Path | None = used_if(None, source=IMAGES)
+    """Folder of images to keep; sub-folders are classes."""
+    forget_text: tuple[str, ...] = ()
+    """CLIP: names to forget, or a .txt file with one name per line; the text side is adapted."""
+    preserve_text: tuple[str, ...] = used_if((), source=NAMES)
+    """CLIP: names to keep, or a .txt file with one name per line."""
+    train_templates: tuple[str, ...] = used_if(("{}",), source=NAMES)
+    """CLIP: prompts that a name is trained in; {} stands for the name."""
+    template: str = used_if("a photo of a {}.", source=(NAMES, "clip_images"))
+    """CLIP: the prompt that a name is judged in."""
+    images: Path | None = used_if(None, source=NAMES)
+    """CLIP's text side: folder of images, sub-folders named like the names, to be classified before
+    and after."""
+    other_images: tuple[Path, ...] = used_if((), source=NAMES)
+    """CLIP's text side: folders of other data sets, each classified among its own sub-folders."""
+    forget_held_out: Path | None = used_if(None, source=IMAGES)
+    """Images to test forgetting with; by default a seeded fifth of each class of --forget."""
+    preserve_held_out: Path | None = used_if(None, source=IMAGES)
+    """Images to test keeping with; by default a seeded fifth of each class of --preserve."""
+    concept: str | None = used_if(None, source=IMAGES)
+    """Forget the classes whose name holds all these words and keep the others, so that --forget and
+    --preserve may be one folder."""
+    questions: Path | None = used_if(None, source="qwen_images")
+    """JSON list of {question, answers: {class: answer}} for `evaluate --vlm`."""
+    statistics: Path | None = None
+    """An earlier run, to fit again on its statistics: no image is read, and no tower or encoder
+    run. Its settings are the defaults; what its samples were read with cannot be changed."""
 
 
 @dataclass(frozen=True)
@@ -34,6 +74,10 @@ class Dataset(Generic[S]):
         """Classes of the held-out samples, which are what is asked about."""
         return sorted({sample.label for sample in self.forget_held_out + self.preserve_held_out})
 
+    def samples(self) -> list[S]:
+        """Those of all groups."""
+        return [sample for group in self.groups().values() for sample in group]
+
     def fingerprint(self, *names: str) -> str:
         """Changes when a sample of these groups, by default of all, its class or its group does."""
         total = hashlib.sha256()
@@ -43,7 +87,12 @@ class Dataset(Generic[S]):
         return total.hexdigest()
 
 
-def collect_prompts(config: RunConfig) -> Dataset[Prompt]:
+def collect(config: SampleSettings, seed: int) -> Dataset[Any]:
+    """The images or the prompts of a run; `seed` draws what is held out."""
+    return collect_prompts(config) if config.forget_text else collect_images(config, seed)
+
+
+def collect_prompts(config: SampleSettings) -> Dataset[Prompt]:
     """Train prompts from --train-templates, held-out ones from --template.
 
     Raises:
@@ -56,8 +105,8 @@ def collect_prompts(config: RunConfig) -> Dataset[Prompt]:
     return Dataset(*train, *(prompts(names, [config.template]) for names in (forget, preserve)))
 
 
-def collect_images(config: RunConfig) -> Dataset[ImageFile]:
-    """Find and split the images.
+def collect_images(config: SampleSettings, seed: int) -> Dataset[ImageFile]:
+    """Find and split the images; `seed` draws what is held out.
 
     Raises:
         UserError: an empty or missing folder, a concept that no class has, one image only, or the
@@ -68,8 +117,10 @@ def collect_images(config: RunConfig) -> Dataset[ImageFile]:
             "--forget and --preserve: give a folder of images each, or for a CLIP checkpoint names "
             "by --forget-text and --preserve-text"
         )
-    forget, forget_test = _side(config, config.forget, config.forget_held_out, True)
-    preserve, preserve_test = _side(config, config.preserve, config.preserve_held_out, False)
+    forget, forget_test = _side(config.concept, config.forget, config.forget_held_out, True, seed)
+    preserve, preserve_test = _side(
+        config.concept, config.preserve, config.preserve_held_out, False, seed
+    )
     groups = {
         "to forget": forget,
         "to preserve": preserve,
@@ -88,14 +139,14 @@ def collect_images(config: RunConfig) -> Dataset[ImageFile]:
 
 
 def _side(
-    config: RunConfig, folder: Path, held_out: Path | None, forget: bool
+    concept: str | None, folder: Path, held_out: Path | None, forget: bool, seed: int
 ) -> tuple[list[ImageFile], list[ImageFile]]:
     default = "forget" if forget else "preserve"
-    files = _choose(find_images(folder, default), config.concept, forget, folder)
+    files = _choose(find_images(folder, default), concept, forget, folder)
     read_digests(files)
     if held_out is None:
-        return split_held_out(files, config.seed)
-    return files, _choose(find_images(held_out, default), config.concept, forget, held_out)
+        return split_held_out(files, seed)
+    return files, _choose(find_images(held_out, default), concept, forget, held_out)
 
 
 def _choose(

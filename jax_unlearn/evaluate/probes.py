@@ -158,7 +158,19 @@ def read_splits(
         "neighbours": 1 / classes,
     }
     read = {"paths": paths, "neighbours": neighbours, "chance": chance}
-    return headline(paths, chance["forget"]) | read
+    return headline(paths, chance["forget"]) | {"refitted": refitted(paths)} | read
+
+
+def refitted(paths: Mapping[str, Any]) -> dict[str, float]:
+    """Forget images named by a linear probe fitted after the edit, worst case over the paths.
+
+    What someone who looks for the concept still finds: the probe is fitted on edited features.
+    """
+    probes = [path["readers"]["refitted_probe"] for path in paths.values()]
+    return {
+        "accuracy_before": max(p["before"]["forget"] for p in probes),
+        "accuracy_after": max(p["after"]["forget"] for p in probes),
+    }
 
 
 def headline(paths: Mapping[str, Any], chance: float) -> dict[str, dict[str, float]]:

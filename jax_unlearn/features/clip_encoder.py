@@ -13,13 +13,12 @@ from PIL import Image
 from rich.console import Console
 from rich.progress import track
 
-import porting
 from jax_unlearn.data.images import ImageFile, ImageReader
 from jax_unlearn.data.preprocess import Preprocessor
 from jax_unlearn.data.prompts import Prompt
 from jax_unlearn.features.samples import SampleFeatures, TapRows
-from jax_unlearn.models.clip.model import LINEARS, ClipFeatures
-from jax_unlearn.objective.linear_projector import ProjectionPath
+from jax_unlearn.models.clip.model import LINEARS, Clip, ClipFeatures
+from jax_unlearn.models.frozen_linear import FrozenLinear
 from jax_unlearn.runtime.errors import UserError
 
 TEXT, IMAGE = LINEARS
@@ -29,15 +28,17 @@ Rows = Float[np.ndarray, "n _"]
 
 
 class ClipEncoder:
-    """A CLIP checkpoint that reads strings and image files, in batches of one shape.
+    """A CLIP model that reads strings and image files, in batches of one shape.
+
+    Args:
+        checkpoint: directory of its tokenizer and image processor.
 
     Raises:
-        UserError: not a CLIP checkpoint, or its tokenizer or image processor is missing.
+        UserError: the tokenizer or the image processor is missing.
     """
 
-    def __init__(self, checkpoint: Path, dtype: str, console: Console) -> None:
-        self.clip = porting.load_clip(checkpoint, dtype)
-        self.console = console
+    def __init__(self, clip: Clip, checkpoint: Path, console: Console) -> None:
+        self.clip, self.console = clip, console
         # Not at the top: transformers imports torch where it is installed, and we must not.
         from transformers import AutoImageProcessor, AutoTokenizer
 
@@ -73,11 +74,10 @@ class ClipEncoder:
         )
         return out["input_ids"], out["attention_mask"]
 
-    def projection(self, name: str) -> ProjectionPath:
+    def projection(self, name: str) -> FrozenLinear:
         """One of the two, frozen."""
         weight, bias = self.clip.linear(name)
-        # In the order of a file: see `merger_path.load_paths`.
-        return ProjectionPath(name, np.ascontiguousarray(weight), bias)
+        return FrozenLinear(name, np.ascontiguousarray(weight), bias)
 
     def contents(self) -> Iterator[np.ndarray]:
         """All weights."""

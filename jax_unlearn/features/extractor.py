@@ -1,11 +1,12 @@
 """Images → the rows at the taps, in one pass of the frozen tower."""
 
 import gc
-import hashlib
 import time
 from collections.abc import Collection, Iterable, Iterator, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
+from dataclasses import dataclass
 from math import prod
+from typing import Literal
 
 import jax
 import numpy as np
@@ -22,7 +23,7 @@ from jax_unlearn.data.loader import CountPatches, Loaded, PackStep, load
 from jax_unlearn.data.preprocess import Preprocessor
 from jax_unlearn.features.pass_state import PassState, TapArrays
 from jax_unlearn.features.samples import SampleFeatures
-from jax_unlearn.features.streaming import SideStatistics
+from jax_unlearn.features.streaming import Granularity, SideStatistics
 from jax_unlearn.features.throughput import Work, ready_at, usual_workers
 from jax_unlearn.features.token_owners import TokenOwners
 from jax_unlearn.features.tower_pass import image_means, place_tower, tap_rows
@@ -33,6 +34,32 @@ from jax_unlearn.runtime.errors import UserError
 from jax_unlearn.runtime.mesh import make_mesh, over_data
 from jax_unlearn.runtime.progress import progress_bar
 from jax_unlearn.runtime.snapshots import NoSnapshots, Stage
+from jax_unlearn.runtime.used_if import used_if
+
+SumOn = Literal["auto", "host", "device"]
+QWEN = "qwen_images"
+CLIP = ("clip_images", "clip_names")
+
+
+@dataclass(frozen=True, kw_only=True)
+class ExtractionSettings:
+    """How the frozen tower is run over the samples, and what is kept of its rows."""
+
+    granularity: Granularity = used_if("images", source=QWEN)
+    """What a row of the loss is: a token, or the mean of an image's tokens."""
+    max_pixels: int = used_if(2**20, source=QWEN)
+    """Larger images are scaled down to this area."""
+    dtype: Literal["float32", "bfloat16"] = "float32"
+    """Data type of the tower."""
+    keep_means: int = used_if(2000, source=QWEN)
+    """Number of images to keep whose mean embedding is held in memory, drawn with the seed: near
+    and twin choose among them and probes are fitted on them; no more are held out for evaluation.
+    All are trained on."""
+    batch_patches: int = used_if(PATCHES, source=QWEN)
+    """Patches of a device's batch, a power of two; `inspect --plan` says how many fit."""
+    sum_on: SumOn = used_if("auto", source=QWEN)
+    """Where rows are averaged and summed: on the host in float64, or on the devices in float32;
+    auto takes the devices unless they are CPUs."""
 
 
 class Extractor:
@@ -41,10 +68,7 @@ class Extractor:
     Args:
         mesh: the devices of this process; one, if not given.
         workers: processes that decode and pack images; if not given see `usual_workers`.
-        seed: of the order in which images come.
-        patches: of a batch, a power of two.
-        on_device: whether rows are averaged and summed where they are, in float32, and not on the
-            host in float64; if not given, wherever that is not a CPU.
+        seed: of the order in which images are read.
     """
 
     def __init__(
@@ -52,11 +76,10 @@ class Extractor:
         tower: Qwen3VisionTower,
         preprocessor: Preprocessor,
         names: Sequence[str],
+        settings: ExtractionSettings,
         mesh: Mesh | None = None,
         workers: int | None = None,
         seed: int = 0,
-        patches: int = PATCHES,
-        on_device: bool | None = None,
     ) -> None:
         self.config = tower.config
         self.preprocessor = preprocessor
@@ -64,8 +87,9 @@ class Extractor:
         self.mesh = mesh or make_mesh("data=1")
         self.devices = self.mesh.devices.size
         self.workers = workers
-        self.seed, self.patches = seed, patches
-        self.on_device = jax.default_backend() != "cpu" if on_device is None else on_device
+        self.seed, self.patches = seed, settings.batch_patches
+        automatic = "host" if jax.default_backend() == "cpu" else "device"
+        self.on_device = (automatic if settings.sum_on == "auto" else settings.sum_on) == "device"
         self.graphdef, state = nnx.split(tower)
         self.state = place_tower(state, self.mesh)
         # Of all passes, also of those that went on where nothing was left to do.
@@ -82,47 +106,47 @@ class Extractor:
         description: str,
         console: Console,
         tokens: Collection[str] = (),
-        gathering: SideStatistics | None = None,
+        statistics: SideStatistics | None = None,
         keep: Collection[ImageFile] | None = None,
         stage: Stage | None = None,
     ) -> SampleFeatures:
         """One pass over the files, each process over its part; rows come in the files' order.
 
         Args:
-            tokens, gathering, keep: see `PassState`.
+            tokens, statistics, keep: see `PassState`.
             stage: to go on from, and to save to.
 
         Raises:
             UserError: no file could be read; or one could not and the reader is strict.
         """
         stage = stage or NoSnapshots()
-        harvest = PassState(files, self.names, tokens, keep, gathering)
-        steps = self.plan(harvest, reader)
+        state = PassState(files, self.names, tokens, keep, statistics)
+        steps = self.plan(state, reader)
         if saved := stage.load():
-            if saved.facts["plan"] != harvest.plan:
+            if saved.facts["plan"] != state.plan:
                 raise UserError(
                     f"{files[0].path.parent}: some images could be read then and not now, or "
-                    "otherwise; mend that, or begin again with --overwrite alone"
+                    "otherwise; restore them, or begin again with --overwrite alone"
                 )
-            harvest.restore(saved)
-            self.report(harvest, reader)
+            state.restore(saved)
+            self.report(state, reader)
         with progress_bar(console) as bar:
             task = bar.add_task(description, total=images_in(steps))
-            bar.advance(task, images_in(steps[: harvest.steps]))
-            for batches in self.run(harvest, steps[harvest.steps :], reader):
+            bar.advance(task, images_in(steps[: state.steps]))
+            for batches in self.run(state, steps[state.steps :], reader):
                 bar.advance(task, images_in([batches]))
-                stage.step(harvest.snapshot)
-        stage.done(harvest.snapshot)
+                stage.step(state.snapshot)
+        stage.done(state.snapshot)
         # Grain's iterator refers to itself, and so keeps the shared memory that it gave last.
         gc.collect()
-        harvest.share()
-        self.report(harvest, reader)
-        if not harvest.rows:
+        state.share()
+        self.report(state, reader)
+        if not state.rows:
             some = f"its {len(files)} images"
             if keep is not None:
                 some = f"the {len(keep)} images that --keep-means drew"
             raise UserError(f"{files[0].path.parent}: none of {some} can be read")
-        return harvest.features()
+        return state.features()
 
     def extract_image(self, image: Image.Image) -> TapArrays:
         """The taps of one image that is no file (the blank one), in a shape of the passes before.
@@ -140,9 +164,9 @@ class Extractor:
         step = self.step([Batch([Item(0, len(pixels))], rows, length)], [slots], {})
         return next(step.images(self.tower(whole), {}))[1]
 
-    def plan(self, harvest: PassState, reader: ImageReader) -> list[list[Batch]]:
+    def plan(self, state: PassState, reader: ImageReader) -> list[list[Batch]]:
         """This process's batches, one for each device in each step, from the images' sizes."""
-        files = harvest.files
+        files = state.files
         order = np.random.default_rng(self.seed).permutation(len(files))
         mine = order[processes.index() :: processes.count()].tolist()
         config = self.config
@@ -152,30 +176,29 @@ class Extractor:
         def batches() -> Iterator[Batch]:
             for index, size in zip(mine, sizes, strict=True):
                 if isinstance(size, str):
-                    harvest.skipped[index] = size
+                    state.skip({index: size})
                 else:
                     yield from pool.add(Item(index, size))
             yield from pool.rest()
 
         steps = list(together(batches(), self.devices))
         self.planned |= {(batch.rows, batch.length) for step in steps for batch in step}
-        planned = [[(i.index, i.patches) for b in batch for i in b.items] for batch in steps]
-        harvest.plan = hashlib.sha256(repr(planned).encode()).hexdigest()
-        self.report(harvest, reader)
+        state.planned(steps)
+        self.report(state, reader)
         return steps
 
-    def report(self, harvest: PassState, reader: ImageReader) -> None:
-        for index in sorted(harvest.skipped):
-            reader.skip(harvest.files[index], harvest.skipped[index])
+    def report(self, state: PassState, reader: ImageReader) -> None:
+        for index in sorted(state.skipped):
+            reader.skip(state.files[index], state.skipped[index])
 
     def run(
-        self, harvest: PassState, steps: Sequence[list[Batch]], reader: ImageReader
+        self, state: PassState, steps: Sequence[list[Batch]], reader: ImageReader
     ) -> Iterator[list[Batch]]:
-        """The tower on each step; its images are in the harvest when it is given."""
+        """Run the tower step by step; yields a step once its images have been collected."""
         begun = time.perf_counter()
         config = self.config
         packing = PackStep(
-            harvest.files,
+            state.files,
             self.preprocessor,
             config.spatial_merge_size,
             config.table_side,
@@ -184,16 +207,16 @@ class Extractor:
         patches = sum(batch.patches for batches in steps for batch in batches)
         workers = usual_workers(patches) if self.workers is None else self.workers
         loaded = self.waiting_for(load(steps, packing, min(workers, len(steps))))
-        for step, taps, means in self.ahead(harvest, steps, loaded):
+        for step, taps, means in self.pipelined(state, steps, loaded):
             self.work.add(step.batches, self.devices)
-            if harvest.gathering and self.on_device:
-                harvest.gathering.add_step(taps, step.files().ravel())
+            if state.statistics and self.on_device:
+                state.statistics.add_step(taps, step.files().ravel())
             for index, rows in step.images(taps, means):
-                harvest.add(index, rows)
+                state.add(index, rows)
             if step.failed:
-                harvest.skipped |= step.failed
-                self.report(harvest, reader)
-            harvest.steps += 1
+                state.skip(step.failed)
+                self.report(state, reader)
+            state.step_done()
             self.work.seconds += time.perf_counter() - begun
             yield list(step.batches)
             begun = time.perf_counter()
@@ -208,17 +231,17 @@ class Extractor:
             yield step
             begun = time.perf_counter()
 
-    def ahead(
-        self, harvest: PassState, steps: Iterable[list[Batch]], loaded: Iterable[Loaded]
+    def pipelined(
+        self, state: PassState, steps: Iterable[list[Batch]], loaded: Iterable[Loaded]
     ) -> Iterator[tuple[TokenOwners, dict[str, Array], dict[str, Array]]]:
-        """(TokenOwners, its taps, means of some) when the next one is on the devices.
+        """(Step, its taps, means of some) once the next step has been given to the devices.
 
-        These so never wait for the host.
+        The devices therefore never wait for the host.
         """
         before = None
         for batches, (packed, slots, failed) in zip(steps, loaded, strict=True):
             step, taps = self.step(batches, slots, failed), self.tower(packed)
-            now = step, taps, self.means(harvest, step, taps)
+            now = step, taps, self.means(state, step, taps)
             if before:
                 yield before
             before = now
@@ -242,10 +265,10 @@ class Extractor:
         return taps
 
     def means(
-        self, harvest: PassState, step: TokenOwners, taps: dict[str, Array]
+        self, state: PassState, step: TokenOwners, taps: dict[str, Array]
     ) -> dict[str, Array]:
         """Of those taps of which the host needs no more, if they are taken on the devices."""
-        some = {name: x for name, x in taps.items() if not harvest.needs_tokens(name)}
+        some = {name: x for name, x in taps.items() if not state.needs_tokens(name)}
         if not self.on_device or not some:
             return {}
         owner = jax.device_put(step.items.ravel(), over_data(self.mesh))

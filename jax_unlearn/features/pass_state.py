@@ -1,10 +1,12 @@
-"""What one pass of the tower has gathered so far: rows of some images, statistics of all."""
+"""PassState: what one pass of the tower has so far, rows of some images and statistics of all."""
 
+import hashlib
 from collections.abc import Collection, Mapping, Sequence
 
 import numpy as np
 from jaxtyping import Float
 
+from jax_unlearn.data.batches import Batch
 from jax_unlearn.data.images import ImageFile
 from jax_unlearn.features.samples import SampleFeatures, TapRows, ends_merger
 from jax_unlearn.features.streaming import SideStatistics
@@ -23,7 +25,7 @@ class PassState:
         tokens: taps of a Merger's last Linear of which all tokens are kept, and not the mean of
             each image; of other taps they always are.
         keep: of which files rows are kept; of all, if not given.
-        gathering: statistics of all images, if they are wanted.
+        statistics: statistics of all images, if they are wanted.
     """
 
     def __init__(
@@ -32,25 +34,38 @@ class PassState:
         names: Sequence[str],
         tokens: Collection[str] = (),
         keep: Collection[ImageFile] | None = None,
-        gathering: SideStatistics | None = None,
+        statistics: SideStatistics | None = None,
     ) -> None:
         self.files, self.names, self.tokens = files, names, tokens
-        self.keep, self.gathering = keep, gathering
-        # Which images each step has.
+        self.keep, self.statistics = keep, statistics
+        # Digest of which images each step has.
         self.plan = ""
         self.steps = 0
         self.rows: dict[int, TapArrays] = {}
         self.skipped: dict[int, str] = {}
 
+    def planned(self, steps: Sequence[Sequence[Batch]]) -> None:
+        """Remember which images each step has, which must be the same for a pass that goes on."""
+        listed = [[(item.index, item.patches) for b in step for item in b.items] for step in steps]
+        self.plan = hashlib.sha256(repr(listed).encode()).hexdigest()
+
+    def skip(self, reasons: Mapping[int, str]) -> None:
+        """Images that cannot be read, and why."""
+        self.skipped |= reasons
+
+    def step_done(self) -> None:
+        """Count a step whose images have all been added."""
+        self.steps += 1
+
     def needs_tokens(self, name: str) -> bool:
         """Whether `add` asks for all tokens at a tap, and not for their mean alone."""
         kept = not ends_merger(name) or name in self.tokens
-        return kept or bool(self.gathering and self.gathering.needs_tokens(name))
+        return kept or bool(self.statistics and self.statistics.needs_tokens(name))
 
     def add(self, image: int, taps: Mapping[str, Float[np.ndarray, "tokens d_in"]]) -> None:
         """The tokens of one image at each tap, or their mean where it is all that is needed."""
-        if self.gathering:
-            self.gathering.add(image, taps)
+        if self.statistics:
+            self.statistics.add(image, taps)
         if self.keep is None or self.files[image] in self.keep:
             self.rows[image] = {name: self._row(name, x) for name, x in taps.items()}
 
@@ -61,16 +76,16 @@ class PassState:
 
     def snapshot(self) -> Snapshot:
         """For `restore`: the sums to their last bit."""
-        rows, sums = self._rows(), self.gathering.arrays() if self.gathering else {}
+        rows, sums = self._rows(), self.statistics.arrays() if self.statistics else {}
         facts = {"plan": self.plan, "steps": self.steps}
         return Snapshot({**rows.arrays, **sums}, {**rows.facts, **facts})
 
     def restore(self, snapshot: Snapshot) -> None:
-        """Begin where a snapshot of a harvest of the same pass was taken."""
+        """Begin where a snapshot of the same pass was taken."""
         self.steps = snapshot.facts["steps"]
         self._take(snapshot)
-        if self.gathering:
-            self.gathering.restore(snapshot.arrays)
+        if self.statistics:
+            self.statistics.restore(snapshot.arrays)
 
     def share(self) -> None:
         """Take in the rows that other processes have of their images, and send them these.
@@ -90,7 +105,7 @@ class PassState:
             name: TapRows.of([self.rows[image][name] for image in order]) for name in self.names
         }
         features = SampleFeatures(tuple(self.files[image] for image in order), taps)
-        return self.gathering.finish(features, order) if self.gathering else features
+        return self.statistics.finish(features, order) if self.statistics else features
 
     def _rows(self) -> Snapshot:
         """What there is but for the sums."""

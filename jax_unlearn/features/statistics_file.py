@@ -1,54 +1,49 @@
-"""statistics.safetensors: everything of a run that was made from its samples."""
+"""statistics.safetensors: `Extracted` as a file, and back."""
 
 import json
-from collections.abc import Mapping, Sequence
+from collections.abc import Mapping
 from dataclasses import dataclass, fields
-from pathlib import Path as FilePath
+from pathlib import Path
 from typing import Any
 
 import numpy as np
-from jaxtyping import Float
 from safetensors import SafetensorError, safe_open
 from safetensors.numpy import save_file
 
 from jax_unlearn.data.dataset import Dataset
 from jax_unlearn.data.images import ImageFile
 from jax_unlearn.data.prompts import Prompt
-from jax_unlearn.features.samples import Sample, SampleFeatures, TapRows
+from jax_unlearn.features.extracted import KINDS, Extracted, SourceKind, kind_of
+from jax_unlearn.features.samples import Sample, SampleFeatures, Sides, TapRows
 from jax_unlearn.features.statistics import Statistics
-from jax_unlearn.objective.projector import Path
+from jax_unlearn.models.frozen_linear import FrozenLinear
+from jax_unlearn.models.qwen3_vision.config import LINEARS
 from jax_unlearn.runtime.errors import UserError
 
 FILE = "statistics.safetensors"
 GROUPS = tuple(field.name for field in fields(Dataset))
+PARTS = ("weight", "bias")
 FACTS = ("paths", "summed", "samples", "groups")
 
 
-def save_statistics(
-    directory: FilePath,
-    features: Mapping[str, SampleFeatures],
-    paths: Sequence[Path],
-    blank: Mapping[str, Float[np.ndarray, " e"]],
-    counts: Mapping[str, Any],
-) -> None:
-    """Write the file.
-
-    Args:
-        features: of the four GROUPS, and of whatever else the result is judged by.
-        paths: whose frozen Linears are kept, those of the session first.
-        blank: embeddings of a sample that says nothing, by the paths' names.
-        counts: of the samples, as metrics.json has them.
-    """
-    arrays: dict[str, np.ndarray] = {f"blank.{name}": row for name, row in blank.items()}
+def save_statistics(directory: Path, extracted: Extracted) -> None:
+    """Write the file, from features of which all Linears have statistics."""
+    train, test = extracted.train, extracted.test
+    groups = (train.forget, train.preserve, test.forget, test.preserve)
+    features = dict(zip(GROUPS, groups, strict=True)) | dict(extracted.judged)
+    linears = (*extracted.linears, *extracted.judged_linears)
+    arrays: dict[str, np.ndarray] = {f"blank.{k}": row for k, row in extracted.empty.items()}
     for group, of_group in features.items():
         arrays |= feature_arrays(group, of_group)
-    for path in paths:
-        weight, bias = path.last_linear
-        arrays |= {f"path.{path.name}.weight": weight, f"path.{path.name}.bias": bias}
+    for one in linears:
+        arrays |= {
+            f"path.{one.projector}.weight": one.weight,
+            f"path.{one.projector}.bias": one.bias,
+        }
     facts = {
-        "paths": [path.name for path in paths],
-        "summed": list(features[GROUPS[0]].statistics),
-        "samples": counts,
+        "paths": [one.projector for one in linears],
+        "summed": list(train.forget.statistics),
+        "samples": dict(extracted.counts),
         "groups": {group: describe(of_group) for group, of_group in features.items()},
     }
     dense = {name: np.ascontiguousarray(array) for name, array in arrays.items()}
@@ -76,21 +71,11 @@ def describe(features: SampleFeatures) -> dict[str, Any]:
 
 @dataclass(frozen=True)
 class StatisticsFile:
-    """What `save_statistics` was given."""
+    """The arrays and facts of a file that `save_statistics` wrote."""
 
-    path: FilePath
+    path: Path
     arrays: Mapping[str, np.ndarray]
     facts: Mapping[str, Any]
-
-    @property
-    def paths(self) -> list[str]:
-        """Names of the paths, those of the session first."""
-        return list(self.facts["paths"])
-
-    @property
-    def summed(self) -> list[str]:
-        """Full names of the Linears that there are statistics of."""
-        return list(self.facts["summed"])
 
     @property
     def counts(self) -> dict[str, Any]:
@@ -102,20 +87,16 @@ class StatisticsFile:
         """Whether some images were set apart to choose the adapter by."""
         return f"{GROUPS[0]}.choosing" in self.arrays
 
-    def linear(self, path: str) -> tuple[Float[np.ndarray, "e d_in"], Float[np.ndarray, " e"]]:
-        """Weight and bias of a path's last Linear."""
-        return self.arrays[f"path.{path}.weight"], self.arrays[f"path.{path}.bias"]
-
-    def blank(self, path: str) -> Float[np.ndarray, " e"]:
-        """A path's embedding of a sample that says nothing."""
-        return self.arrays[f"blank.{path}"]
-
-    def has(self, group: str) -> bool:
-        return group in self.facts["groups"]
+    def linears(self) -> tuple[FrozenLinear, ...]:
+        """The last Linear of each projector, those that may be adapted first."""
+        return tuple(
+            FrozenLinear(last_linear(name), *(self.arrays[f"path.{name}.{part}"] for part in PARTS))
+            for name in self.facts["paths"]
+        )
 
     def samples(self, group: str) -> list[Sample]:
         facts = self.facts["groups"][group]
-        images = [ImageFile(FilePath(path), label) for path, label in facts["images"]]
+        images = [ImageFile(Path(path), label) for path, label in facts["images"]]
         return [*(Prompt(text, label) for text, label in facts["prompts"]), *images]
 
     def dataset(self) -> Dataset[Any]:
@@ -126,16 +107,42 @@ class StatisticsFile:
         arrays, taps = self.arrays, self.facts["groups"][group]["taps"]
         choosing = arrays.get(f"{group}.choosing")
         parts = range(1 if choosing is None else 2)
-        gathered = {
+        statistics = {
             name: tuple(Statistics.of_arrays(arrays, f"{group}.{name}.{part}") for part in parts)
-            for name in self.summed
+            for name in self.facts["summed"]
             if f"{group}.{name}.0.count" in arrays
         }
         rows = {n: TapRows(arrays[f"{group}.{n}.x"], arrays[f"{group}.{n}.image"]) for n in taps}
-        return SampleFeatures(tuple(self.samples(group)), rows, gathered, choosing)
+        return SampleFeatures(tuple(self.samples(group)), rows, statistics, choosing)
+
+    def extracted(self) -> Extracted:
+        """What was saved."""
+        train, test = (Sides(*map(self.features, GROUPS[i : i + 2])) for i in (0, 2))
+        linears = self.linears()
+        # CLIP's first projection is the one that may be adapted, the second judges.
+        adaptable = linears[:1] if kind_of(linears[0].name) != "qwen_images" else linears
+        return Extracted(
+            linears=adaptable,
+            train=train,
+            test=test,
+            empty={one.projector: self.arrays[f"blank.{one.projector}"] for one in adaptable},
+            counts=self.counts,
+            judged_linears=linears[len(adaptable) :],
+            judged={n: self.features(n) for n in self.facts["groups"] if n not in GROUPS},
+        )
 
 
-def read_statistics(directory: FilePath) -> StatisticsFile:
+def last_linear(projector: str) -> str:
+    """Full name of the Linear that gives a projector's output."""
+    return projector if projector in KINDS else f"{projector}.{LINEARS[-1]}"
+
+
+def statistics_kind(directory: Path) -> SourceKind:
+    """What the samples of a run's file are; see `read_statistics` for errors."""
+    return kind_of(last_linear(read_statistics(directory).facts["paths"][0]))
+
+
+def read_statistics(directory: Path) -> StatisticsFile:
     """The file of a run.
 
     Raises:

@@ -1,4 +1,4 @@
-"""Statistics of images while they stream through the tower: no row is kept that need not be."""
+"""Statistics of one side's images while they stream by: no row is kept that need not be."""
 
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import replace
@@ -13,12 +13,21 @@ from jaxtyping import Float, Int
 from jax_unlearn.data.images import ImageFile
 from jax_unlearn.data.splits import split_held_out
 from jax_unlearn.features.device_gram import DeviceGram
-from jax_unlearn.features.gram import BLOCK
+from jax_unlearn.features.gram import BLOCK, lower_half, symmetric
 from jax_unlearn.features.samples import Sample, SampleFeatures
-from jax_unlearn.features.statistics import Output, Rows, Statistics, merge, statistics, summed
-from jax_unlearn.features.union import union
-from jax_unlearn.objective.projector import Path
+from jax_unlearn.features.statistics import (
+    Output,
+    Rows,
+    Statistics,
+    joined,
+    merge,
+    statistics,
+    summed,
+)
+from jax_unlearn.models.frozen_linear import FrozenLinear
+from jax_unlearn.runtime import collectives, processes
 from jax_unlearn.runtime.mesh import over_data
+from jax_unlearn.runtime.snapshots import Snapshot
 
 Granularity = Literal["tokens", "images"]
 
@@ -103,21 +112,21 @@ class StreamingStatistics:
 
 
 class SideStatistics:
-    """Statistics of one side on several paths, one call an image.
+    """Statistics of one side at several taps, one call per image.
 
     Args:
-        paths: whose last taps to gather.
+        linears: at whose inputs rows are summed.
         forget: whether the images are to be forgotten: then what a target may need of each is kept.
         granularity: what a row of the loss is.
-        files: all samples that may come, by whose place in it they are called.
+        files: all samples that may come, by whose place in the list they are numbered.
         split: seed of a fifth of each class's images to choose the adapter by; None without that.
-        mesh: devices that sum up what is only summed, the tokens to keep (`device_statistics`); if
-            not given, the host does it in float64.
+        mesh: devices that sum what is only summed, the tokens to keep (`device_gram`); if not
+            given, the host does it in float64.
     """
 
     def __init__(
         self,
-        paths: Sequence[Path],
+        linears: Sequence[FrozenLinear],
         forget: bool,
         granularity: Granularity,
         files: Sequence[Sample],
@@ -127,34 +136,33 @@ class SideStatistics:
         held: set[Sample] = set()
         if split is not None:
             held |= set(split_held_out([f for f in files if isinstance(f, ImageFile)], split)[1])
-        self.paths, self.forget = paths, forget
-        self.files, self.held = files, held
+        self.forget, self.files, self.held = forget, files, held
         self.granularity, self.split = granularity, split
         self.mesh = None if forget or granularity == "images" else mesh
         # The last for what is of no image.
         self.is_held = np.array([*(file in held for file in files), False])
-        groups = range(1 if split is None else 2)
-        self.gatherers = {path.last_tap: [self._gatherer(path) for _ in groups] for path in paths}
+        parts = range(1 if split is None else 2)
+        self.taps = {one.name: [self._streaming(one) for _ in parts] for one in linears}
 
-    def _gatherer(self, path: Path) -> StreamingStatistics | DeviceGram:
-        d_in = path.shapes[path.last_tap][1]
+    def _streaming(self, linear: FrozenLinear) -> StreamingStatistics | DeviceGram:
+        d_in = linear.shape[1]
         if self.mesh:
             return DeviceGram(d_in, self.mesh)
-        return StreamingStatistics(d_in, path.output if self.forget else None)
+        return StreamingStatistics(d_in, linear.output if self.forget else None)
 
     def needs_tokens(self, name: str) -> bool:
         """Whether `add` asks for all tokens at a tap."""
-        return name in self.gatherers and self.granularity == "tokens" and not self.mesh
+        return name in self.taps and self.granularity == "tokens" and not self.mesh
 
     def add(self, image: int, taps: Mapping[str, Float[np.ndarray, "tokens d_in"]]) -> None:
         """The tokens of one image at each tap, or their mean where it is all that is needed."""
-        for name, groups in self.gatherers.items():
+        for name, parts in self.taps.items():
             x = taps[name]
             if self.granularity == "images":
                 x = x.mean(axis=0, dtype=np.float64)[None].astype(np.float32)
-            gatherer = groups[int(self.is_held[image])]
-            if isinstance(gatherer, StreamingStatistics):
-                gatherer.add(image, x)
+            streaming = parts[int(self.is_held[image])]
+            if isinstance(streaming, StreamingStatistics):
+                streaming.add(image, x)
 
     def add_step(self, taps: Mapping[str, Array], owner: Int[np.ndarray, " tokens"]) -> None:
         """Tokens of several images, on the devices.
@@ -163,11 +171,11 @@ class SideStatistics:
         """
         if not self.mesh:
             return
-        for name, groups in self.gatherers.items():
-            for number, gatherer in enumerate(groups):
-                if isinstance(gatherer, DeviceGram):
+        for name, parts in self.taps.items():
+            for number, streaming in enumerate(parts):
+                if isinstance(streaming, DeviceGram):
                     mask = (owner >= 0) & (self.is_held[owner] == bool(number))
-                    gatherer.add(taps[name], jax.device_put(mask, over_data(self.mesh)))
+                    streaming.add(taps[name], jax.device_put(mask, over_data(self.mesh)))
 
     def arrays(self) -> dict[str, np.ndarray]:
         """For `restore`."""
@@ -175,13 +183,13 @@ class SideStatistics:
 
     def restore(self, arrays: Mapping[str, np.ndarray]) -> None:
         """Begin where `arrays` was called."""
-        for key, gatherer in self._each():
-            gatherer.restore(arrays, key)
+        for key, streaming in self._each():
+            streaming.restore(arrays, key)
 
     def _each(self) -> Iterator[tuple[str, Any]]:
-        for name, groups in self.gatherers.items():
-            for number, gatherer in enumerate(groups):
-                yield f"{name}.{number}", gatherer
+        for name, parts in self.taps.items():
+            for number, streaming in enumerate(parts):
+                yield f"{name}.{number}", streaming
 
     def finish(self, features: SampleFeatures, images: Sequence[int]) -> SampleFeatures:
         """The features of the same images, with the statistics of all processes' images.
@@ -191,14 +199,45 @@ class SideStatistics:
         Args:
             images: that the features have, in their order.
         """
-        gathered = union({key: gatherer.finish() for key, gatherer in self._each()})
+        of_all = over_all_processes({key: streaming.finish() for key, streaming in self._each()})
         places = np.array(images, int)
         statistics = {
-            name: tuple(gathered[f"{name}.{i}"].numbered(places) for i in range(len(groups)))
-            for name, groups in self.gatherers.items()
+            name: tuple(of_all[f"{name}.{i}"].numbered(places) for i in range(len(parts)))
+            for name, parts in self.taps.items()
         }
         # Rows of some of the images are enough where statistics have all.
         choosing = None
         if self.split is not None:
             choosing = np.array([file in self.held for file in features.files])
         return replace(features, statistics=statistics, choosing=choosing)
+
+
+def over_all_processes(ours: Mapping[str, Statistics]) -> dict[str, Statistics]:
+    """Statistics of the images of all processes, by name; no image may be with two of them.
+
+    Gram matrices are all-reduced: what is sent grows neither with the images nor with the
+    processes. Rows, which are those of images to forget or few, are sent to every process.
+    """
+    if processes.count() == 1 or not ours:
+        return dict(ours)
+    counts = np.array([[one.count, one.gram is not None] for one in ours.values()], np.float64)
+    # What one process has summed up all must, and all know of it before any sends its rows.
+    sums = collectives.all_reduce_sum(counts)
+    own = {
+        key: summed(one) if grams or count > len(one.total) else one
+        for (key, one), (count, grams) in zip(ours.items(), sums, strict=True)
+    }
+    found = dict(own)
+    for theirs in collectives.all_gather_bytes(lambda: without_grams(own).to_bytes()):
+        arrays = Snapshot.of_bytes(theirs).arrays
+        found |= {key: joined(one, Statistics.of_arrays(arrays, key)) for key, one in found.items()}
+    for key, one in own.items():
+        if one.gram is not None:
+            half = collectives.all_reduce_sum(lower_half(one.gram))
+            found[key] = replace(found[key], gram=symmetric(half, len(one.total)))
+    return found
+
+
+def without_grams(statistics: Mapping[str, Statistics]) -> Snapshot:
+    parts = (replace(one, gram=None).arrays(key) for key, one in statistics.items())
+    return Snapshot({name: array for part in parts for name, array in part.items()}, {})

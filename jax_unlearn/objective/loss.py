@@ -30,10 +30,10 @@ TERMS = ("forget", "preserve", "weight")
 class LossWeights:
     """λ_f, λ_p and λ_w, and how rows are summed. The λ's may be traced, the reduction is static."""
 
-    forget: float | Float[Array, ""] = 1.3
-    preserve: float | Float[Array, ""] = 0.4
-    weight: float | Float[Array, ""] = 1.0
-    reduction: Reduction = field(default="sum", metadata={"static": True})
+    forget: float | Float[Array, ""]
+    preserve: float | Float[Array, ""]
+    weight: float | Float[Array, ""]
+    reduction: Reduction = field(metadata={"static": True})
 
 
 @runtime_checkable

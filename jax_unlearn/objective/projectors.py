@@ -1,13 +1,19 @@
-"""A path to the language model: a Merger's frozen Linears, what they give out, what is trained."""
+"""Projector: a Merger or a CLIP projection, from the rows at its taps to embeddings.
 
-from collections.abc import Collection, Iterable, Mapping, Sequence
+What the language model, or CLIP's comparison, sees of a sample is a projector's output. Its Linears
+are frozen; an adapter changes some of them.
+"""
+
+from collections.abc import Collection, Iterable, Sequence
 from dataclasses import dataclass
+from typing import Protocol, runtime_checkable
 
 import jax.numpy as jnp
 import numpy as np
 from jaxtyping import Float
 
 from jax_unlearn.features.samples import SampleFeatures
+from jax_unlearn.models.frozen_linear import FrozenLinear, by_projector
 from jax_unlearn.models.lora import LoraAdapter, lora_delta
 from jax_unlearn.models.qwen3_vision.tower import Qwen3VisionTower, merger_pairs
 from jax_unlearn.objective.linear import linear_part
@@ -17,54 +23,25 @@ from jax_unlearn.objective.targets import Target
 from jax_unlearn.runtime.errors import UserError
 
 ALL = "all"
-# A Linear's weight [E, D_in] and bias [E], as `Qwen3VisionTower.linear` gives them.
-Frozen = tuple[Float[np.ndarray, "e d_in"], Float[np.ndarray, " e"]]
 
 
-@dataclass(frozen=True)
-class MergerPath:
-    """One Merger and the Linears that are needed of it, by their own names.
-
-    linear_fc2 is always there, linear_fc1 if it is adapted.
-    """
-
-    name: str
-    linears: Mapping[str, Frozen]
+@runtime_checkable
+class Projector(Protocol):
+    """A frozen map from a tap to embeddings, some of whose Linears may be adapted."""
 
     @property
-    def last_tap(self) -> str:
-        """Full name of linear_fc2, whose rows are those of the loss."""
-        return f"{self.name}.{LAST}"
+    def name(self) -> str: ...
 
     @property
-    def shapes(self) -> dict[str, tuple[int, ...]]:
-        """(E, D_in) of each Linear whose tap is needed, by its full name."""
-        return {f"{self.name}.{own}": weight.shape for own, (weight, _) in self.linears.items()}
+    def last(self) -> FrozenLinear:
+        """The Linear that gives the embeddings; the rows of the loss are at its input."""
 
     @property
-    def last_linear(self) -> Frozen:
-        return self.linears[LAST]
+    def linears(self) -> tuple[FrozenLinear, ...]:
+        """Every Linear whose tap is needed."""
 
-    @property
-    def is_linear(self) -> bool:
-        """A GELU lies between linear_fc1 and the output."""
-        return FIRST not in self.linears
-
-    def output(self, x: Float[np.ndarray, "n d_in"]) -> Float[np.ndarray, "n e"]:
-        """The original Merger's output, from rows of its last tap."""
-        weight, bias = self.linears[LAST]
-        return x @ weight.T + bias
-
-    def change(self, images: SampleFeatures, adapter: LoraAdapter) -> Float[np.ndarray, "n e"]:
-        """How the adapter changes each image's mean output; `images` are `image_means`."""
-        weight, _ = self.linears[LAST]
-        pairs = merger_pairs(adapter, self.name)
-        if FIRST in pairs:
-            return np.asarray(self._tokens(images).change(pairs, adapter.scale, weight))
-        x = images.taps[self.last_tap].x
-        if LAST not in pairs:
-            return np.zeros((len(x), len(weight)), np.float32)
-        return np.asarray(lora_delta(jnp.asarray(x), pairs[LAST], adapter.scale))
+    def change(self, samples: SampleFeatures, adapter: LoraAdapter) -> Float[np.ndarray, "n e"]:
+        """How the adapter changes each sample's mean embedding; from `image_means`."""
 
     def problem(
         self,
@@ -73,26 +50,116 @@ class MergerPath:
         target: Target,
         preserve: SampleFeatures,
     ) -> tuple[str, tuple[ProjectorProblem, ...]]:
-        """The key of this path and its parts, from the full names of the Linears to adapt."""
-        own = tuple(linear for linear in self.linears if f"{self.name}.{linear}" in adapted)
-        last, sides = self.linears[LAST], (forget, preserve)
+        """The key of this projector in the loss and its part: two, if some images choose."""
+
+
+@dataclass(frozen=True)
+class LinearProjector:
+    """A projector of which only the last Linear is ever adapted: its change is linear."""
+
+    last: FrozenLinear
+
+    @property
+    def name(self) -> str:
+        return self.last.projector
+
+    @property
+    def linears(self) -> tuple[FrozenLinear, ...]:
+        return (self.last,)
+
+    def change(self, samples: SampleFeatures, adapter: LoraAdapter) -> Float[np.ndarray, "n e"]:
+        return linear_change(self.last, samples, adapter)
+
+    def problem(
+        self,
+        adapted: Collection[str],
+        forget: SampleFeatures,
+        target: Target,
+        preserve: SampleFeatures,
+    ) -> tuple[str, tuple[ProjectorProblem, ...]]:
+        return linear_problems(self.last, forget, target, preserve)
+
+
+@dataclass(frozen=True)
+class MergerProjector:
+    """A Merger of whose linear_fc1 there are tokens: a GELU lies between it and the output."""
+
+    first: FrozenLinear
+    last: FrozenLinear
+
+    @property
+    def name(self) -> str:
+        return self.last.projector
+
+    @property
+    def linears(self) -> tuple[FrozenLinear, ...]:
+        return self.first, self.last
+
+    def change(self, samples: SampleFeatures, adapter: LoraAdapter) -> Float[np.ndarray, "n e"]:
+        pairs = merger_pairs(adapter, self.name)
+        if FIRST not in pairs:
+            return linear_change(self.last, samples, adapter)
+        tokens = self._tokens(samples)
+        return np.asarray(tokens.change(pairs, adapter.scale, self.last.weight))
+
+    def problem(
+        self,
+        adapted: Collection[str],
+        forget: SampleFeatures,
+        target: Target,
+        preserve: SampleFeatures,
+    ) -> tuple[str, tuple[ProjectorProblem, ...]]:
+        own = tuple(name for name in (FIRST, LAST) if f"{self.name}.{name}" in adapted)
         if FIRST not in own:
-            gathered = (side.statistics[self.last_tap] for side in sides)
-            parts = (linear_part(*last, f, target, p) for f, p in zip(*gathered, strict=True))
-            return self.last_tap, tuple(parts)
-        tap = forget.taps[self.last_tap]
-        rows = target.rows(self.output(tap.x), tap.image)
-        part = merger_problem(*last, self._tokens(forget), rows, self._tokens(preserve), own)
+            return linear_problems(self.last, forget, target, preserve)
+        last, tap = self.last, forget.taps[self.last.name]
+        rows = target.rows(last.output(tap.x), tap.image)
+        tokens = self._tokens(forget), self._tokens(preserve)
+        part = merger_problem(last.weight, last.bias, tokens[0], rows, tokens[1], own)
         if forget.choosing is None:
             return self.name, (part,)
-        f, p = (side.choosing_rows(self.last_tap) for side in sides)
+        f, p = (side.choosing_rows(last.name) for side in (forget, preserve))
         return self.name, (part.take(~f, ~p), part.take(f, p))
 
     def _tokens(self, side: SampleFeatures) -> MergerTokens:
         """Tokens at linear_fc1, grouped as the rows of the last tap are."""
-        tap, last = side.taps[f"{self.name}.{FIRST}"], side.taps[self.last_tap]
+        tap, last = side.taps[self.first.name], side.taps[self.last.name]
         row = None if len(last.x) == len(tap.x) else tap.image
-        return merger_tokens(*self.linears[FIRST], tap.x, row)
+        return merger_tokens(self.first.weight, self.first.bias, tap.x, row)
+
+
+def linear_change(
+    linear: FrozenLinear, samples: SampleFeatures, adapter: LoraAdapter
+) -> Float[np.ndarray, "n e"]:
+    """The change of a Linear's outputs on the rows of its tap; zeros where it is not adapted."""
+    x = samples.taps[linear.name].x
+    if linear.name not in adapter.pairs:
+        return np.zeros((len(x), len(linear.weight)), np.float32)
+    return np.asarray(lora_delta(jnp.asarray(x), adapter.pairs[linear.name], adapter.scale))
+
+
+def linear_problems(
+    linear: FrozenLinear, forget: SampleFeatures, target: Target, preserve: SampleFeatures
+) -> tuple[str, tuple[ProjectorProblem, ...]]:
+    """The key and the parts of a Linear, from the statistics of its rows."""
+    sides = (side.statistics[linear.name] for side in (forget, preserve))
+    parts = (
+        linear_part(linear.weight, linear.bias, f, target, p) for f, p in zip(*sides, strict=True)
+    )
+    return linear.name, tuple(parts)
+
+
+def projectors_of(linears: Iterable[FrozenLinear]) -> list[Projector]:
+    """The projectors that these Linears make up, in their order."""
+    return [
+        LinearProjector(own[0]) if len(own) == 1 else MergerProjector(*own)
+        for own in by_projector(linears).values()
+    ]
+
+
+def is_linear(projector: Projector) -> bool:
+    """Whether what may be adapted changes the embeddings linearly in the rows."""
+    return isinstance(projector, LinearProjector)
 
 
 def adapted_linears(
@@ -120,25 +187,19 @@ def adapted_linears(
     return [f"{merger}.{linear}" for merger in chosen for linear in own]
 
 
-def load_paths(tower: Qwen3VisionTower, adapted: Collection[str]) -> list[MergerPath]:
-    """Every path of the tower, for all are read in evaluation; adapted: full names of Linears.
+def frozen_linears(tower: Qwen3VisionTower, adapted: Collection[str]) -> list[FrozenLinear]:
+    """linear_fc2 of every Merger, as all are judged, and linear_fc1 where it is to be adapted.
+
+    Args:
+        adapted: full names of the Linears to adapt.
 
     Raises:
         UserError: the tower has no Linear of one of the names.
     """
+    needed = {f"{merger}.{LAST}" for merger in tower.config.mergers} | set(adapted)
+    order = [f"{merger}.{own}" for merger in tower.config.mergers for own in (FIRST, LAST)]
     try:
-        return [_load_path(tower, merger, adapted) for merger in tower.config.mergers]
+        found = {name: tower.linear(name) for name in order if name in needed}
     except ValueError as error:
         raise UserError(f"--linears: {error}") from error
-
-
-def _load_path(tower: Qwen3VisionTower, merger: str, adapted: Collection[str]) -> MergerPath:
-    own = {LAST} | {
-        name.removeprefix(f"{merger}.") for name in adapted if name.startswith(f"{merger}.")
-    }
-    linears = {}
-    for name in sorted(own):
-        weight, bias = tower.linear(f"{merger}.{name}")
-        # In the order of a file: a product's rounding depends on it, and a run's statistics keep W.
-        linears[name] = (np.ascontiguousarray(weight), bias)
-    return MergerPath(merger, linears)
+    return [FrozenLinear(k, np.ascontiguousarray(w), bias) for k, (w, bias) in found.items()]

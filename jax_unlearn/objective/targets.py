@@ -2,7 +2,7 @@
 
 Every target is made from one path's own outputs, the original Linear's, and says the same of all
 rows of an image but for their own output and its norm. So it can be had from statistics of the rows
-(`statistics.linear_part`) as well as for the rows themselves (`Target.rows`).
+(`linear.linear_part`) as well as for the rows themselves (`Target.rows`).
 """
 
 from dataclasses import dataclass
@@ -16,6 +16,11 @@ from jaxtyping import Float, Int
 TargetKind = Literal["random", "matched", "mean", "blank", "shift", "near", "twin"]
 TARGETS: tuple[TargetKind, ...] = get_args(TargetKind)
 NEIGHBOURS = 10
+# Targets that the seed decides: for CLIP's names also the one that noise is added to.
+DRAWN: tuple[TargetKind, ...] = ("random", "matched")
+DRAWN_FOR_NAMES: tuple[TargetKind, ...] = (*DRAWN, "blank")
+# Targets that move every row by one vector: the best change has rank 1, whatever is allowed.
+ONE_STEP: tuple[TargetKind, ...] = ("shift", "near")
 
 Images = Float[np.ndarray, "images e"]
 
@@ -27,7 +32,7 @@ class Outputs:
     forget: [images, E] mean embedding of each image to forget; preserve: [others, E] of images to
     keep. forget_mean, preserve_mean: [E] over all rows. blank: [E] of a blank image, for the target
     of that name only. similar: [images, 10] which preserve images are most like each
-    (`rows.most_similar`, over all paths), for `near` only.
+    (`similarity.most_similar`, over all paths), for `near` only.
     """
 
     forget: Images

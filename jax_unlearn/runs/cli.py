@@ -1,35 +1,46 @@
 """The command line. Commands are dataclasses, and their options are the dataclasses' fields."""
 
+import argparse
 import json
 import signal
 import sys
 import warnings
 from collections.abc import Sequence
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 from pathlib import Path
-from typing import Annotated, Any, Literal
+from typing import Annotated, Any, Literal, get_args
 
 import tyro
 from rich.console import Console
 from tyro.conf import Positional
 
+import jax_unlearn
 from jax_unlearn.runs.commands import evaluate, export, sweep
-from jax_unlearn.runs.demo import Demo, demo_config
+from jax_unlearn.runs.demo import Demo, demo_config, demo_start
 from jax_unlearn.runs.inspect.checkpoint_facts import inspect, lines
 from jax_unlearn.runs.pipeline import run
 from jax_unlearn.runs.run_directory import Format
-from jax_unlearn.runs.settings.checks import OF_TOWER
-from jax_unlearn.runs.settings.config import RunConfig, read_config, settings_of
-from jax_unlearn.runs.settings.presets import preset_settings
+from jax_unlearn.runs.settings.checks import refuse_preset, refuse_unused
+from jax_unlearn.runs.settings.config import RunConfig, build
+from jax_unlearn.runs.settings.presets import Preset, start_settings
 from jax_unlearn.runs.settings.sweep_config import SweepConfig
 from jax_unlearn.runs.terminal import finish, finish_sweep
 from jax_unlearn.runtime.errors import UserError
 from jax_unlearn.runtime.no_torch import hide_torch
 from jax_unlearn.runtime.processes import exit_together
 from jax_unlearn.runtime.resume import TerminatedError
+from jax_unlearn.runtime.used_if import used_if
 from jax_unlearn.runtime.xla_flags import make_reproducible
 
-REQUIRED = ("checkpoint", "out")
+PROGRAM = "jax-unlearn"
+PRESET_HELP = (
+    "--preset PRESET: settings to start from, which other options change: default, what was "
+    "measured to work (for names --target blank and --lambda-preserve 1); faithful, the published "
+    "scheme "
+    "(for images: main Merger only, random unit targets, tokens, sums; for names with its faults, "
+    "the last epoch kept); clip-rn50, clip-vit-b16, clip-multi, for names, its constants without "
+    "them."
+)
 
 
 @dataclass(frozen=True)
@@ -42,10 +53,10 @@ class Inspect:
     """Accelerators that need not be here, as v5e:2x2, v5p:2x2x4 or h100:8: also say the largest
     batch that fits, its memory and the work of a pass, by compiling for them (needs the extra
     aot)."""
-    fsdp: int = 1
-    """How many of those devices share the weights of the tower's blocks, for --plan."""
-    dtype: Literal["float32", "bfloat16"] = "bfloat16"
-    """Of the tower, for --plan."""
+    fsdp: int = used_if(1, plan=True)
+    """How many of those devices share the weights of the tower's blocks."""
+    dtype: Literal["float32", "bfloat16"] = used_if("bfloat16", plan=True)
+    """Data type of the tower."""
     json: bool = False
     """Print JSON."""
 
@@ -58,9 +69,9 @@ class Evaluate:
     """Directory of a run."""
     vlm: bool = False
     """Ask the model questions about the held-out images, before and after."""
-    questions: Path | None = None
-    """JSON list of {question, answers: {class: answer}}, for --vlm; by default the run's own, or
-    "what is this?" and the classes' names."""
+    questions: Path | None = used_if(None, vlm=True)
+    """JSON list of {question, answers: {class: answer}}; by default the run's own, or "what is
+    this?" and the classes' names."""
     mesh: str | None = None
     """Devices for the tower, as for `run`; by default all here."""
     workers: int | None = None
@@ -88,7 +99,7 @@ Command = (
     | Annotated[Inspect, tyro.conf.subcommand("inspect")]
     | Annotated[
         RunConfig,
-        tyro.conf.subcommand("run", description="Extract, train, evaluate, save and report."),
+        tyro.conf.subcommand("run", description="Extract, fit, evaluate, save and report."),
     ]
     | Annotated[
         SweepConfig,
@@ -104,78 +115,121 @@ Command = (
 def main(arguments: Sequence[str] | None = None) -> None:
     """Entry point: exits 0, or prints one line that says what is wrong and exits 2."""
     console = Console(stderr=True)
+    given = list(sys.argv[1:] if arguments is None else arguments)
     try:
-        command = parse(list(sys.argv[1:] if arguments is None else arguments))
         with warnings.catch_warnings():
             # Not as markup: a file's name may hold brackets.
             warnings.showwarning = lambda message, *_: console.out(f"warning: {message}")
-            dispatch(command, console)
+            dispatch(given, console)
     except UserError as error:
-        print(f"jax-unlearn: {error}", file=sys.stderr)
+        print(f"{PROGRAM}: {error}", file=sys.stderr)
         sys.exit(2)
     except TerminatedError:
-        print("jax-unlearn: terminated; the same command with --resume goes on", file=sys.stderr)
+        print(f"{PROGRAM}: terminated; the same command with --resume continues", file=sys.stderr)
         exit_together(128 + signal.SIGTERM)
     except KeyboardInterrupt:
-        print("jax-unlearn: interrupted", file=sys.stderr)
+        print(f"{PROGRAM}: interrupted", file=sys.stderr)
         sys.exit(130)
 
 
-def parse(arguments: Sequence[str]) -> Any:
-    """The command with its options. A preset, and an earlier run, are defaults: options win."""
+def dispatch(arguments: Sequence[str], console: Console) -> None:
+    """Parse and run a command; results go to stdout, progress and warnings to stderr."""
     kind = {"run": RunConfig, "sweep": SweepConfig}.get(arguments[0] if arguments else "")
-    if kind and (earlier := option_of(arguments, "--statistics")):
-        out = option_of(arguments, "--out")
-        if out is None and "--help" not in arguments:
-            raise UserError("--out: give the directory of the new run")
-        defaults = replace(read_config(earlier), out=out or Path())
-        return tyro.cli(kind, default=kind(**settings_of(defaults)), args=arguments[1:])
+    if kind:
+        config, start = parse_run(kind, arguments)
+        prepare(torch=False)
+        if isinstance(config, SweepConfig):
+            if found := sweep(config, console, start):
+                finish_sweep(found, config)
+        elif metrics := run(config, console, start):
+            finish(metrics, config.execution.out)
+        return
+    if arguments and arguments[0] == "--version":
+        print(f"{PROGRAM} {jax_unlearn.__version__}")
+        return
     command: Any = tyro.cli(
         Command,
-        prog="jax-unlearn",
+        prog=PROGRAM,
         description="Make a vision-language model forget something it sees.",
         args=arguments,
+        config=(tyro.conf.OmitArgPrefixes,),
     )
-    if isinstance(command, RunConfig):
-        settings = preset_settings(command.preset, text=bool(command.forget_text))
-        if settings:
-            required = {name: getattr(command, name) for name in REQUIRED}
-            kind = type(command)
-            command = tyro.cli(kind, default=kind(**required, **settings), args=arguments[1:])
-    return command
-
-
-def option_of(arguments: Sequence[str], name: str) -> Path | None:
-    """The value of an option that says what the defaults of the others are."""
-    for option, value in zip(arguments, [*arguments[1:], ""], strict=True):
-        if option == name and value:
-            return Path(value)
-        if option.startswith(f"{name}="):
-            return Path(option.removeprefix(f"{name}="))
-    return None
-
-
-def dispatch(command: Any, console: Console) -> None:
-    """Run a parsed command; results go to stdout, progress and warnings to stderr."""
-    make_reproducible()
-    if not (isinstance(command, Evaluate) and command.vlm):
-        hide_torch()
+    prepare(torch=isinstance(command, Evaluate) and command.vlm)
     match command:
         case Demo():
-            finish(run(demo_config(command), console), command.out)
-        case SweepConfig():
-            if found := sweep(command, console):
-                finish_sweep(found, command)
-        case RunConfig():
-            if metrics := run(command, console):
-                finish(metrics, command.out)
+            finish(run(demo_config(command), console, demo_start(command)), command.out)
         case Inspect():
+            plan = {"plan": command.plan is not None}
+            refuse_unused(command, plan, Inspect(command.checkpoint))
             facts = inspect(command.checkpoint, command.plan, command.dtype, command.fsdp)
             print(json.dumps(facts, indent=2) if command.json else "\n".join(lines(facts)))
         case Evaluate():
-            how = {name: getattr(command, name) for name in OF_TOWER}
+            refuse_unused(command, {"vlm": command.vlm}, Evaluate(command.run))
+            how = {name: getattr(command, name) for name in ("mesh", "workers", "batch_patches")}
             metrics = evaluate(command.run, command.vlm, command.questions, console, **how)
             finish(metrics, command.run)
         case Export():
             export(command.run, command.format, command.out, command.overwrite)
             print(command.out)
+
+
+def prepare(torch: bool) -> None:
+    """What a process does before JAX compiles anything, and transformers is imported."""
+    make_reproducible()
+    if not torch:
+        hide_torch()
+
+
+def parse_run(kind: type[Any], arguments: Sequence[str]) -> tuple[Any, RunConfig]:
+    """(settings, the settings that they started from): options change a preset's or a run's."""
+    first, _ = deciding_options().parse_known_args(list(arguments[1:]))
+    helps = {"-h", "--help"} & set(arguments)
+    if helps or not (first.checkpoint or first.statistics):
+        start = RunConfig.of(checkpoint=Path(), out=Path())
+        required = ["checkpoint", "out"]
+    else:
+        start = start_settings(
+            first.preset,
+            checkpoint=first.checkpoint,
+            forget_text=first.forget_text,
+            statistics=first.statistics,
+        )
+        required = ["out"]
+    default = build(kind, {}, start)
+    for name in required:
+        group = default.samples if name == "checkpoint" else default.execution
+        # Frozen for readers; tyro asks for what has this value.
+        object.__setattr__(group, name, tyro.MISSING)
+    config = tyro.cli(
+        kind,
+        prog=f"{PROGRAM} {arguments[0]}",
+        description=PRESET_HELP if kind is RunConfig else None,
+        default=default,
+        args=without_preset(arguments[1:]),
+        config=(tyro.conf.OmitArgPrefixes,),
+    )
+    refuse_preset(first.preset, config)
+    return config, start.replace(out=config.execution.out)
+
+
+def deciding_options() -> argparse.ArgumentParser:
+    """The options that decide what the defaults of the others are."""
+    parser = argparse.ArgumentParser(prog=PROGRAM, add_help=False, allow_abbrev=False)
+    parser.add_argument("--preset", choices=get_args(Preset), default="default")
+    parser.add_argument("--checkpoint", type=Path)
+    parser.add_argument("--statistics", type=Path)
+    parser.add_argument("--forget-text", "--forget_text", nargs="*", default=())
+    return parser
+
+
+def without_preset(arguments: Sequence[str]) -> list[str]:
+    """The arguments that `RunConfig` knows: a preset is not a setting."""
+    kept, skip = [], False
+    for one in arguments:
+        if skip or one.startswith("--preset="):
+            skip = False
+        elif one == "--preset":
+            skip = True
+        else:
+            kept.append(one)
+    return kept

@@ -1,4 +1,4 @@
-"""The commands on an existing run, and the sweep."""
+"""The commands beside `run`: sweep, evaluate again, export."""
 
 import shutil
 from dataclasses import asdict, replace
@@ -8,41 +8,49 @@ from typing import Any
 from rich.console import Console
 
 import porting
+from jax_unlearn.data.dataset import Dataset, collect
+from jax_unlearn.data.images import ImageFile
+from jax_unlearn.evaluate.judges import judge_of
 from jax_unlearn.evaluate.vlm.exam import Exam
 from jax_unlearn.evaluate.vlm.model import need_torch
 from jax_unlearn.evaluate.vlm.questions import load_questions
-from jax_unlearn.features.samples import images
-from jax_unlearn.features.statistics_file import FILE
-from jax_unlearn.runs.pipeline import open_session, opened
+from jax_unlearn.features.extracted import Extracted
+from jax_unlearn.features.samples import SampleFeatures, Sides, images
+from jax_unlearn.features.statistics_file import FILE, read_statistics, save_statistics
+from jax_unlearn.runs.pipeline import can_be_saved, open_source, prepared_run
 from jax_unlearn.runs.report.sweep_files import write_tradeoff
 from jax_unlearn.runs.run_directory import Format, Metrics, read_json, save_metrics, write_config
-from jax_unlearn.runs.settings.config import RunConfig, read_config, settings_of
+from jax_unlearn.runs.settings.config import RunConfig, build, read_config
 from jax_unlearn.runs.settings.sweep_config import SweepConfig
 from jax_unlearn.runs.sweep import TradeOff, explore
 from jax_unlearn.runtime import processes
 from jax_unlearn.runtime.atomic_files import fresh_directory
 from jax_unlearn.runtime.errors import UserError
+from jax_unlearn.runtime.used_if import option
 
 
-def sweep(config: SweepConfig, console: Console) -> TradeOff | None:
+def sweep(config: SweepConfig, console: Console, start: RunConfig | None = None) -> TradeOff | None:
     """Try many settings, and leave the table, the plot and the chosen one's config.
 
-    The directory also holds the statistics, where there are some, so that `run --statistics` goes
-    on from the chosen setting. Of several processes the first writes; the others return None.
+    The directory also holds the statistics, where there are some, so that `run --statistics` fits
+    the chosen setting. Of several processes the first writes; the others return None.
 
     Raises:
         UserError, TerminatedError: see `run`.
     """
-    with opened(config, console) as session:
-        train, test = session.train_features(config.granularity), session.test_features()
+    with prepared_run(config, console, start) as prepared:
+        extracted = prepared.source.extract(prepared.snapshots.stage)
         if processes.index() > 0:
             return None
-        found = explore(session, train, test, config, console)
-        with fresh_directory(config.out, config.overwrite) as out:
+        # With lists of names read from their files.
+        config = build(SweepConfig, {}, prepared.source.config)
+        found = explore(extracted, judge_of(extracted, config.samples), config, console)
+        with fresh_directory(config.execution.out, config.execution.overwrite) as out:
             write_tradeoff(out, found)
-            settings = settings_of(session.config) | asdict(found.chosen.setting)
-            write_config(out, RunConfig(**settings))
-            session.save(out, train, test)
+            chosen = asdict(found.chosen.setting)
+            write_config(out, config.run_config().replace(**chosen))
+            if config.execution.save_statistics and can_be_saved(extracted):
+                save_statistics(out, extracted)
         return found
 
 
@@ -51,40 +59,86 @@ def evaluate(
 ) -> Metrics:
     """Evaluate an existing run again; `vlm` also asks the Hugging Face model.
 
+    What the run extracted is read from its statistics.safetensors; without the file the tower is
+    run again.
+
     Args:
         how: settings to run the tower with in place of the run's own, if they are not None.
 
     Raises:
-        UserError: not a run, its images or checkpoint are gone, or torch is missing for `vlm`.
+        UserError: not a run, its images or checkpoint are gone or have changed, torch is missing
+            for `vlm`, or a setting of the tower where no tower is run.
     """
     config = read_config(run_dir)
     adapter = porting.load_peft(run_dir / "adapter")
     metrics: Metrics = read_json(run_dir / "metrics.json")
     if "samples" not in metrics:
         raise UserError(f"{run_dir}: was made by an earlier version; run again")
-    if config.statistics and (run_dir / FILE).is_file():
-        # Its own copy: the earlier run may be gone.
-        config = replace(config, statistics=run_dir)
-    config = replace(config, **{name: value for name, value in how.items() if value is not None})
-    session = open_session(config, console)
-    if session.counts()["fingerprint"] != metrics["samples"]["fingerprint"]:
-        raise UserError(f"{run_dir}: its samples have changed since, or its seed; run again")
-    questions = questions or config.questions
+    given = {name: value for name, value in how.items() if value is not None}
+    questions = questions or config.samples.questions
+    if vlm and porting.is_clip(config.samples.checkpoint):
+        raise UserError("--vlm asks a language model, and CLIP has none")
     if vlm:
-        if porting.is_clip(config.checkpoint):
-            raise UserError("--vlm asks a language model, and CLIP has none")
         need_torch()
-        load_questions(questions, session.dataset.labels())
-    train_sides, test_sides = session.train_features("images"), session.test_features()
-    with console.status("Reading the embeddings"):
-        metrics |= session.evaluate(train_sides, test_sides, adapter)
+    extracted = extracted_again(run_dir, config, metrics["samples"]["fingerprint"], given, console)
+    judge, test = judge_of(extracted, config.samples), extracted.test
     if vlm:
-        files = (*images(test_sides.forget), *images(test_sides.preserve))
-        exam = Exam(files, test_sides.is_forget, metrics["neighbours"], questions)
+        load_questions(questions, sorted(set(test.labels)))
+    with console.status("Evaluating on the held-out samples"):
+        metrics |= judge.evaluate(adapter)
+    if vlm:
+        files = (*images(test.forget), *images(test.preserve))
+        exam = Exam(files, test.is_forget, metrics["neighbours"], questions)
         with console.status(f"Asking the model {len(exam.questions)} questions, before and after"):
-            metrics["vlm"] = exam.before_and_after(config.checkpoint, run_dir / "adapter")
-    save_metrics(run_dir, session, metrics, test_sides)
+            metrics["vlm"] = exam.before_and_after(config.samples.checkpoint, run_dir / "adapter")
+    save_metrics(run_dir, read_config(run_dir), metrics, judge.pictures())
     return metrics
+
+
+def extracted_again(
+    run_dir: Path, config: RunConfig, fingerprint: str, how: dict[str, Any], console: Console
+) -> Extracted:
+    """What a run extracted: from its own file, or by another pass over the same samples.
+
+    Args:
+        fingerprint: of the samples that the run had.
+        how: settings of the tower in place of the run's own.
+    """
+    file = run_dir / FILE
+    if how and file.is_file():
+        raise UserError(
+            f"{option(min(how))}: has no effect here: no tower is run, as {file} holds what is "
+            "evaluated; leave it out"
+        )
+    changed = UserError(f"{run_dir}: its samples have changed since, or its seed; run again")
+    if file.is_file():
+        extracted = read_statistics(run_dir).extracted()
+        same = extracted.counts["fingerprint"] == fingerprint
+        # The samples of a run on an earlier one's statistics need not be there any more.
+        if same and config.samples.statistics is None:
+            dataset = collect(config.samples, config.solver.seed)
+            same = dataset.fingerprint() == fingerprint
+            extracted = with_files(extracted, dataset)
+        if not same:
+            raise changed
+        return extracted
+    source = open_source(config.replace(**how), console, start=config)
+    if source.dataset.fingerprint() != fingerprint:
+        raise changed
+    return source.extract()
+
+
+def with_files(extracted: Extracted, dataset: Dataset[Any]) -> Extracted:
+    """With the held-out samples as they lie on this machine, in shards or as files."""
+    here = {(s.name, s.label): s for s in dataset.samples() if isinstance(s, ImageFile)}
+
+    def side(features: SampleFeatures) -> SampleFeatures:
+        files = (here.get((s.name, s.label), s) if isinstance(s, ImageFile) else s
+                 for s in features.files)  # fmt: skip
+        return replace(features, files=tuple(files))
+
+    test = Sides(side(extracted.test.forget), side(extracted.test.preserve))
+    return replace(extracted, test=test)
 
 
 def export(run_dir: Path, form: Format, out: Path, overwrite: bool) -> None:
@@ -96,7 +150,8 @@ def export(run_dir: Path, form: Format, out: Path, overwrite: bool) -> None:
     config = read_config(run_dir)
     adapter = porting.load_peft(run_dir / "adapter")
     if form == "merged":
-        porting.merge_checkpoint(adapter, config.checkpoint, out, overwrite=overwrite)
+        checkpoint = config.samples.checkpoint
+        porting.merge_checkpoint(adapter, checkpoint, out, overwrite=overwrite)
         return
     if run_dir.resolve().is_relative_to(out.resolve()):
         raise UserError(f"{out}: holds the run itself; choose another folder")

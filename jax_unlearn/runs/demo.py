@@ -4,9 +4,11 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from jax_unlearn.runs.settings.config import RunConfig
-from jax_unlearn.runs.settings.presets import Preset, preset_settings
+from jax_unlearn.runs.settings.presets import Preset, start_settings
 from jax_unlearn.runtime.assets import ASSETS, CLIP_ASSETS
 from jax_unlearn.runtime.errors import UserError
+
+CLIP_CONCEPT = "red triangle"
 
 
 @dataclass(frozen=True)
@@ -26,21 +28,29 @@ class Demo:
     """Replace --out if it exists."""
 
 
+def demo_start(demo: Demo) -> RunConfig:
+    """The preset's settings on the bundled model."""
+    assets = CLIP_ASSETS if demo.clip else ASSETS
+    return start_settings(
+        demo.preset,
+        checkpoint=assets / "checkpoint",
+        out=demo.out,
+        forget_text=(demo.concept or CLIP_CONCEPT,) if demo.clip else (),
+    )
+
+
 def demo_config(demo: Demo) -> RunConfig:
     """The demo is a run over the bundled folders."""
     if demo.clip:
         return clip_demo_config(demo)
-    return RunConfig(
-        checkpoint=ASSETS / "checkpoint",
+    return demo_start(demo).replace(
         forget=ASSETS / "images" / "train",
         preserve=ASSETS / "images" / "train",
         forget_held_out=ASSETS / "images" / "test",
         preserve_held_out=ASSETS / "images" / "test",
         questions=ASSETS / "questions.json",
         concept=demo.concept or "astronaut",
-        out=demo.out,
         overwrite=demo.overwrite,
-        **preset_settings(demo.preset, text=False),
     )
 
 
@@ -52,15 +62,11 @@ def clip_demo_config(demo: Demo) -> RunConfig:
     """
     folder = CLIP_ASSETS / "images" / "test"
     names = sorted(path.name for path in folder.iterdir() if path.is_dir())
-    concept = demo.concept or "red triangle"
+    concept = demo.concept or CLIP_CONCEPT
     if concept not in names:
         raise UserError(f"--concept {concept}: must be one of {', '.join(names)}")
-    return RunConfig(
-        checkpoint=CLIP_ASSETS / "checkpoint",
-        forget_text=(concept,),
+    return demo_start(demo).replace(
         preserve_text=tuple(name for name in names if name != concept),
         images=folder,
-        out=demo.out,
         overwrite=demo.overwrite,
-        **preset_settings(demo.preset, text=True),
     )

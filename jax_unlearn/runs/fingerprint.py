@@ -1,16 +1,17 @@
-"""What a run is made of: must be the same for all its processes, and for a run that goes on."""
+"""What must match between the processes of a run, and on resuming it."""
 
 import hashlib
 import json
-from collections.abc import Iterable, Mapping
+from collections.abc import Iterable
 from typing import Any
 
 import jax
 import numpy as np
 
-from jax_unlearn.runs.settings.config import HOW_IT_RUNS, RunConfig, to_json
-
-Facts = dict[str, Any]
+from jax_unlearn.data.dataset import Dataset
+from jax_unlearn.runs.settings.config import RunConfig, to_json
+from jax_unlearn.runtime.resume import Facts
+from jax_unlearn.runtime.used_if import leaf_fields
 
 GROUPS = {
     "forget": "the images to forget",
@@ -20,25 +21,27 @@ GROUPS = {
 }
 
 
-def identity(
+def fingerprint(
     config: RunConfig,
-    samples: Mapping[str, str],
-    counts: Mapping[str, int],
+    dataset: Dataset[Any],
     contents: Iterable[np.ndarray | bytes],
     devices: int | str,
+    samples: str | None = None,
 ) -> Facts:
-    """As JSON will have them again.
+    """Facts that decide a run's result, as JSON will return them.
 
     Args:
-        samples, counts: a fingerprint of each group of samples, and how many it has.
-        contents: of what is read besides: weights, files.
+        contents: of what is read besides the samples: weights, files.
         devices: that run the tower; the shape of their mesh, where they have one.
+        samples: fingerprint of all samples, where they are not to be read.
     """
-    settings = {name: value for name, value in to_json(config).items() if name not in HOW_IT_RUNS}
+    groups = dataset.groups()
+    digests = {name: samples or dataset.fingerprint(name) for name in groups}
+    how = leaf_fields(config.execution)
     facts: Facts = {
-        "settings": settings,
-        "samples": dict(samples),
-        "counts": dict(counts),
+        "settings": {name: value for name, value in to_json(config).items() if name not in how},
+        "samples": digests,
+        "counts": {name: len(group) for name, group in groups.items()},
         "contents": digest(contents),
         "devices": f"{devices} of {jax.default_backend()}",
     }

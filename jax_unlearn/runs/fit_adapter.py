@@ -1,78 +1,120 @@
-"""The adapter of a session's settings: trained, solved for, or LEACE's."""
+"""Fit one adapter to what was extracted, with the solver that the settings choose."""
 
 from dataclasses import dataclass
 from functools import partial
 from typing import Any
 
+from jax.sharding import Mesh
 from rich.console import Console
-from rich.progress import BarColumn, Progress, TextColumn, TimeRemainingColumn
 
-from jax_unlearn.features.samples import Sides
+from jax_unlearn.features.extracted import Extracted
 from jax_unlearn.objective.linear import describe
 from jax_unlearn.objective.loss import Problem
-from jax_unlearn.runs.settings.config import RunConfig
-from jax_unlearn.runs.sources.source import Session
+from jax_unlearn.objective.problem import adapted_in, problems, targets_of
+from jax_unlearn.objective.projectors import LinearProjector
+from jax_unlearn.runs.settings.checks import optimizer_of
+from jax_unlearn.runs.settings.config import RunConfig, SolverSettings
+from jax_unlearn.runtime.errors import UserError
+from jax_unlearn.runtime.progress import progress_bar
 from jax_unlearn.runtime.snapshots import Stage
 from jax_unlearn.solvers.adam.loop import train
 from jax_unlearn.solvers.closed_form.moments import with_moments
 from jax_unlearn.solvers.closed_form.solve import solve
-from jax_unlearn.solvers.erase import erase
+from jax_unlearn.solvers.leace import Erasable, erase
 from jax_unlearn.solvers.result import Result, Row
 from jax_unlearn.solvers.until_forgotten import ForgetSearch, Optimise, search
 
 
 @dataclass(frozen=True)
 class FittedAdapter:
-    """What a session's settings came to, and which rows each Linear was fitted to."""
+    """The fitted adapter with how it came about, and how many rows each Linear was fitted to."""
 
     found: ForgetSearch
     rows: dict[str, dict[str, str]]
 
 
-def adapt(session: Session, sides: Sides, console: Console) -> FittedAdapter:
-    """Fit the adapter to the samples to train on, and say on what."""
-    fit, choose, optimiser = fitting(session, sides)
+def fit_adapter(
+    extracted: Extracted,
+    config: RunConfig,
+    console: Console,
+    stage: Stage | None = None,
+    mesh: Mesh | None = None,
+) -> FittedAdapter:
+    """Fit the adapter to the samples to train on, and say to how many rows.
+
+    The Linears that are adapted follow from `config` here, and from nothing else.
+
+    Args:
+        stage, mesh: of Adam's training; the other solvers take no longer than a snapshot.
+
+    Raises:
+        UserError: features of a Linear to adapt were not extracted, or see the solvers.
+    """
+    optimizer, solver = optimizer_of(config), config.solver
+    held_out: Problem | None = None
+    optimise: Optimise
+    if optimizer == "leace":
+        erasables = erasable(extracted, config)
+        fit: Problem = {name: one.linear() for name, one in erasables.items()}
+
+        def erasing(_: Problem, settings: Any, **__: Any) -> Result:
+            return erase(erasables, settings.loss_weights())
+
+        optimise = erasing
+    else:
+        choose = solver.select == "held_out"
+        fit, held_out = problems(extracted, config.objective, solver.seed, choose)
+        optimise = partial(train, mesh=mesh, stage=stage) if optimizer == "adam" else solve
     rows = describe(fit)
     for name, count in rows.items():
         console.out(f"{name}: {count['forget']} to forget, {count['preserve']} to keep")
-    stage = None
-    if optimiser is train:
-        # The others take no longer than a snapshot and a start, and no devices.
-        stage = session.stage("training")
-        optimiser = partial(train, mesh=session.mesh, stage=stage)
-    return FittedAdapter(optimise(fit, choose, session.config, console, optimiser, stage), rows)
+    if optimizer == "closed_form" and solver.until_forgotten is not None:
+        fit = with_moments(fit)
+    adam = optimizer == "adam"
+    found = run_search(fit, held_out, solver, console, optimise, stage if adam else None)
+    return FittedAdapter(found, rows)
 
 
-def fitting(session: Session, sides: Sides) -> tuple[Problem, Problem | None, Optimise]:
-    """(Problem to fit, problem to choose the adapter by, how), from targets that are made once."""
-    optimisers: dict[str, Optimise] = {"adam": train, "closed_form": solve}
-    if optimiser := optimisers.get(session.optimizer):
-        return *session.problems(sides), optimiser
-    paths = session.erasable(sides)
+def erasable(extracted: Extracted, config: RunConfig) -> dict[str, Erasable]:
+    """What LEACE needs of each projector that is adapted, by the names of their Linears.
 
-    def erasing(_: Problem, config: RunConfig, **__: Any) -> Result:
-        return erase(paths, config.loss_weights())
+    Raises:
+        UserError: a Linear that is not the last of its projector is to be adapted.
+    """
+    adapted = set(adapted_in(config.objective, extracted))
+    found, train = {}, extracted.train
+    for projector, target in targets_of(extracted, config.objective, config.solver.seed):
+        last = projector.last
+        if not isinstance(projector, LinearProjector):
+            break
+        found[last.name] = Erasable(
+            last.weight,
+            last.bias,
+            train.forget.statistics[last.name],
+            train.preserve.statistics[last.name],
+            target,
+        )
+    if adapted - set(found):
+        raise UserError(
+            "--optimizer leace: erases from the output of linear_fc2; leave out --linears"
+        )
+    return found
 
-    return {name: path.linear() for name, path in paths.items()}, None, erasing
 
-
-def optimise(
+def run_search(
     problem: Problem,
     held_out: Problem | None,
-    config: RunConfig,
+    config: SolverSettings,
     console: Console,
-    optimiser: Optimise,
+    optimise: Optimise,
     stage: Stage | None = None,
 ) -> ForgetSearch:
-    """`train` or `solve` under a progress bar, again and again with --until-forgotten.
+    """Fit under a progress bar, again and again with --until-forgotten.
 
-    stage: that of `train`.
+    Args:
+        stage: that of `train`, which is also the one solver that counts epochs.
     """
-    if optimiser is solve and config.until_forgotten is not None:
-        problem = with_moments(problem)
-    columns = (TextColumn("{task.description}"), BarColumn(), TimeRemainingColumn())
-    quiet = not console.is_terminal
-    with Progress(*columns, console=console, transient=True, disable=quiet) as bar:
+    with progress_bar(console, counted=False) as bar:
         steps = config.epochs if stage else None
         task = bar.add_task("Training", total=steps)
 
@@ -86,10 +128,10 @@ def optimise(
             problem,
             config,
             config.until_forgotten,
-            rise_counts=config.preset == "faithful",
+            rise_counts=config.count_rise,
             held_out=held_out,
             begin=begin,
             progress=progress,
-            optimise=optimiser,
+            optimise=optimise,
             stage=stage,
         )

@@ -1,17 +1,24 @@
-"""The commands on a run's directory: make it, evaluate it again, export from it."""
+"""The pipeline of a run: open, extract, fit, evaluate, save."""
 
 import json
 import time
 from collections.abc import Iterator
 from contextlib import contextmanager
-from dataclasses import asdict
+from dataclasses import asdict, dataclass
+from typing import Any
 
 from rich.console import Console
 
 import porting
+from jax_unlearn.data.dataset import Dataset
+from jax_unlearn.evaluate.judges import judge_of
 from jax_unlearn.evaluate.vlm.questions import load_questions
+from jax_unlearn.features.extracted import Extracted
+from jax_unlearn.features.statistics_file import save_statistics
+from jax_unlearn.objective.problem import linears_to_adapt
+from jax_unlearn.objective.projectors import MergerProjector, projectors_of
 from jax_unlearn.runs.fingerprint import differences
-from jax_unlearn.runs.fit_adapter import adapt
+from jax_unlearn.runs.fit_adapter import fit_adapter
 from jax_unlearn.runs.report.sweep_files import write_tradeoff
 from jax_unlearn.runs.run_directory import (
     Metrics,
@@ -21,70 +28,93 @@ from jax_unlearn.runs.run_directory import (
     save_metrics,
     write_config,
 )
-from jax_unlearn.runs.settings.checks import check_inputs, check_no_tower, check_sweep
+from jax_unlearn.runs.settings.checks import check_run, optimizer_of, source_of
 from jax_unlearn.runs.settings.config import RunConfig
+from jax_unlearn.runs.settings.presets import start_of
 from jax_unlearn.runs.settings.sweep_config import sweep_of
-from jax_unlearn.runs.sources.clip_names import ClipImageSession, TextSession
-from jax_unlearn.runs.sources.qwen_images import ImageSession
-from jax_unlearn.runs.sources.saved_statistics import open_saved
-from jax_unlearn.runs.sources.source import Session
+from jax_unlearn.runs.sources.clip_images import ClipImages
+from jax_unlearn.runs.sources.clip_names import ClipNames
+from jax_unlearn.runs.sources.qwen_images import QwenImages
+from jax_unlearn.runs.sources.saved_statistics import SavedStatistics
+from jax_unlearn.runs.sources.source import Source
 from jax_unlearn.runs.sweep import explore
 from jax_unlearn.runtime import collectives, processes
 from jax_unlearn.runtime.atomic_files import check_free, fresh_directory
 from jax_unlearn.runtime.errors import UserError
 from jax_unlearn.runtime.resume import RunSnapshots
+from jax_unlearn.solvers.config import SolverConfig, check
 
 
-def run(config: RunConfig, console: Console) -> Metrics:
-    """Extract, train, evaluate and save; returns what metrics.json holds.
+@dataclass(frozen=True)
+class PreparedRun:
+    """A source whose run is free to begin, and where it keeps snapshots."""
+
+    source: Source
+    snapshots: RunSnapshots
+    console: Console
+
+
+def run(config: RunConfig, console: Console, start: RunConfig | None = None) -> Metrics:
+    """Extract, fit, evaluate and save; returns what metrics.json holds.
 
     Of several processes the first writes; the others return nothing.
 
+    Args:
+        start: the settings that `config` began from: a setting that differs from it and would have
+            no effect is refused. By default those of a run without options.
+
     Raises:
-        UserError: bad input, or another process has failed; `config.out` is then as it was.
-        TerminatedError: SIGTERM came; what had been done is saved for `config.resume`.
+        UserError: bad input, or another process has failed; the run's directory is then as it was.
+        TerminatedError: SIGTERM came; what had been done is saved for `resume`.
     """
     begun = time.perf_counter()
-    with opened(config, console) as session:
-        return made(session, begun)
+    with prepared_run(config, console, start) as prepared:
+        return run_pipeline(prepared, begun)
 
 
 @contextmanager
-def opened(config: RunConfig, console: Console) -> Iterator[Session]:
-    """A run's session, while nothing stands in its way.
+def prepared_run(
+    config: RunConfig, console: Console, start: RunConfig | None = None
+) -> Iterator[PreparedRun]:
+    """Connect the processes, check the settings, open the source, and find earlier snapshots.
 
-    Connects the processes, sees to it that they mean the same run, and that it can be resumed.
+    When the block ends without an error, the processes meet and the snapshots are removed.
     """
-    if config.distributed:
+    execution = config.execution
+    if execution.distributed:
         processes.connect(
-            config.coordinator, config.process_id, config.processes, config.heartbeat_seconds
+            execution.coordinator,
+            execution.process_id,
+            execution.processes,
+            execution.heartbeat_seconds,
         )
-    if config.distributed and processes.index() > 0:
-        console = Console(quiet=True)
+        if processes.index() > 0:
+            console = Console(quiet=True)
     with collectives.failing_together():
-        check_free(config.out, config.overwrite)
-        session = open_session(config, console)
-        session.journal = journal = RunSnapshots(
-            config.out,
-            session.identity,
-            config.save_seconds,
-            config.save_steps,
-            config.resume,
-            config.overwrite,
+        check_free(execution.out, execution.overwrite)
+        source = open_source(config, console, start)
+        snapshots = RunSnapshots(
+            execution.out,
+            source.fingerprint,
+            differences,
+            execution.save_seconds,
+            execution.save_steps,
+            execution.resume,
+            execution.overwrite,
         )
-        agree(session)
-        with journal.listening():
-            yield session
+        check_processes_agree(source)
+        with snapshots.listening():
+            yield PreparedRun(source, snapshots, console)
             if processes.index() > 0:
                 # Until the first has written.
                 collectives.barrier()
         if processes.index() == 0:
-            # There is nothing left to be terminated.
+            # Nothing is left that SIGTERM could end.
             collectives.barrier()
-        journal.finish()
+        snapshots.finish()
 
 
-def agree(session: Session) -> None:
+def check_processes_agree(source: Source) -> None:
     """Refuse processes that were started differently, or see other files.
 
     Raises:
@@ -92,87 +122,114 @@ def agree(session: Session) -> None:
     """
     if processes.count() == 1:
         return
-    ours = session.identity()
+    ours = source.fingerprint()
     others = collectives.all_gather_bytes(lambda: json.dumps(ours).encode())
     for theirs in map(json.loads, others):
         if unlike := differences(theirs, ours, ("elsewhere", "here")):
             raise UserError(
-                f"--distributed: {'; '.join(unlike)}; start all processes alike, on the same files"
+                f"--distributed: {'; '.join(unlike)}; start every process with the same options "
+                "and files"
             )
 
 
-def made(session: Session, begun: float) -> Metrics:
-    """What `run` does with a session; `begun` is when, by `time.perf_counter`."""
-    config, console = session.config, session.console
-    if config.questions:
-        load_questions(config.questions, session.dataset.labels())
-    train_sides = session.train_features(config.granularity)
-    test_sides = session.test_features()
-    extracted = time.perf_counter()
+def open_source(config: RunConfig, console: Console, start: RunConfig | None = None) -> Source:
+    """The source that the settings name, before a tower sees the first sample.
+
+    Raises:
+        UserError: bad input, or a setting that would have no effect.
+    """
+    check_run(config, start or start_of(config))
+    source: Source
+    kind = source_of(config.samples)
+    if config.samples.statistics:
+        source = SavedStatistics(config)
+    elif kind == "clip_names":
+        source = ClipNames(config, console)
+    elif kind == "clip_images":
+        source = ClipImages(config, console)
+    else:
+        source = QwenImages(config, console)
+    check_solvers(source)
+    return source
+
+
+def check_solvers(source: Source) -> None:
+    """Refuse settings of the solver without a meaning for the Linears that are to be adapted.
+
+    Raises:
+        UserError: names the setting and what it may be.
+    """
+    config, shapes = source.config, {linear.name: linear.shape for linear in source.linears}
+    adapted = linears_to_adapt(config.objective, [*shapes])
+    if missing := sorted(set(adapted) - set(shapes)):
+        raise UserError(f"{', '.join(missing)}: nothing of it was extracted; leave it out")
+    tried = sweep_of(config)
+    solvers: list[SolverConfig] = [config.solver]
+    if tried:
+        kind, optimizer = source_of(config.samples), optimizer_of(config)
+        solvers = [one.config(config.solver) for one in tried.settings(kind, optimizer)]
+    for solver in solvers:
+        check(solver, {name: shapes[name] for name in adapted})
+
+
+def run_pipeline(prepared: PreparedRun, begun: float) -> Metrics:
+    """What `run` does once everything is prepared; `begun` is by `time.perf_counter`."""
+    source, console, config = prepared.source, prepared.console, prepared.source.config
+    check_questions(config, source.dataset)
+    extracted = source.extract(prepared.snapshots.stage)
+    seconds = {"extract": time.perf_counter() - begun}
     if processes.index() > 0:
         return {}
+    judge = judge_of(extracted, config.samples)
     tradeoff = None
     if tried := sweep_of(config):
-        tradeoff = explore(session, train_sides, test_sides, tried, console)
-        session = session.having(**asdict(tradeoff.chosen.setting), auto=False)
-    adapted = adapt(session, train_sides, console)
-    result = adapted.found.result
-    optimised = time.perf_counter()
-    with console.status("Reading the embeddings"):
-        read = session.evaluate(train_sides.image_means(), test_sides, result.adapter)
+        tradeoff = explore(extracted, judge, tried, console)
+        config = config.replace(**asdict(tradeoff.chosen.setting), auto=False)
+    stage = prepared.snapshots.stage("training") if optimizer_of(config) == "adam" else None
+    fitted = fit_adapter(extracted, config, console, stage, source.mesh)
+    result = fitted.found.result
+    seconds["optimise"] = time.perf_counter() - begun - seconds["extract"]
+    with console.status("Evaluating on the held-out samples"):
+        measured = judge.evaluate(result.adapter)
 
-    with fresh_directory(config.out, config.overwrite) as out:
+    with fresh_directory(config.execution.out, config.execution.overwrite) as out:
         adapter_dir = out / "adapter"
-        base = config.checkpoint.resolve()
-        # Read where the checkpoint has no config.json, which only OpenCLIP's have not.
         porting.save_peft(
-            result.adapter, adapter_dir, base_model_name_or_path=base, model_type=session.model_type
+            result.adapter,
+            adapter_dir,
+            base_model_name_or_path=config.samples.checkpoint.resolve(),
+            model_type=extracted.model_type,
         )
         metrics = {
             "objective": objective(result),
-            **read,
-            "adapter": describe_adapter(result.adapter, adapter_dir),
-            "search": describe_search(adapted.found),
-            "samples": session.counts(),
-            "tower": session.work,
-            "optimizer": session.optimizer,
-            "rows": adapted.rows,
+            **measured,
+            "adapter": describe_adapter(porting.load_peft(adapter_dir), adapter_dir),
+            "search": describe_search(fitted.found),
+            "samples": dict(extracted.counts),
+            "tower": dict(extracted.throughput),
+            "optimizer": optimizer_of(config),
+            "rows": fitted.rows,
             "stopped": result.stopped,
-            "seconds": {
-                "extract": extracted - begun,
-                "optimise": optimised - extracted,
-                "total": time.perf_counter() - begun,
-            },
+            "seconds": seconds | {"total": time.perf_counter() - begun},
             "optimiser_seconds": result.seconds,
         }
-        write_config(out, session.config)
+        write_config(out, config)
         if tradeoff:
             write_tradeoff(out, tradeoff)
-        session.save(out, train_sides, test_sides)
+        if config.execution.save_statistics and can_be_saved(extracted):
+            save_statistics(out, extracted)
         lines = (json.dumps(row) for row in result.history)
         (out / "history.jsonl").write_text("\n".join(lines) + "\n")
-        save_metrics(out, session, metrics, test_sides)
+        save_metrics(out, config, metrics, judge.pictures())
     return metrics
 
 
-def open_session(config: RunConfig, console: Console) -> Session:
-    """The session of a checkpoint's kind.
+def check_questions(config: RunConfig, dataset: Dataset[Any]) -> None:
+    """Refuse questions that `evaluate --vlm` could not ask, before any work is done."""
+    if config.samples.questions:
+        load_questions(config.samples.questions, dataset.labels())
 
-    Raises:
-        UserError: bad input, before a tower sees the first sample.
-    """
-    check_inputs(config)
-    check_sweep(config)
-    clip = not config.statistics and porting.is_clip(config.checkpoint)
-    if processes.count() > 1 and (clip or config.statistics):
-        raise UserError("--distributed: is for images through a Qwen tower; leave it out")
-    if clip or config.statistics:
-        check_no_tower(config)
-    if config.statistics:
-        return open_saved(config, console)
-    if clip:
-        kind = TextSession if config.forget_text else ClipImageSession
-        return kind(config, console)
-    if config.forget_text:
-        raise UserError(f"{config.checkpoint}: --forget-text needs a CLIP checkpoint")
-    return ImageSession(config, console)
+
+def can_be_saved(extracted: Extracted) -> bool:
+    """Whether statistics are all that was extracted: behind a GELU every token is needed."""
+    return not any(isinstance(p, MergerProjector) for p in projectors_of(extracted.linears))

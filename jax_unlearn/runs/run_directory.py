@@ -1,22 +1,21 @@
 """The files of a run's directory: config.json, metrics.json, history.jsonl, adapter/."""
 
 import json
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any, Literal
 
-from jax_unlearn.features.samples import Sides
+from jax_unlearn.data.images import ImageFile
 from jax_unlearn.models.lora import LoraAdapter
 from jax_unlearn.objective.loss import TERMS
 from jax_unlearn.runs.report.page import report
 from jax_unlearn.runs.settings.config import RunConfig, to_json
-from jax_unlearn.runs.sources.source import Session
 from jax_unlearn.runtime.atomic_files import replace_files
 from jax_unlearn.runtime.errors import UserError
 from jax_unlearn.solvers.result import Result
 from jax_unlearn.solvers.until_forgotten import ForgetSearch
 
 Metrics = dict[str, Any]
-
 
 Format = Literal["peft", "merged"]
 
@@ -56,10 +55,29 @@ def describe_adapter(adapter: LoraAdapter, directory: Path) -> Metrics:
     }
 
 
-def save_metrics(directory: Path, session: Session, metrics: Metrics, test: Sides) -> None:
+def save_metrics(
+    directory: Path, config: RunConfig, metrics: Metrics, pictures: Sequence[Sequence[ImageFile]]
+) -> None:
     """metrics.json and the report made from it; both are made before either is replaced."""
-    page = report(directory, session.config, metrics, session.pictures(test))
+    metrics["warnings"] = checks_that_mean_nothing(metrics)
+    page = report(directory, config, metrics, pictures)
     replace_files(directory, {"metrics.json": to_text(metrics), "report.html": page})
+
+
+def checks_that_mean_nothing(metrics: Metrics) -> list[str]:
+    """A line for each check of forgetting whose "before" is no better than a guess."""
+    by = "zero-shot classification" if "zero_shot" in metrics else "a linear probe"
+    forget = metrics["forget"]
+    checks = [(by, forget["accuracy_before"], forget["chance"], "--concept")]
+    for named in metrics["vlm"]["before"]["named"] if "vlm" in metrics else ():
+        what = f"the model's answer to “{named['question']}”"
+        checks.append((what, named["share"], named["chance"], "--questions"))
+    return [
+        f"without the adapter {what} names the concept in {before:.1%} of the images, and a guess "
+        f"in {chance:.1%}: this check says nothing about forgetting; choose another {option}"
+        for what, before, chance, option in checks
+        if before is not None and before <= chance
+    ]
 
 
 def to_text(content: Any) -> str:

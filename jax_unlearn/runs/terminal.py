@@ -23,7 +23,11 @@ def finish(metrics: Metrics, out: Path) -> None:
         print(
             f"warning: the forget norm fell by {fall} only, in {trials} trainings", file=sys.stderr
         )
+    for warning in metrics["warnings"]:
+        print(f"warning: {warning}", file=sys.stderr)
     Console().print(summary(metrics))
+    if "paths" in metrics and "vlm" not in metrics:
+        print(f"The model's own answers were not asked for: jax-unlearn evaluate {out} --vlm")
     print(f"{out / 'report.html'}")
     if metrics["stopped"]:
         raise UserError(f"{out}: {metrics['stopped']}; the last good adapter was saved")
@@ -33,16 +37,28 @@ def finish_sweep(found: TradeOff, config: SweepConfig) -> None:
     """Print the chosen setting, the front, and how to run it."""
     settings = [asdict(point.setting) for point in found.points]
     varied = [name for name in settings[0] if len({s[name] for s in settings}) > 1]
-    scores = ("forget, still named", "preserve, right", "drift of it")
+    scores = ("forget, named before", "after", "selectivity", "preserve, right", "drift of it")
     table = Table("", *scores, *(name.replace("_", " ") for name in varied))
     for point in sorted(found.front, key=lambda p: (p.score.forget, p.score.drift)):
-        shown = (percent(s) for s in (point.score.forget, point.score.preserve, point.score.drift))
+        score = point.score
+        shares = score.before, score.forget, score.selectivity, score.preserve, score.drift
+        shown = (percent(share) for share in shares)
         values = (str(getattr(point.setting, name)) for name in varied)
         table.add_row("chosen" if point is found.chosen else "", *shown, *values)
     Console().print(table)
     if not found.reached:
-        print("warning: no setting forgets enough; the chosen one forgets most", file=sys.stderr)
-    print(config.out / "sweep.csv")
+        print(
+            "warning: no setting forgets enough and keeps what else is there; the chosen one "
+            "forgets most",
+            file=sys.stderr,
+        )
+    if found.chosen.score.before <= found.chosen.score.chance:
+        print(
+            "warning: before the edit the concept is named no more often than by a guess, so the "
+            "choice says nothing about forgetting; choose another --concept",
+            file=sys.stderr,
+        )
+    print(config.execution.out / "sweep.csv")
 
 
 def summary(metrics: Metrics) -> Table:
@@ -53,12 +69,16 @@ def summary(metrics: Metrics) -> Table:
         add_zero_shot(table, zero_shot)
     if "paths" in metrics:
         forget, preserve = metrics["forget"], metrics["preserve"]
-        table.add_row("forget, still named by a probe", *shares(forget, "chance"))
         chance = f"{metrics['chance']['preserve']:.3f}"
-        table.add_row("preserve, right by the same probe", *shares(preserve), chance)
+        table.add_row("a probe fitted before the edit names it", *shares(forget, "chance"))
+        again = shares(metrics["refitted"])
+        table.add_row("a probe fitted after the edit names it", *again, f"{forget['chance']:.3f}")
+        table.add_row("preserve, right by the first probe", *shares(preserve), chance)
     for before, after in zip(*named(metrics), strict=True):
         share = (f"{before['share']:.3f}", f"{after['share']:.3f}", f"{before['chance']:.3f}")
         table.add_row(f"the model names it: {before['question']}", *share)
+        if said := instead(after):
+            table.add_row("  and says instead", "", said, "")
     if vlm := metrics.get("vlm"):
         for key, text in VLM_ROWS:
             shown = [percent(vlm[when][key]) for when in ("before", "after")]
@@ -77,6 +97,11 @@ def add_zero_shot(table: Table, zero_shot: Metrics) -> None:
     for folder, share in zero_shot["other_data"].items():
         both = (percent(share["before"]), percent(share["after"]))
         table.add_row(f"zero-shot, {folder}", *both, "")
+
+
+def instead(named: Metrics) -> str:
+    """The most frequent other answers with their shares."""
+    return ", ".join(f"{answer} {share:.2f}" for answer, share in named["instead"].items())
 
 
 def shares(scores: dict[str, float], *more: str) -> list[str]:

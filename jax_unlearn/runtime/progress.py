@@ -1,11 +1,24 @@
 """One progress bar, silent without a terminal."""
 
 from rich.console import Console
-from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
+from rich.progress import (
+    BarColumn,
+    MofNCompleteColumn,
+    Progress,
+    ProgressColumn,
+    TextColumn,
+    TimeRemainingColumn,
+)
 
 
-def progress_bar(console: Console) -> Progress:
-    columns = (TextColumn("{task.description}"), BarColumn(), MofNCompleteColumn())
+def progress_bar(console: Console, counted: bool = True) -> Progress:
+    """A bar that goes away when it is done.
+
+    Args:
+        counted: show how many of how many.
+    """
+    columns: list[ProgressColumn] = [TextColumn("{task.description}"), BarColumn()]
+    columns += [MofNCompleteColumn()] if counted else []
     # Without a terminal the bar would leave empty lines.
     quiet = not console.is_terminal
     return Progress(*columns, TimeRemainingColumn(), console=console, transient=True, disable=quiet)

@@ -17,14 +17,16 @@ from collections.abc import Callable, Iterator
 from contextlib import contextmanager, suppress
 from pathlib import Path
 from types import FrameType
+from typing import Any
 
 from safetensors import SafetensorError
 
-from jax_unlearn.runs.fingerprint import Facts, differences
 from jax_unlearn.runtime import processes
 from jax_unlearn.runtime.atomic_files import USER_FIXABLE_ERRNOS, replace_files
 from jax_unlearn.runtime.errors import UserError
 from jax_unlearn.runtime.snapshots import Snapshot
+
+Facts = dict[str, Any]
 
 FACTS = "facts.json"
 OF_PROCESS = re.compile(r"\d+-of-(\d+)")
@@ -43,8 +45,10 @@ class RunSnapshots:
 
     Args:
         out: the run's directory.
-        facts: what must be the same for a run that goes on (`identity`); only asked for if there
-            is something to compare it with or to save.
+        facts: what must be the same for a run that is resumed; only called if there is something
+            to compare it with or to save.
+        differences: explains what is not the same between two such facts, one clause each, given
+            what to call the two.
         seconds: between snapshots.
         steps: batches, or chunks of epochs, between them, if that comes first.
         resume: go on from what is there; otherwise nothing may be there.
@@ -58,6 +62,7 @@ class RunSnapshots:
         self,
         out: Path,
         facts: Callable[[], Facts],
+        differences: Callable[[Facts, Facts, tuple[str, str]], list[str]],
         seconds: float,
         steps: int | None,
         resume: bool,
@@ -66,7 +71,8 @@ class RunSnapshots:
         whole = out.resolve()
         self.all = whole.with_name(f"{whole.name}.resume")
         self.directory = self.all / f"{processes.index()}-of-{processes.count()}"
-        self.facts, self.seconds, self.steps = facts, seconds, steps
+        self.facts, self.differences = facts, differences
+        self.seconds, self.steps = seconds, steps
         self.resume = resume
         self.terminated = self.working = False
         self.saved = time.monotonic()
@@ -96,7 +102,7 @@ class RunSnapshots:
         if path.is_file():
             ours = self.facts()
             try:
-                changed = differences(json.loads(path.read_text()), ours, ("then", "now"))
+                changed = self.differences(json.loads(path.read_text()), ours, ("then", "now"))
             except (ValueError, LookupError, TypeError) as error:
                 raise UserError(
                     f"{path}: is damaged ({error!r}); begin again with --overwrite alone"
@@ -271,7 +277,8 @@ def user_errors(directory: Path) -> Iterator[None]:
         if error.errno not in USER_FIXABLE_ERRNOS:
             raise
         raise UserError(
-            f"{directory}: {os.strerror(error.errno)}; mend that and go on with --resume"
+            f"{directory}: {os.strerror(error.errno)}; make room or give rights, and continue with "
+            "--resume"
         ) from error
     finally:
         logger.setLevel(level)

@@ -1,4 +1,4 @@
-"""The settings of a sweep: a product of values, or a sample of it; and what each comes to."""
+"""The settings of a sweep: a product of values, or a sample of it."""
 
 import itertools
 from collections.abc import Collection
@@ -9,7 +9,7 @@ from jaxtyping import Float
 
 from jax_unlearn.models.lora import LoraAdapter
 from jax_unlearn.objective.loss import TERMS
-from jax_unlearn.objective.targets import TARGETS, TargetKind
+from jax_unlearn.objective.targets import DRAWN_FOR_NAMES, ONE_STEP, TARGETS, TargetKind
 from jax_unlearn.runtime.errors import UserError
 from jax_unlearn.solvers.config import SolverConfig
 
@@ -33,13 +33,9 @@ class Setting:
         return replace(common, **fields)
 
 
-# `blank` where a session moves it at random (`embedded.EmbeddedNames.blank`).
-DRAWN: tuple[TargetKind, ...] = ("random", "matched", "blank")
-
-
 def target_of(setting: Setting) -> tuple[TargetKind, int]:
     """What the residual depends on: only targets that are drawn depend on the seed."""
-    return setting.target, setting.seed if setting.target in DRAWN else 0
+    return setting.target, setting.seed if setting.target in DRAWN_FOR_NAMES else 0
 
 
 def refuse_held_out(common: SolverConfig) -> None:
@@ -61,12 +57,17 @@ class Grid:
     rank: tuple[int, ...]
 
     def settings(
-        self, sample: int | None = None, drawn: Collection[TargetKind] = TARGETS
+        self,
+        sample: int | None = None,
+        drawn: Collection[TargetKind] = TARGETS,
+        one_rank: bool = False,
     ) -> list[Setting]:
-        """Every point in the order of the fields, or so many drawn without replacement.
+        """Every point in the order of the fields, or `sample` of them drawn without replacement.
 
         Args:
-            drawn: targets for which the seed matters; of others there is the first one alone.
+            drawn: targets for which the seed matters; others are tried with the first one alone.
+            one_rank: targets that move all rows by one vector are tried with the smallest rank
+                alone: the closed form gives the same change for all.
 
         Raises:
             UserError: a setting without a value, or a sample of none.
@@ -76,6 +77,9 @@ class Grid:
             raise UserError(f"--{empty[0].replace('_', '-')}s: give at least one value")
         product = (Setting(*point) for point in itertools.product(*values.values()))
         points = [one for one in product if one.seed == self.seed[0] or one.target in drawn]
+        if one_rank:
+            least = min(self.rank)
+            points = [one for one in points if one.rank == least or one.target not in ONE_STEP]
         if sample is None or sample >= len(points):
             return points
         if sample < 1:
@@ -86,7 +90,7 @@ class Grid:
 
 @dataclass(frozen=True)
 class Trained:
-    """What a setting came to: its adapter, and the loss's terms of it, in the order of TERMS."""
+    """A fitted setting: its adapter, and the terms of its loss, in the order of TERMS."""
 
     setting: Setting
     adapter: LoraAdapter

@@ -13,12 +13,12 @@ import jax
 import numpy as np
 import pytest
 from jax._src import distributed
+from jax_unlearn.features.union import union
 
 from benchmarks.scale.crops import free_port, snapshots
 from jax_unlearn.data.digests import DIGEST, read_digests
 from jax_unlearn.data.folders import find_images
 from jax_unlearn.data.images import ImageFile
-from jax_unlearn.features.union import union
 from jax_unlearn.runs.cli import main
 from jax_unlearn.runtime import collectives, processes
 from jax_unlearn.runtime.errors import UserError

@@ -14,7 +14,7 @@ from jax_unlearn.objective.targets import Target, neutral_target
 from jax_unlearn.runs.cli import main
 from jax_unlearn.runs.settings.config import read_config
 from jax_unlearn.runs.sources.qwen_images import ImageSession
-from jax_unlearn.solvers.erase import Erasable, erase
+from jax_unlearn.solvers.leace import Erasable, erase
 from tests import problems, tiny
 from tests.running import arguments, read
 

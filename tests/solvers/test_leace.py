@@ -13,7 +13,7 @@ from sklearn.metrics import balanced_accuracy_score
 
 from jax_unlearn.models.lora import LoraAdapter
 from jax_unlearn.runtime.errors import UserError
-from jax_unlearn.solvers.leace import Moments, leace, reader
+from jax_unlearn.solvers.leace import RowMoments, leace, reader
 from porting import save_peft
 from tests import tiny
 
@@ -44,7 +44,7 @@ def drawn(n_forget, n_preserve, rank=D_IN, common=0.0, e=E, rows=0):
 
 def moments(x):
     x = np.asarray(x, np.float64)
-    return Moments(len(x), x.mean(axis=0), x.T @ x)
+    return RowMoments(len(x), x.mean(axis=0), x.T @ x)
 
 
 def outputs(weight, bias, forget, preserve, pair=None):
@@ -168,7 +168,7 @@ def test_a_difference_that_the_weight_does_not_see():
 def test_a_side_without_rows(side):
     weight, _, *rows = drawn(30, 50)
     both = dict(zip(("forget", "preserve"), map(moments, rows), strict=True))
-    both[side] = Moments(0, np.zeros(D_IN), np.zeros((D_IN, D_IN)))
+    both[side] = RowMoments(0, np.zeros(D_IN), np.zeros((D_IN, D_IN)))
     assert f"no rows to {side}" in error_of(weight, **both)
 
 

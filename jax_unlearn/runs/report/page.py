@@ -62,9 +62,10 @@ def report(
 
 
 def concept(config: RunConfig) -> str:
-    if config.forget_text:
-        return ", ".join(config.forget_text)
-    return config.concept or (config.forget.name if config.forget else "")
+    samples = config.samples
+    if samples.forget_text:
+        return ", ".join(samples.forget_text)
+    return samples.concept or (samples.forget.name if samples.forget else "")
 
 
 def environment() -> jinja2.Environment:

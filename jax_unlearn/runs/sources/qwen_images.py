@@ -1,4 +1,4 @@
-"""Images through a Qwen3 tower: what `run` works on unless the checkpoint is CLIP's."""
+"""Images through a Qwen3 tower."""
 
 from collections.abc import Iterator, Sequence
 
@@ -9,19 +9,27 @@ from rich.console import Console
 
 import porting
 from jax_unlearn.data.dataset import collect_images
-from jax_unlearn.data.images import ImageFile, read_image
+from jax_unlearn.data.images import ImageFile, ImageReader, read_image
 from jax_unlearn.data.preprocess import load_preprocessor
+from jax_unlearn.features.extracted import Extracted
 from jax_unlearn.features.extractor import Extractor
 from jax_unlearn.features.samples import SampleFeatures, Sides, images
-from jax_unlearn.features.streaming import Granularity, SideStatistics
-from jax_unlearn.objective.projectors import adapted_linears, load_paths
+from jax_unlearn.features.streaming import SideStatistics
+from jax_unlearn.objective.problem import linears_to_adapt
+from jax_unlearn.objective.projectors import (
+    LinearProjector,
+    adapted_linears,
+    frozen_linears,
+    projectors_of,
+)
+from jax_unlearn.runs.fingerprint import fingerprint
 from jax_unlearn.runs.settings.config import RunConfig
-from jax_unlearn.runs.sources.source import Session
-from jax_unlearn.runtime.errors import UserError
-from jax_unlearn.runtime.mesh import make_mesh
+from jax_unlearn.runs.sources.source import StageOf, sample_counts, split_seed, unsaved
+from jax_unlearn.runtime.mesh import make_mesh, shape_of
+from jax_unlearn.runtime.resume import Facts
 
 
-class ImageSession(Session):
+class QwenImages:
     """A checkpoint's tower and a run's images.
 
     Raises:
@@ -30,86 +38,101 @@ class ImageSession(Session):
     """
 
     def __init__(self, config: RunConfig, console: Console) -> None:
-        self.images = collect_images(config)
-        tower = porting.load_vision_tower(config.checkpoint, config.dtype)
-        shape = tower.config
-        self.preprocessor = load_preprocessor(config.checkpoint, shape, config.max_pixels)
-        adapted = adapted_linears(config.targets, config.linears, shape.mergers)
-        paths = load_paths(tower, adapted)
-        super().__init__(config, console, self.images, paths, adapted)
-        names = [name for path in paths for name in path.shapes]
-        self.mesh = make_mesh(config.mesh)
+        self.config, self.console = config, console
+        samples, extraction, seed = config.samples, config.extraction, config.solver.seed
+        self.dataset = collect_images(samples, seed)
+        tower = porting.load_vision_tower(samples.checkpoint, extraction.dtype)
+        preprocessor = load_preprocessor(samples.checkpoint, tower.config, extraction.max_pixels)
+        objective, mergers = config.objective, tower.config.mergers
+        adapted = adapted_linears(objective.targets, objective.linears, mergers)
+        self.linears = tuple(frozen_linears(tower, adapted))
+        self.projectors = projectors_of(self.linears)
+        self.reader = ImageReader(config.execution.strict)
+        self.preprocessor = preprocessor
+        self.mesh = make_mesh(config.execution.mesh)
         self.extractor = Extractor(
             tower,
-            self.preprocessor,
-            names,
+            preprocessor,
+            [linear.name for linear in self.linears],
+            extraction,
             self.mesh,
-            config.workers,
-            config.seed,
-            config.batch_patches,
+            config.execution.workers,
+            seed,
         )
 
-    def linears_to_adapt(self) -> list[str]:
-        config, mergers = self.config, [path.name for path in self.paths]
-        adapted = adapted_linears(config.targets, config.linears, mergers)
-        known = {name for path in self.paths for name in path.shapes}
-        if missing := sorted(set(adapted) - known):
-            raise UserError(f"--linears: nothing was extracted of {', '.join(missing)}")
-        return adapted
+    def fingerprint(self) -> Facts:
+        # By the mesh's shape: sums in another order may differ in their last bit.
+        return fingerprint(self.config, self.dataset, self.contents(), shape_of(self.mesh))
 
-    def train_features(self, granularity: Granularity) -> Sides:
-        return Sides(
-            self._train(self.images.forget, True, granularity),
-            self._train(self.images.preserve, False, granularity),
+    def contents(self) -> Iterator[np.ndarray | bytes]:
+        """The whole tower, and the files that say how it is used."""
+        yield from map(np.asarray, jax.tree.leaves(self.extractor.state))
+        for name in ("config.json", "preprocessor_config.json"):
+            yield (self.config.samples.checkpoint / name).read_bytes()
+
+    def extract(self, stage_of: StageOf = unsaved) -> Extracted:
+        data = self.dataset
+        train = Sides(
+            self._train(data.forget, True, stage_of), self._train(data.preserve, False, stage_of)
+        )
+        test = Sides(
+            self._test(data.forget_held_out, "forget", stage_of),
+            self._test(data.preserve_held_out, "preserve", stage_of),
+        )
+        return Extracted(
+            linears=self.linears,
+            train=train,
+            test=test,
+            empty=self._blank(train),
+            counts=sample_counts(data, self.reader.skipped),
+            throughput=self.extractor.work.metrics(),
         )
 
-    def _train(
-        self, files: Sequence[ImageFile], forget: bool, granularity: Granularity
-    ) -> SampleFeatures:
-        mesh = self.mesh if self.extractor.on_device else None
-        gathering = SideStatistics(self.linear_paths, forget, granularity, files, self.split, mesh)
+    def _train(self, files: Sequence[ImageFile], forget: bool, stage_of: StageOf) -> SampleFeatures:
+        config, extractor = self.config, self.extractor
+        granularity = config.extraction.granularity
+        adapted = set(linears_to_adapt(config.objective, [one.name for one in self.linears]))
+        linear = [p for p in self.projectors if isinstance(p, LinearProjector)]
+        statistics = SideStatistics(
+            [one.last for one in linear if one.last.name in adapted],
+            forget,
+            granularity,
+            files,
+            split_seed(config),
+            self.mesh if extractor.on_device else None,
+        )
         # Where a GELU lies between, no statistics of the rows will do.
-        kept = (
-            {p.last_tap for p in self.paths if not p.is_linear} if granularity == "tokens" else ()
-        )
-        what = f"Training images to {'forget' if forget else 'preserve'}"
-        extract = self.extractor.extract
+        through_gelu = {p.last.name for p in self.projectors} - {p.last.name for p in linear}
         # A target is by image to forget, and a GELU needs every row.
-        some = not forget and all(path.is_linear for path in self.paths)
-        keep = set(self._some(files)) if some else None
-        stage = self.stage("forget" if forget else "preserve")
-        return extract(files, self.reader, what, self.console, kept, gathering, keep, stage)
+        some = not forget and not through_gelu
+        name = "forget" if forget else "preserve"
+        return extractor.extract(
+            files,
+            self.reader,
+            f"Training images to {name}",
+            self.console,
+            through_gelu if granularity == "tokens" else (),
+            statistics,
+            set(self._some(files)) if some else None,
+            stage_of(name),
+        )
+
+    def _test(self, files: Sequence[ImageFile], name: str, stage_of: StageOf) -> SampleFeatures:
+        what, stage = f"Held-out images to {name}", stage_of(f"{name}-held-out")
+        kept, console = self._some(files), self.console
+        return self.extractor.extract(kept, self.reader, what, console, stage=stage)
 
     def _some(self, files: Sequence[ImageFile]) -> list[ImageFile]:
         """As many as have their means kept, drawn with the seed."""
-        most = self.config.keep_means
+        most = self.config.extraction.keep_means
         if len(files) <= most:
             return list(files)
-        chosen = np.random.default_rng(self.config.seed).choice(len(files), most, replace=False)
-        return [files[i] for i in sorted(chosen)]
+        random = np.random.default_rng(self.config.solver.seed)
+        return [files[i] for i in sorted(random.choice(len(files), most, replace=False))]
 
-    def test_features(self) -> Sides:
-        def side(files: Sequence[ImageFile], name: str) -> SampleFeatures:
-            what = f"Held-out images to {name}"
-            stage = self.stage(f"{name}-held-out")
-            extract = self.extractor.extract
-            return extract(self._some(files), self.reader, what, self.console, stage=stage)
-
-        data = self.images
-        return Sides(side(data.forget_held_out, "forget"), side(data.preserve_held_out, "preserve"))
-
-    def nothing(self, sides: Sides) -> dict[str, Float[np.ndarray, " e"]]:
-        """The mean embedding of a blank image of the first image's size."""
+    def _blank(self, sides: Sides) -> dict[str, Float[np.ndarray, " e"]]:
+        """Each projector's mean embedding of a blank image of the first image's size."""
         size = read_image(images(sides.forget)[0].source()).size
         taps = self.extractor.extract_image(self.preprocessor.blank(size))
-        return {path.name: path.output(taps[path.last_tap]).mean(axis=0) for path in self.paths}
-
-    def contents(self) -> Iterator[np.ndarray | bytes]:
-        """The whole tower, and what says how it is used."""
-        yield from map(np.asarray, jax.tree.leaves(self.extractor.state))
-        for name in ("config.json", "preprocessor_config.json"):
-            yield (self.config.checkpoint / name).read_bytes()
-
-    @property
-    def work(self) -> dict[str, int | float]:
-        return self.extractor.work.metrics()
+        last = [projector.last for projector in self.projectors]
+        return {one.projector: one.output(taps[one.name]).mean(axis=0) for one in last}

@@ -1,0 +1,80 @@
+"""Images through CLIP's image encoder, and their classes' names through the other."""
+
+from collections.abc import Sequence
+
+import numpy as np
+from rich.console import Console
+
+import porting
+from jax_unlearn.data.dataset import collect_images
+from jax_unlearn.data.images import ImageFile, ImageReader
+from jax_unlearn.data.prompts import prompts
+from jax_unlearn.features.clip_encoder import IMAGE, TEXT, ClipEncoder
+from jax_unlearn.features.extracted import Extracted
+from jax_unlearn.features.samples import SampleFeatures, Sides
+from jax_unlearn.runs.fingerprint import fingerprint
+from jax_unlearn.runs.settings.config import RunConfig
+from jax_unlearn.runs.sources.source import (
+    StageOf,
+    sample_counts,
+    split_seed,
+    unsaved,
+    with_statistics,
+)
+from jax_unlearn.runtime.resume import Facts
+
+
+class ClipImages:
+    """A CLIP checkpoint and a run's images.
+
+    Raises:
+        UserError: whatever is wrong with the checkpoint or the images.
+    """
+
+    mesh = None
+
+    def __init__(self, config: RunConfig, console: Console) -> None:
+        samples = config.samples
+        self.dataset = collect_images(samples, config.solver.seed)
+        clip = porting.load_clip(samples.checkpoint, config.extraction.dtype)
+        self.encoder = ClipEncoder(clip, samples.checkpoint, console)
+        self.linears = (self.encoder.projection(IMAGE),)
+        self.reader = ImageReader(config.execution.strict)
+        self.config = config
+
+    def fingerprint(self) -> Facts:
+        return fingerprint(self.config, self.dataset, self.encoder.contents(), 1)
+
+    def extract(self, stage_of: StageOf = unsaved) -> Extracted:
+        """An image is one row whatever the granularity."""
+        data, encoder = self.dataset, self.encoder
+        names = self._names()
+        train = self._sides(data.forget, data.preserve, "Training")
+        test = self._sides(data.forget_held_out, data.preserve_held_out, "Held-out")
+        blank = encoder.image_batch([encoder.blank()]).taps[IMAGE]
+        (projection,) = self.linears
+        return Extracted(
+            linears=self.linears,
+            train=with_statistics(train, self.linears, split_seed(self.config)),
+            test=test,
+            empty={IMAGE: projection.output(np.asarray(blank, np.float32))[0]},
+            counts=sample_counts(data, self.reader.skipped),
+            judged_linears=(encoder.projection(TEXT),),
+            judged={"names": names} if names else {},
+        )
+
+    def _names(self) -> SampleFeatures | None:
+        """The classes as prompts; None where folders without sub-folders give no names."""
+        labels = self.dataset.labels()
+        if {"forget", "preserve"} & set(labels):
+            return None
+        return self.encoder.texts(prompts(labels, [self.config.samples.template]))
+
+    def _sides(
+        self, forget: Sequence[ImageFile], preserve: Sequence[ImageFile], what: str
+    ) -> Sides:
+        images = self.encoder.images
+        return Sides(
+            images(forget, self.reader, f"{what} images to forget"),
+            images(preserve, self.reader, f"{what} images to preserve"),
+        )
