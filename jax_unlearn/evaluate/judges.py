@@ -2,7 +2,7 @@
 
 from functools import cached_property
 from pathlib import Path
-from typing import Any, Protocol
+from typing import Any, Protocol, runtime_checkable
 
 import numpy as np
 
@@ -18,6 +18,7 @@ from jax_unlearn.models.lora import LoraAdapter
 from jax_unlearn.objective.projectors import linear_change, projectors_of
 
 
+@runtime_checkable
 class Judge(Protocol):
     """Measures an adapter on the held-out samples of what was extracted."""
 
