@@ -179,7 +179,7 @@ def table(results: dict[str, Any]) -> str:
             rows.append([name, *answers, *cells.change_cells(group)])
         questions = [f"“{n['question']}” (chance {100 * n['chance']:.1f})" for n in asked]
         header = ["target, LoRA on", *questions, "answered instead", *cells.HEADER]
-        title = f"### {concept['concept']}\n\n{cells.count(concept['images'])} images to forget."
+        title = f"### {concept['concept']}\n\nImages to forget: {cells.count(concept['images'])}."
         sections += [title, table_of(header, rows)]
     return "\n\n".join(sections)
 
