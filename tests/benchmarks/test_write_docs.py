@@ -61,7 +61,8 @@ def results():
     return {
         "machine": MACHINE,
         "concepts": [concept("astronaut", row(), main, *drawn, regions=4)],
-        "others": [concept("gray", row(share=0.04, moved=0.06))],
+        "others": [concept("teal", row(share=0.3, moved=0.07))],
+        "unseen": [concept("gray", row(share=0.04, moved=0.06))],
     }
 
 
@@ -82,10 +83,13 @@ def test_rows_are_labelled_from_the_saved_adapter():
 
 def test_the_tables_of_one_setting():
     text = targets.default_table(results())
-    assert "| gray | 25 | 100.0 | 4.0 | 4.0 |" in text
+    assert "| gray | none | 25 | 100.0 | 4.0 | 4.0 |" in text
+    assert "| astronaut | yes | 25 (4 regions) |" in text
     expected = targets.expected(results())
     assert "| gray | 25 | 100.0 → 4.0 |" in expected
-    assert expected.splitlines()[-1].startswith("| **worst case** |  | 4.0 |  | 90.0 | 97.0 | 99.0")
+    assert "teal" not in expected
+    last = "| **worst of 3** |  | 30.0 |  | 90.0 | 97.0 | 99.0 | 50.0 |"
+    assert expected.splitlines()[-1] == last
 
 
 def test_readers_are_shown_on_the_paths_that_were_adapted():
