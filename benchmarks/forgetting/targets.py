@@ -276,23 +276,29 @@ def expected(results: dict[str, Any]) -> str:
         before = cells.naming_of(concept["before"], worst)["share"]
         named = max(cells.naming_of(one, worst)["share"] for one in after)
         kept = [min_of(one[key] for one in after) for key in KEPT]
+        false = max_of(cells.false_yes(one) for one in after)
         found = max(cells.found_by(row, REFITTED) for row in group)
-        numbers.append((named, *kept, found))
+        numbers.append((named, false, *kept, found))
         if part == "unseen":
             shares = f"{over_seeds([before])} → {over_seeds([named])}"
             facts = [concept["concept"], cells.count(concept["images"]), shares]
-            more = [over_seeds([share]) for share in (*kept, found)]
+            more = [over_seeds([share]) for share in (false, *kept, found)]
             rows.append([*facts, cells.instead(after, worst), *more])
-    most, *least, found = zip(*numbers, strict=True)
-    cases = [over_seeds([share]) for share in (*map(min_of, least), max(found))]
+    most, false, *least, found = zip(*numbers, strict=True)
+    worst_case = (max_of(false), *map(min_of, least), max_of(found))
+    cases = [over_seeds([share]) for share in worst_case]
     rows.append([f"**worst of {len(numbers)}**", "", over_seeds([max(most)]), "", *cases])
     header = ["concept", "images to forget", "named, before → after", "answered instead"]
-    header += [cells.SCORES[key] for key in KEPT] + ["found by a refitted reader"]
+    header += ["false yes", *(cells.SCORES[key] for key in KEPT), "found by a refitted reader"]
     return f"{caption(results['machine'], COMMAND)}\n\n{table_of(header, rows)}"
 
 
 def min_of(shares: Iterable[float | None]) -> float | None:
     return min((share for share in shares if share is not None), default=None)
+
+
+def max_of(shares: Iterable[float | None]) -> float | None:
+    return max((share for share in shares if share is not None), default=None)
 
 
 def readers(results: dict[str, Any]) -> str:

@@ -88,7 +88,7 @@ def test_the_tables_of_one_setting():
     expected = targets.expected(results())
     assert "| gray | 25 | 100.0 → 4.0 |" in expected
     assert "teal" not in expected
-    last = "| **worst of 3** |  | 30.0 |  | 90.0 | 97.0 | 99.0 | 50.0 |"
+    last = "| **worst of 3** |  | 30.0 |  | 7.5 | 90.0 | 97.0 | 99.0 | 50.0 |"
     assert expected.splitlines()[-1] == last
 
 
