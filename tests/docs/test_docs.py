@@ -33,8 +33,10 @@ def test_the_site_builds_without_a_warning(tmp_path):
     assert done.returncode == 0, done.stdout + done.stderr
     page = (tmp_path / "python-api" / "index.html").read_text()
     for package in ("jax_unlearn", "porting"):
-        names = __import__(package).__all__
-        assert not [name for name in names if f'id="{package}.{name}"' not in page]
+        public = {name: getattr(__import__(package), name) for name in __import__(package).__all__}
+        # An earlier name of something has no entry of its own.
+        own = [name for name, thing in public.items() if thing.__name__ == name]
+        assert not [name for name in own if f'id="{package}.{name}"' not in page]
 
 
 @pytest.mark.parametrize("page", write_docs.PAGES)
