@@ -1,11 +1,18 @@
-"""Markdown tables, and the marks between which they are written."""
+"""Markdown tables, the marks between which they are written, and the check of their rows."""
 
-from collections.abc import Iterable
+from collections.abc import Iterable, Iterator, Mapping, Sequence
+from itertools import combinations
 from typing import Any
 
 import numpy as np
 
 Row = dict[str, Any]
+
+# Tables in which two rows may have the same numbers, and why that is no mistake.
+EQUAL_ROWS: dict[str, str] = {
+    "exam": "counts of right answers: two kinds of questions may be answered alike",
+    "clip exam": "counts of right answers: two prompts or lists of names may do alike",
+}
 
 
 def replace(text: str, name: str, content: str) -> str:
@@ -18,10 +25,66 @@ def replace(text: str, name: str, content: str) -> str:
     return f"{head}{start}\n\n{content}\n\n{end}{tail}"
 
 
-def table(header: Iterable[str], rows: Iterable[Iterable[str]]) -> str:
+def table_of(header: Iterable[str], rows: Iterable[Iterable[str]]) -> str:
+    """A table, whose first column is text and whose others are numbers."""
     header = list(header)
     lines = [header, ["---", *["---:"] * (len(header) - 1)], *rows]
     return "\n".join("| " + " | ".join(line) + " |" for line in lines)
+
+
+def caption(facts: Mapping[str, Any], module: str) -> str:
+    """When, on what, and by which command: the line that a block begins with.
+
+    Args:
+        facts: what a benchmark writes as `machine`.
+        module: below `benchmarks`, as `speed.tower`.
+    """
+    versions = facts.get("versions") or {name: facts[name] for name in ("jax", "torch")}
+    parts = [facts["date"]]
+    if "accelerator" in facts:
+        parts.append(facts["accelerator"])
+    else:
+        parts.append(f"{facts['cores']} cores ({facts['cpu']})")
+    parts += [f"{name} {version}" for name, version in versions.items()]
+    return f"*{', '.join(parts)}; `python -m benchmarks.{module}`.*"
+
+
+def refuse_equal(table: str, rows: Sequence[tuple[str, Any]]) -> None:
+    """End the program if two rows of a table were measured as equal to the last digit.
+
+    Such rows are most likely one measurement under two names. A row may say why it is not, in a
+    field `equal_because`; a whole table is excused by `EQUAL_ROWS`.
+
+    Args:
+        table: its name.
+        rows: label and measured part of each row, as the JSON has them. Rows of one label, such as
+            those of several seeds, are not compared.
+    """
+    if table in EQUAL_ROWS:
+        return
+    found = [(label, tuple(numbers(part)), part) for label, part in rows]
+    for (one, ours, a), (other, theirs, b) in combinations(found, 2):
+        if one != other and ours and ours == theirs and not (said(a) or said(b)):
+            raise SystemExit(
+                f"table {table}: rows “{one}” and “{other}” are equal in all {len(ours)} measured "
+                "numbers; if that is right, say why in a field equal_because of one of them"
+            )
+
+
+def said(part: Any) -> bool:
+    return isinstance(part, Mapping) and bool(part.get("equal_because"))
+
+
+def numbers(part: Any) -> Iterator[float]:
+    """Every number in a piece of JSON, in the order of its keys."""
+    if isinstance(part, Mapping):
+        for key in sorted(part):
+            yield from numbers(part[key])
+    elif isinstance(part, list | tuple):
+        for value in part:
+            yield from numbers(value)
+    elif isinstance(part, int | float) and not isinstance(part, bool):
+        yield float(part)
 
 
 def over_seeds(values: Iterable[float | None]) -> str:
@@ -33,12 +96,6 @@ def over_seeds(values: Iterable[float | None]) -> str:
     return low if low == high else f"{np.mean(known):.1f} ({low}–{high})"
 
 
-def made(facts: Row, name: str) -> str:
-    versions = ", ".join(f"{name} {version}" for name, version in facts["versions"].items())
-    cores = f"{facts['cores']} cores ({facts['cpu']}), {facts['torch_threads']} threads"
-    return f"{cores}, {versions}, {facts['date']}, `python -m benchmarks.{name}`."
-
-
 def shown(number: float) -> str:
     """Three digits, or all before the point; no exponent."""
     return f"{number:,.0f}" if abs(number) >= 100 else f"{number:.3g}"
@@ -48,8 +105,10 @@ def times(number: float) -> str:
     return f"{shown(number)} ×"
 
 
-def machine(facts: Row) -> str:
-    return (
-        f"Measured on {facts['date']} by `make table`: {facts['cores']} cores ({facts['cpu']}), "
-        f"Python {facts['python']}, jax {facts['jax']}, torch {facts['torch']}."
-    )
+def right_answers(what: str, scores: Mapping[str, Sequence[int]]) -> str:
+    """A shipped model's accuracy on held-out images, a kind of question a row."""
+    rows = [
+        [family, f"{right} of {total}", f"{100 * right / total:.1f}"]
+        for family, (right, total) in scores.items()
+    ]
+    return table_of([what, "right", "%"], rows)

@@ -15,6 +15,7 @@ from typing import Any
 from rich.console import Console
 
 from benchmarks.forgetting.targets import machine
+from benchmarks.markdown import caption, over_seeds, refuse_equal, table_of
 from jax_unlearn.runs.fit_adapter import adapt
 from jax_unlearn.runs.settings.config import RunConfig
 from jax_unlearn.runs.settings.presets import Preset, preset_settings
@@ -95,6 +96,36 @@ def measure(
         **{key: zero_shot[key] for key in ("before", "after", "classes")},
         "other_data": other,
     }
+
+
+MEASURED = ("before", "after", "classes", "other_data", "fall", "trials", "lambda_forget")
+
+
+def table(results: dict[str, Any]) -> str:
+    """Zero-shot accuracy of the shipped CLIP before and after, a name and preset a row."""
+    groups: dict[str, list[dict[str, Any]]] = {}
+    for row in results["rows"]:
+        groups.setdefault(f"{', '.join(row['forget'])}, {row['preset']}", []).append(row)
+    keys = (*MEASURED, "equal_because")
+    measured = [
+        (name, {key: row[key] for key in keys if key in row})
+        for name, group in groups.items()
+        for row in group
+    ]
+    refuse_equal("clip", measured)
+    rows = []
+    for name, group in groups.items():
+        shares = [
+            f"{over_seeds([group[0]['before'][key]])} → "
+            f"{over_seeds(row['after'][key] for row in group)}"
+            for key in ("forget", "others", "neighbours")
+        ]
+        data = [row["other_data"] for row in group]
+        shares.append(f"{over_seeds([data[0]['before']])} → {over_seeds(d['after'] for d in data)}")
+        rows.append([name, *shares])
+    header = ["forgotten, preset", "forgotten names", "other names", "near neighbours"]
+    made = caption(results["machine"], "forgetting.clip_names")
+    return f"{made}\n\n{table_of([*header, 'other data'], rows)}"
 
 
 if __name__ == "__main__":

@@ -8,7 +8,9 @@ from typing import Any, get_args
 
 from rich.console import Console
 
+from benchmarks.forgetting import cells
 from benchmarks.forgetting.targets import Options, brief, machine, make_bench
+from benchmarks.markdown import caption, over_seeds, table_of
 from jax_unlearn.runs.settings.config import Optimizer
 
 RESULTS = Path(__file__).parents[1] / "results" / "optimisers.json"
@@ -31,6 +33,27 @@ def main() -> None:
             console.print(f"{concept}, {optimizer}, {seconds:.1f} s: {brief(rows[-1]['after'])}")
         results["concepts"].append({"concept": concept, "before": bench.before, "rows": rows})
         options.out.write_text(json.dumps(results, indent=1) + "\n")
+
+
+def table(results: dict[str, Any]) -> str:
+    """Every concept by each optimiser, by the naming question that does worst."""
+    rows = []
+    for concept in results["concepts"]:
+        groups = cells.by_label(concept["concept"], concept["rows"])
+        worst = cells.worst(concept["before"], [row["after"] for row in concept["rows"]])
+        name = f"{concept['concept']}, {cells.count(concept['images'])}"
+        rows.append([name, "before", *optimiser_cells([concept["before"]], worst), "", ""])
+        for group in groups.values():
+            optimiser = cells.OPTIMISERS[group[0]["setting"]["optimizer"]]
+            scores = optimiser_cells([row["after"] for row in group], worst)
+            rows.append(["", optimiser, *scores, *cells.change_cells(group)])
+    header = ["concept, images to forget", "optimiser", "named", "answered instead", *cells.HEADER]
+    return f"{caption(results['machine'], 'forgetting.optimisers')}\n\n{table_of(header, rows)}"
+
+
+def optimiser_cells(scores: list[dict[str, Any]], question: str) -> list[str]:
+    named = over_seeds(cells.naming_of(one, question)["share"] for one in scores)
+    return [named, cells.instead(scores, question), *cells.score_cells(scores)]
 
 
 if __name__ == "__main__":

@@ -11,7 +11,7 @@ import os
 import platform
 import time
 from collections import Counter
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
 from tempfile import TemporaryDirectory
@@ -23,6 +23,8 @@ import tyro
 from rich.console import Console
 
 import porting
+from benchmarks.forgetting import cells
+from benchmarks.markdown import caption, over_seeds, table_of
 from benchmarks.shipped.qwen3_vl.images import regions
 from jax_unlearn.evaluate.probes import fit_before, read_splits
 from jax_unlearn.evaluate.vlm.exam import Exam
@@ -185,6 +187,143 @@ def main() -> None:
         results[part].append(measure(concept, settings, options.seeds, console))
         # After each concept: an hour's work is not lost to the last one.
         options.out.write_text(json.dumps(results, indent=1) + "\n")
+
+
+# Columns of the tables of readers: (reader, images).
+READ = (
+    *((reader, images) for reader in ("nearest_mean", "linear_probe") for images in
+      ("forget", "preserve", "neighbours")),
+    ("refitted_probe", "forget"),
+    ("refitted_neighbour", "forget"),
+)  # fmt: skip
+REFITTED = ("refitted_probe", "refitted_neighbour")
+COMMAND = "forgetting.targets"
+# The parts of the results, and whether their concepts had a part in choosing the default.
+PARTS = {"concepts": "yes", "others": "some", "unseen": "none"}
+KEPT = ("selectivity", "neighbours", "others")
+
+
+def table(results: dict[str, Any]) -> str:
+    """What the model answers after each setting, a concept a section."""
+    sections = [caption(results["machine"], COMMAND)]
+    for concept in results["concepts"]:
+        asked = concept["before"]["named"] + concept["before"]["confirmed"]
+        rows = [["before", *answer_cells([concept["before"]]), "", ""]]
+        for name, group in cells.by_label(concept["concept"], concept["rows"]).items():
+            answers = answer_cells([row["after"] for row in group])
+            rows.append([name, *answers, *cells.change_cells(group)])
+        questions = [f"“{n['question']}” (chance {100 * n['chance']:.1f})" for n in asked]
+        header = ["target, LoRA on", *questions, "answered instead", *cells.HEADER]
+        title = f"### {concept['concept']}\n\nImages to forget: {cells.count(concept['images'])}."
+        sections += [title, table_of(header, rows)]
+    return "\n\n".join(sections)
+
+
+def answer_cells(scores: list[dict[str, Any]]) -> list[str]:
+    """Shares of the naming questions, the answers to the worst of them, and what is kept."""
+    named = [
+        over_seeds(one[part][i]["share"] for one in scores)
+        for part in ("named", "confirmed")
+        for i in range(len(scores[0][part]))
+    ]
+    worst = cells.worst(scores[0], scores)
+    return [*named, cells.instead(scores, worst), *cells.score_cells(scores)]
+
+
+def default_table(results: dict[str, Any]) -> str:
+    """The default setting on every concept, by the naming question that does worst."""
+    rows = []
+    for part, concept, group in default_rows(results):
+        before, after = concept["before"], [row["after"] for row in group]
+        worst = cells.worst(before, after)
+        was, chance = (cells.naming_of(before, worst)[key] for key in ("share", "chance"))
+        now = over_seeds(cells.naming_of(one, worst)["share"] for one in after)
+        kept = [
+            f"{over_seeds([before[key]])} → {over_seeds(one[key] for one in after)}"
+            for key in cells.SCORES
+        ]
+        false = cells.score_cells(after)[-1]
+        found = over_seeds(cells.found_by(row, REFITTED) for row in group)
+        shares = [over_seeds([was]), now, f"{100 * chance:.1f}", cells.instead(after, worst)]
+        facts = [concept["concept"], PARTS[part], cells.count(concept["images"])]
+        change = over_seeds(cells.drift(row) for row in group)
+        rows.append([*facts, *shares, *kept, false, found, change])
+    header = ["concept", "part in choosing the default", "images to forget", "named before"]
+    header += ["named after", "chance", "answered instead", *cells.SCORES.values(), "false yes"]
+    header += ["found by a refitted reader", "drift, %"]
+    return f"{caption(results['machine'], COMMAND)}\n\n{table_of(header, rows)}"
+
+
+def default_rows(
+    results: dict[str, Any],
+) -> list[tuple[str, dict[str, Any], list[dict[str, Any]]]]:
+    """Part of the results, concept, and its rows of the default setting."""
+    found = []
+    for part in PARTS:
+        for concept in results[part]:
+            groups = cells.by_label(concept["concept"], concept["rows"]).values()
+            default = next(group for group in groups if cells.is_default(group[0]))
+            found.append((part, concept, default))
+    return found
+
+
+def expected(results: dict[str, Any]) -> str:
+    """The default on the concepts that had no part in choosing it, and the worst over all."""
+    rows, numbers = [], []
+    for part, concept, group in default_rows(results):
+        after = [row["after"] for row in group]
+        worst = cells.worst(concept["before"], after)
+        before = cells.naming_of(concept["before"], worst)["share"]
+        named = max(cells.naming_of(one, worst)["share"] for one in after)
+        kept = [min_of(one[key] for one in after) for key in KEPT]
+        false = max_of(cells.false_yes(one) for one in after)
+        found = max(cells.found_by(row, REFITTED) for row in group)
+        numbers.append((named, false, *kept, found))
+        if part == "unseen":
+            shares = f"{over_seeds([before])} → {over_seeds([named])}"
+            facts = [concept["concept"], cells.count(concept["images"]), shares]
+            more = [over_seeds([share]) for share in (false, *kept, found)]
+            rows.append([*facts, cells.instead(after, worst), *more])
+    most, false, *least, found = zip(*numbers, strict=True)
+    worst_case = (max_of(false), *map(min_of, least), max_of(found))
+    cases = [over_seeds([share]) for share in worst_case]
+    rows.append([f"**worst of {len(numbers)}**", "", over_seeds([max(most)]), "", *cases])
+    header = ["concept", "images to forget", "named, before → after", "answered instead"]
+    header += ["false yes", *(cells.SCORES[key] for key in KEPT), "found by a refitted reader"]
+    return f"{caption(results['machine'], COMMAND)}\n\n{table_of(header, rows)}"
+
+
+def min_of(shares: Iterable[float | None]) -> float | None:
+    return min((share for share in shares if share is not None), default=None)
+
+
+def max_of(shares: Iterable[float | None]) -> float | None:
+    return max((share for share in shares if share is not None), default=None)
+
+
+def readers(results: dict[str, Any]) -> str:
+    """What readers find on each path that a setting changes, a concept a section."""
+    sections = [caption(results["machine"], COMMAND)]
+    header = [f"{reader.replace('_', ' ')}: {images}" for reader, images in READ]
+    for concept in results["concepts"]:
+        groups = cells.by_label(concept["concept"], concept["rows"])
+        some = concept["rows"][:1]
+        rows = [["before", path, *read_cells(some, path, "before")] for path in some[0]["paths"]]
+        for name, group in groups.items():
+            changed = cells.mergers(group[0])
+            paths = [path for path in group[0]["paths"] if path in changed]
+            rows += [[name, path, *read_cells(group, path, "after")] for path in paths]
+        found = table_of(["target, LoRA on", "path", *header], rows)
+        title = f"<summary>{concept['concept']}</summary>"
+        sections.append(f"<details markdown>{title}\n\n{found}\n\n</details>")
+    return "\n\n".join(sections)
+
+
+def read_cells(group: list[dict[str, Any]], path: str, when: str) -> list[str]:
+    return [
+        over_seeds(row["paths"][path]["readers"][reader][when][images] for row in group)
+        for reader, images in READ
+    ]
 
 
 if __name__ == "__main__":

@@ -3,11 +3,13 @@
 import argparse
 import json
 from pathlib import Path
+from typing import Any
 
 from matplotlib.figure import Figure
 from rich.console import Console
 
 from benchmarks.forgetting.targets import machine
+from benchmarks.markdown import caption, over_seeds, refuse_equal, table_of
 from jax_unlearn.objective.targets import TARGETS
 from jax_unlearn.runs.demo import Demo, demo_config
 from jax_unlearn.runs.report.sweep_files import draw
@@ -41,6 +43,27 @@ def main() -> None:
     figure.savefig(options.out.with_suffix(".png"), dpi=110)
     results = {"machine": machine(), "concepts": found}
     options.out.write_text(json.dumps(results, indent=1) + "\n")
+
+
+HELD_OUT = ("held_out_forget", "held_out_preserve", "held_out_drift")
+VARIED = ("target", "lambda_forget", "lambda_preserve", "rank")
+
+
+def table(results: dict[str, Any]) -> str:
+    """The setting that the sweep takes for each concept, and what it does to held-out images."""
+    rows, measured = [], []
+    for concept, settings in results["concepts"].items():
+        chosen = next(row for row in settings if row["chosen"])
+        shares = {key: chosen[key] for key in HELD_OUT}
+        measured.append((concept, shares))
+        setting = [str(chosen[key]) for key in VARIED]
+        counts = [f"{len(settings)}", *setting]
+        rows.append([concept, *counts, *(over_seeds([share]) for share in shares.values())])
+    refuse_equal("tradeoff", measured)
+    header = ["concept", "settings", "chosen: target", "λ_f", "λ_p", "rank"]
+    header += ["still named by a probe, %", "preserve, right, %", "drift, %"]
+    made = caption(results["machine"], "forgetting.tradeoff")
+    return f"{made}\n\n{table_of(header, rows)}"
 
 
 if __name__ == "__main__":

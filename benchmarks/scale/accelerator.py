@@ -31,6 +31,7 @@ from transformers.models.qwen3_vl.configuration_qwen3_vl import Qwen3VLVisionCon
 from transformers.models.qwen3_vl.modeling_qwen3_vl import Qwen3VLVisionModel
 
 from benchmarks.harness import clocked, command, ratio, write
+from benchmarks.markdown import caption, refuse_equal, table_of
 from benchmarks.scale.compiled import TOWERS
 from benchmarks.scale.compiled import tower as tower_config
 from benchmarks.speed.synthetic_rows import PRESERVE, Source
@@ -296,6 +297,46 @@ PARTS: dict[str, Callable[[argparse.Namespace], Iterator[dict[str, Any]]]] = {
     "memory": memory,
     "statistics": statistics,
 }
+
+
+def table(results: dict[str, Any]) -> str:
+    """The programs of a pass on a real device; of what was measured there."""
+    blocks = [caption(next(iter(results.values()))["machine"], "scale.accelerator")]
+    if "tower" in results:
+        measured = [row for row in results["tower"]["rows"] if "images" in row]
+        rows = [line for row in measured for line in kernel_rows(row)]
+        header = ["batch in bfloat16", "images/s", "TFLOP/s", "ratio, median"]
+        blocks.append(table_of(header, rows))
+    notes = [
+        f"Of {row['limit']:,.0f} MiB the plan for {row['tower'].replace('x', ' × ')} took "
+        f"{row['planned_sum']:,.0f} with batches of {row['patches']:,} patches, the device "
+        f"{row['peak']:,.0f}; a batch of twice as many "
+        + ("did not fit, as planned." if "twice" in row else "fitted, unlike planned.")
+        for row in results.get("memory", {}).get("rows", [])
+    ]
+    notes += [
+        f"{row['rows']:,} rows of {row['d_in']} were added up in "
+        f"{1000 * row['seconds']['device']:.0f} ms on the device and "
+        f"{1000 * row['seconds']['host']:.0f} ms on the host ({row['ratio']:.0f} ×), to "
+        f"{row['relative_error']:.0e} of the Gram matrix."
+        for row in results.get("statistics", {}).get("rows", [])
+    ]
+    return "\n\n".join([*blocks, " ".join(notes)] if notes else blocks)
+
+
+def kernel_rows(row: dict[str, Any]) -> list[list[str]]:
+    """A batch through Hugging Face's tower, and through ours with each attention."""
+    size = "of a megapixel" if row["images"] == "equal" else "of all sizes"
+    name = f"{row['tower'].replace('x', ' × ')}, {row['n_images']} images {size}"
+    speeds = row["images_per_second"]
+    refuse_equal(name, [(kernel, {"images": speed}) for kernel, speed in speeds.items()])
+    lines = []
+    for kernel, speed in speeds.items():
+        ours = kernel in row["ratio"]
+        ratio = f"**{row['ratio'][kernel]['ratio']:.2f} ×**" if ours else "1"
+        label = kernel if ours else "Hugging Face, PyTorch, sdpa"
+        lines.append([f"{name}: {label}", f"{speed:.1f}", f"{row['tflops'][kernel]:.0f}", ratio])
+    return lines
 
 
 if __name__ == "__main__":

@@ -12,6 +12,7 @@ A program takes up to half a minute.
 
 import argparse
 import json
+import time
 from collections.abc import Sequence
 from math import prod
 from typing import Any
@@ -22,6 +23,7 @@ from rich.console import Console
 from rich.table import Table
 
 from benchmarks.harness import command, figure, save
+from benchmarks.markdown import refuse_equal, table_of
 from benchmarks.scale.compiled import TOWERS, compile_total, hosts_of, received, tower
 from jax_unlearn.models.qwen3_vision.config import VisionConfig
 from jax_unlearn.runs.inspect.accelerators import Chips, find_chips
@@ -63,7 +65,8 @@ def main(arguments: Sequence[str] | None = None) -> None:
         if chips_of(shape) % fsdp == 0
     ]
     given = {k: getattr(options, k) for k in ("fsdp", "rows", "images")}
-    results = {"jax": jax.__version__, "patches": ROW, **given, "cases": cases}
+    facts = {"date": time.strftime("%Y-%m-%d"), "jax": jax.__version__, "patches": ROW}
+    results = {**facts, **given, "cases": cases}
     show(cases)
     save(options.out, results, plot(results))
 
@@ -137,6 +140,34 @@ def plot(results: dict[str, Any]) -> Figure:
         axes.set_xscale("log", base=2)
         axes.legend()
     return made
+
+
+def table(results: dict[str, Any]) -> str:
+    """A device's memory and work, and what it receives, against the number of chips."""
+    rows, measured = [], []
+    for one in results["cases"]:
+        sharing = f"fsdp {one['fsdp']}" if one["fsdp"] > 1 else "data"
+        name = f"{one['tower'].replace('x', ' × ')}, {sharing}"
+        measured.append((f"{name}, {one['chips']} chips", one))
+        rows.append(
+            [
+                name,
+                str(one["chips"]),
+                *(f"{one['memory'][part] / 2**20:.0f}" for part in one["memory"]),
+                f"{one['flops of an image'] / 1e12:.2f}",
+                f"{one['flops of a device in a pass'] / 1e15:,.0f}",
+                f"{one['bytes received for an image'] / 2**20:.1f}",
+                f"{one['bytes received once a pass'] / 2**20:,.0f}",
+            ]
+        )
+    refuse_equal("scale", measured)
+    parts = [f"{part}, MiB" for part in results["cases"][0]["memory"]]
+    header = ["tower", "chips", *parts, "TFLOP an image", "PFLOP of a device a pass"]
+    header += ["MiB received an image", "MiB received once a pass"]
+    made = f"*{results['date']}, compiled by jax {results['jax']} for TPU v5e, not run; "
+    made += "`python -m benchmarks.scale.chips`.*"
+    note = f"A pass is of {results['images']:,} images; what a device does, has and receives."
+    return f"{made}\n\n{table_of(header, rows)}\n\n{note}"
 
 
 if __name__ == "__main__":

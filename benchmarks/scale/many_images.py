@@ -17,6 +17,7 @@ from typing import Any
 from matplotlib.figure import Figure
 
 from benchmarks.harness import command, figure, save
+from benchmarks.markdown import caption, refuse_equal, table_of
 from benchmarks.scale.crops import command as run_command
 from benchmarks.scale.crops import launch, make_images, metrics, peak, snapshots
 from benchmarks.speed.tower import machine
@@ -84,6 +85,31 @@ def plot(rows: list[dict[str, Any]]) -> Figure:
     axes.plot(counts, [row["peak"] / 2**20 for row in rows], "o-")
     axes.set(xscale="log", xlabel="images to keep", ylabel="peak memory, MiB", ylim=0)
     return made
+
+
+def table(results: dict[str, Any]) -> str:
+    """Memory and speed against the number of images, and the run that was killed."""
+    rows = [
+        [
+            f"{row['preserve']:,}",
+            f"{row['peak'] / 2**20:,.0f}",
+            f"{row['images_per_second']:.0f}",
+            f"{100 * row['waiting']:.1f} %",
+            f"{row['seconds']:.0f}",
+        ]
+        for row in results["rows"]
+    ]
+    refuse_equal("many images", [(f"{row['preserve']:,}", row) for row in results["rows"]])
+    header = ["images to keep", "peak memory, MiB", "images/s", "waiting", "seconds of the run"]
+    stopped, whole = results["killed"], results["rows"][-1]
+    after = (
+        f"Killed in the middle, the last run computed {stopped['images after']:,} of its "
+        f"{whole['images']:,} images after `--resume` and ended with "
+        f"{'the same adapter, byte for byte' if stopped['same'] else '**another adapter**'}, "
+        f"{stopped['seconds after']:.0f} s later."
+    )
+    made = caption(results["machine"], "scale.many_images")
+    return f"{made}\n\n{table_of(header, rows)}\n\n{after}"
 
 
 if __name__ == "__main__":

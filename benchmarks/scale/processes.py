@@ -12,6 +12,7 @@ from tempfile import TemporaryDirectory
 from typing import Any
 
 from benchmarks.harness import command, figure, ratio, save
+from benchmarks.markdown import caption, refuse_equal, table_of
 from benchmarks.scale.crops import command as run_command
 from benchmarks.scale.crops import free_port, launch, make_images, metrics, peak
 from benchmarks.speed.tower import machine
@@ -54,6 +55,18 @@ def extracted(folder: Path, out: Path, count: int) -> float:
     for process in processes:
         peak(process)
     return float(metrics(out)["seconds"]["extract"])
+
+
+def table(results: dict[str, Any]) -> str:
+    """One process against two."""
+    one, two = (min(results[name]) for name in ("one", "two"))
+    refuse_equal("processes", [("1 process", results["one"]), ("2 processes", results["two"])])
+    rows = [
+        ["1 process, 1 core", f"{one:.1f}", "1"],
+        ["2 processes, 1 core each", f"{two:.1f}", f"**{results['ratio']:.2f} ×**"],
+    ]
+    header = [f"{results['images']:,} images to statistics", "seconds, best", "ratio, median"]
+    return f"{caption(results['machine'], 'scale.processes')}\n\n{table_of(header, rows)}"
 
 
 if __name__ == "__main__":

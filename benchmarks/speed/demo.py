@@ -1,13 +1,15 @@
 """Wall time and peak memory of `jax-unlearn demo`, as a process of its own, without torch."""
 
 import json
-import os
 import resource
 import subprocess
 import sys
 import time
 from pathlib import Path
 from tempfile import TemporaryDirectory
+from typing import Any
+
+from benchmarks.markdown import caption
 
 RESULTS = Path(__file__).parents[1] / "results" / "demo.json"
 
@@ -20,19 +22,32 @@ def main() -> None:
         subprocess.run(command, check=True)
         seconds = time.perf_counter() - begun
         metrics = json.loads((out / "metrics.json").read_text())
+    # Linux counts in KiB; the only child so far is the demo. What this process has imported when a
+    # child begins counts as the child's, so the next import is not at the top.
+    peak = resource.getrusage(resource.RUSAGE_CHILDREN).ru_maxrss / 1024
+    from benchmarks.speed.tower import machine
+
     facts = {
+        "machine": machine(),
         "seconds": seconds,
-        # Linux counts in KiB; the only child is the demo.
-        "peak_mib": resource.getrusage(resource.RUSAGE_CHILDREN).ru_maxrss / 1024,
-        "cores": os.cpu_count(),
+        "peak_mib": peak,
         "extract": metrics["seconds"]["extract"],
         "optimise": metrics["seconds"]["optimise"],
         "optimizer": metrics["optimizer"],
-        "date": time.strftime("%Y-%m-%d"),
     }
     RESULTS.parent.mkdir(parents=True, exist_ok=True)
     RESULTS.write_text(json.dumps(facts, indent=1) + "\n")
     print(json.dumps(facts, indent=1))
+
+
+def table(facts: dict[str, Any]) -> str:
+    """What the demo takes, in a sentence."""
+    return (
+        f"{caption(facts['machine'], 'speed.demo')}\n\n"
+        f"{facts['seconds']:.0f} s of wall time and {facts['peak_mib']:.0f} MiB of peak memory, of "
+        f"which {facts['extract']:.1f} s are loading and extraction and {facts['optimise']:.1f} s "
+        f"the solver ({facts['optimizer'].replace('_', ' ')})."
+    )
 
 
 if __name__ == "__main__":

@@ -25,6 +25,7 @@ from typing import Any
 from matplotlib.figure import Figure
 
 from benchmarks.harness import clocked, command, figure, ratio, save
+from benchmarks.markdown import caption, refuse_equal, shown, table_of
 from benchmarks.speed.jit_vs_eager import NAME, Scan
 from benchmarks.speed.streamed_rows import load_part, sides
 from benchmarks.speed.tower import machine
@@ -102,6 +103,26 @@ def plot(results: dict[str, Any]) -> Figure:
     right.set(xscale="log", yscale="log", xlabel="rows", ylabel="peak memory, MiB")
     right.legend()
     return made
+
+
+def table(results: dict[str, Any]) -> str:
+    """A step's time and both phases' memory, a number of rows a row."""
+    rows, measured = [], []
+    for row in results["rows"]:
+        gather, train = row["gather"], row["train"]
+        name = f"{row['rows']:,} rows, {row['images']:,} images"
+        measured.append((name, row))
+        kept = " + ".join(f"{gather['kept'][side]:,}" for side in ("forget", "preserve"))
+        counts = [f"{row['rows']:,}", f"{row['images']:,}", kept]
+        step = [f"{1000 * row['seconds']:.2f}", f"{row['ratio']:.3f}"]
+        memory = [f"{phase['peak_mib']:.0f}" for phase in (train, gather)]
+        rows.append([*counts, *step, *memory, shown(gather["seconds"])])
+    refuse_equal("scaling", measured)
+    header = ["rows", "images to forget", "trained on", "ms a step", "to the first"]
+    header += ["peak of training, MiB", "peak of summing, MiB", "summing, s"]
+    some = results["rows"][0]["train"]["before_mib"]
+    size = f"{results['d_in']} → {results['e']}; a process has {some:.0f} MiB after its imports."
+    return f"{caption(results['machine'], 'speed.rows')}\n\n{table_of(header, rows)}\n\n{size}"
 
 
 if __name__ == "__main__":

@@ -24,6 +24,7 @@ from matplotlib.figure import Figure
 from rich.console import Console
 
 from benchmarks.harness import clocked, command, figure, ratio, save
+from benchmarks.markdown import caption, refuse_equal, shown, table_of, times
 from benchmarks.speed.synthetic_rows import Source
 from benchmarks.speed.tower import machine
 from jax_unlearn.objective.linear import linear_problem
@@ -204,6 +205,44 @@ def plot(results: dict[str, Any]) -> Figure:
         axes.bar_label(bars, fmt="%.3g")
         axes.set(title=title, yscale="log")
     return made
+
+
+def table(results: dict[str, Any]) -> str:
+    """All settings against one: the closed form from features to end, an epoch of Adam."""
+    number, one, all_ = results["settings"], results["one"], results["all"]
+    refuse_equal("sweep", [("one setting", one), ("all settings", all_)])
+    step = 1000 * one["seconds"]
+    rows = [
+        ["one setting, `train`", shown(step), "1", shown(one["compile"])],
+        [
+            f"{number} settings at once, `train_all`",
+            shown(1000 * all_["seconds"]),
+            f"**{times(results['ratio'])}**",
+            shown(all_["compile"]),
+        ],
+        [f"{number} settings one by one", shown(number * step), times(number), "–"],
+    ]
+    header = ["Adam", "ms an epoch", "to one setting", "compiling, s"]
+    solved = results["closed_form"]
+    alone, counted = solved["one"], solved["one_by_one"]
+    closed = [
+        ["one setting, `solve`", shown(alone), "1"],
+        [
+            f"{solved['settings']} settings, `solve_all`",
+            shown(solved["all"]),
+            f"**{times(solved['ratio'])}**",
+        ],
+        ["one by one, counted up", shown(counted), f"{times(counted / alone)}"],
+    ]
+    heads = ["closed form", "seconds from features in memory", "to one setting"]
+    sides = f"{solved['forget']:,} and {solved['preserve']:,} rows"
+    note = (
+        f"Closed form: {sides} of {solved['d_in']} → {solved['e']}; Adam: {results['concept']}. "
+        f"The loss of {solved['checked']} settings is at most {max(0.0, solved['excess']):.0e} "
+        f"above that of their own `solve`. Rank {results['rank']}."
+    )
+    made = caption(results["machine"], "speed.sweep")
+    return "\n\n".join([made, table_of(heads, closed), table_of(header, rows), note])
 
 
 if __name__ == "__main__":

@@ -25,6 +25,7 @@ from transformers import AutoModel, Qwen3VLForConditionalGeneration
 from transformers.models.qwen3_vl.configuration_qwen3_vl import Qwen3VLVisionConfig
 from transformers.models.qwen3_vl.modeling_qwen3_vl import Qwen3VLVisionModel
 
+from benchmarks.markdown import caption, refuse_equal, table_of
 from jax_unlearn.data.batches import Item, Pool
 from jax_unlearn.models.attention import segment_attention
 from jax_unlearn.models.qwen3_vision.config import VisionConfig
@@ -245,6 +246,32 @@ def machine() -> dict[str, Any]:
         "versions": versions,
         "date": time.strftime("%Y-%m-%d"),
     }
+
+
+def table(results: dict[str, Any]) -> str:
+    """Images per second against PyTorch, and where the time goes."""
+    rows, measured = [], []
+    for row in results["rows"]:
+        name = f"{row['model']}, {row['dtype']}, {row['n_images']} {row['images']} images"
+        measured.append((name, row))
+        speed = row["images_per_second"]
+        shown = [f"{speed[k]:.2f}" if speed[k] < 10 else f"{speed[k]:.0f}" for k in speed]
+        parts = [
+            f"{row['seconds'][k]:.2f}: {row['parts'][f'{k} products']:.2f}, "
+            f"{row['parts'][f'{k} attention']:.2f}"
+            for k in speed
+        ]
+        # Nothing where an earlier row has compiled the same shape.
+        compiling = f"{max(0.0, row['compile_seconds']):.1f}"
+        # Rows of earlier runs have none.
+        known = row.get("relative_error", {})
+        errors = " / ".join(f"{error:.1e}" for error in known.values()) or "–"
+        rows.append([name, *shown, f"**{row['ratio']:.2f}**", *parts, compiling, errors])
+    refuse_equal("tower", measured)
+    header = ["tower, images in one batch", "torch, images/s", "JAX, images/s", "ratio"]
+    header += [f"{k}, s: products, attention" for k in ("torch", "JAX")]
+    header += ["compiling, s", "error, torch / JAX"]
+    return f"{caption(results['machine'], 'speed.tower')}\n\n{table_of(header, rows)}"
 
 
 if __name__ == "__main__":

@@ -20,6 +20,7 @@ from matplotlib.figure import Figure
 from scipy.linalg import blas, cholesky
 
 from benchmarks.harness import clocked, command, figure, ratio, save
+from benchmarks.markdown import caption, refuse_equal, shown, table_of, times
 from benchmarks.speed.tower import machine
 from jax_unlearn.features.gram import gram
 
@@ -111,6 +112,21 @@ def plot(parts: dict[str, dict[str, Any]]) -> Figure:
     axes.set(ylabel="seconds")
     axes.legend()
     return made
+
+
+def table(results: dict[str, Any]) -> str:
+    """The linear algebra of the closed form on both sides, in seconds."""
+    parts = results["parts"]
+    refuse_equal("place", list(parts.items()))
+    sides = [*next(iter(parts.values()))]
+    rows = [
+        [part, *(f"{shown(by[side]['seconds'])} ({times(by[side]['ratio'])})" for side in sides)]
+        for part, by in parts.items()
+    ]
+    what = f"{results['rows']:,} rows of {results['d_in']} → {results['e']}"
+    made = caption(results["machine"], "speed.where_to_solve")
+    header = [f"{what}: seconds, to the host", *sides]
+    return f"{made}\n\n{table_of(header, rows)}\n\nJAX on {results['device']}."
 
 
 if __name__ == "__main__":

@@ -4,6 +4,7 @@ import json
 from collections import Counter
 from collections.abc import Sequence
 from pathlib import Path
+from typing import Any
 
 import torch
 from PIL import Image
@@ -11,8 +12,10 @@ from torch import Tensor
 from torch.nn import functional
 from transformers import AutoImageProcessor, AutoTokenizer, CLIPModel
 
+from benchmarks.markdown import caption, right_answers
 from benchmarks.shipped.qwen3_vl.images import DRAWINGS as SHAPES
 from benchmarks.shipped.qwen3_vl.images import drawing_files
+from benchmarks.speed.tower import machine
 from jax_unlearn.runtime.assets import ASSETS
 
 from .concepts import CLASSES, CONCEPTS, SETS
@@ -102,10 +105,17 @@ def _right(
 
 
 def main() -> None:
-    """Sit the exam with the shipped model, for the README."""
+    """The exam of the shipped model, for docs/shipped-models.md."""
     scores = sit(ASSETS / "clip" / "checkpoint", ASSETS / "clip")
     RESULTS.parent.mkdir(parents=True, exist_ok=True)
-    RESULTS.write_text(json.dumps(scores, indent=1) + "\n")
+    results = {"machine": machine(), "scores": scores}
+    RESULTS.write_text(json.dumps(results, indent=1) + "\n")
+
+
+def table(results: dict[str, Any]) -> str:
+    """Right answers on held-out images."""
+    found = right_answers("held-out images, names", results["scores"])
+    return f"{caption(results['machine'], 'shipped.clip.exam')}\n\n{found}"
 
 
 if __name__ == "__main__":
