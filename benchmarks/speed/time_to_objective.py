@@ -47,8 +47,8 @@ def main(arguments: Sequence[str] | None = None) -> None:
     add = parser.add_argument
     add("--d-in", type=int, default=4096)
     add("--e", type=int, default=2048)
-    add("--forget", type=int, default=2500, help="rows")
-    add("--preserve", type=int, default=22_500, help="rows")
+    add("--forget", type=int, default=1250, help="rows")
+    add("--preserve", type=int, default=11_250, help="rows")
     add("--tokens", type=int, default=50, help="rows an image")
     add("--epochs", type=int, default=1000, help="at most so many, whatever is reached")
     add("--published-epochs", type=int, default=4, help="of the published loop; 0: all of them")
