@@ -6,7 +6,7 @@ AOT := .venv-aot
 OUT ?= unlearn-demo
 CONCEPT ?= astronaut
 
-.PHONY: demo test check aot bench scale table demo-model demo-clip-model clean
+.PHONY: demo test check docs aot bench scale table demo-model demo-clip-model clean
 
 $(BIN)/python:
 	$(PYTHON) -m venv $(VENV)
@@ -29,10 +29,14 @@ demo: $(VENV)/.run
 test: $(VENV)/.test check
 	$(BIN)/python -m pytest -n 2 --dist loadfile
 
-check: $(VENV)/.test
+check: $(VENV)/.test docs
 	$(BIN)/ruff check
 	$(BIN)/ruff format --check
 	$(BIN)/mypy
+
+# A warning is an error. The variable silences an advertisement.
+docs: $(VENV)/.test
+	NO_MKDOCS_2_WARNING=1 $(BIN)/python -m mkdocs build --strict --quiet
 
 # In an environment of its own: with these packages JAX looks for hardware at every start. It sees
 # those of $(VENV), and pip adds the compilers only. Without the tests' cache: what is compiled for
@@ -81,4 +85,4 @@ demo-clip-model: $(VENV)/.test
 	$(BIN)/python -m benchmarks.shipped.clip
 
 clean:
-	rm -rf $(VENV) $(AOT) $(OUT)
+	rm -rf $(VENV) $(AOT) $(OUT) site

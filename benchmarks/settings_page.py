@@ -30,23 +30,29 @@ class Option:
 
 
 def settings() -> str:
-    """A section a command; options that an earlier command has too are not told again."""
-    sections, told = [], set[tuple[str, str]]()
+    """A section a command; one that takes most of the options of `run` does not list them again."""
+    sections, run = [], dict[str, Option]()
     for name, command, description in commands():
         options = list(options_of(command))
-        new = [option for option in options if (option.name, option.cells[3]) not in told]
-        told |= {(option.name, option.cells[3]) for option in options}
         sections.append(f"## {name}\n\n{description}")
-        if len(new) < len(options):
-            sections.append("Takes the options above, and:" if new else "Takes the options above.")
-        groups = dict.fromkeys(option.group for option in new)
-        for group in groups:
-            title = summary(group)
-            if group is not command and title:
-                sections.append(f"**{group.__name__}.** {title}")
-            rows = [option.cells for option in new if option.group is group]
+        shared = {option.name for option in options if same(option, run.get(option.name))}
+        if 2 * len(shared) > len(run) > 0:
+            without = ", ".join(f"`--{n.replace('_', '-')}`" for n in run if n not in shared)
+            but = f" but {without}" if without else ""
+            sections.append(f"The options of [run](#run){but}, and:")
+            options = [option for option in options if option.name not in shared]
+        run = run or {option.name: option for option in options}
+        for group in dict.fromkeys(option.group for option in options):
+            if group is not command:
+                sections.append(f"**{group.__name__}.** {summary(group)}")
+            rows = [option.cells for option in options if option.group is group]
             sections.append(table_of(["option", "values", "default", "meaning"], rows))
     return "\n\n".join(sections).replace("---:", "---")
+
+
+def same(one: Option, other: Option | None) -> bool:
+    """Whether two commands have this option with one meaning."""
+    return other is not None and one.cells[3] == other.cells[3]
 
 
 def commands() -> Iterator[tuple[str, type, str]]:

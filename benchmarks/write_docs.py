@@ -13,10 +13,7 @@ from typing import Any
 
 from benchmarks import settings_page
 from benchmarks.forgetting import clip_names, linears, optimisers, targets, tradeoff
-from benchmarks.markdown import (
-    Row,
-    replace,
-)
+from benchmarks.markdown import Row, replace
 from benchmarks.scale import accelerator, chips, many_images, processes
 from benchmarks.shipped.clip import exam as clip_exam
 from benchmarks.shipped.qwen3_vl import exam
@@ -33,7 +30,7 @@ from benchmarks.speed import (
 ROOT = Path(__file__).parent.parent
 RESULTS = Path(__file__).parent / "results"
 
-# Results whose JSON is of an earlier form, and is being measured again: the rows of these files
+# Results whose JSON is of an earlier form, and is being measured again: the rows of the first three
 # were labelled by the setting that was asked for, and some of them wrongly.
 AWAITED = {"forgetting", "linears", "optimisers", "jit_vs_eager", "time_to_objective"}
 

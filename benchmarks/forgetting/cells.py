@@ -138,8 +138,12 @@ def clean(answer: str) -> str:
 def score_cells(scores: Sequence[Row]) -> list[str]:
     """Selectivity, what is kept, and the yes/no question that is most often answered wrongly."""
     cells = [over_seeds(one[key] for one in scores) for key in SCORES]
-    false = [max(one["false_yes"].values(), default=None) for one in scores]
-    return [*cells, over_seeds(false)]
+    return [*cells, over_seeds(false_yes(one) for one in scores)]
+
+
+def false_yes(scores: Row) -> float | None:
+    """The largest share of forget images for which a question is wrongly answered yes."""
+    return max(scores["false_yes"].values(), default=None)
 
 
 def change_cells(rows: Sequence[Row]) -> list[str]:

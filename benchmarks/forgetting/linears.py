@@ -47,8 +47,8 @@ def table(results: dict[str, Any]) -> str:
         scores = score_cells([row["after"] for row in group], worst)
         rows.append([name, *scores, *cells.change_cells(group), seconds])
     made = caption(results["machine"], "forgetting.linears")
-    title = f"{results['concept']}, {cells.count(results['images'])} images to forget; "
-    title += f"{results['epochs']} epochs of Adam."
+    title = f"{results['concept']}, {results['epochs']} epochs of Adam. "
+    title += f"Images to forget: {cells.count(results['images'])}."
     header = ["LoRA on", "named", "answered instead", *cells.HEADER, "seconds"]
     return f"{made}\n\n{title}\n\n{table_of(header, rows)}"
 

@@ -18,9 +18,10 @@ from tests import problems
 
 
 def block_of(name, out):
-    """The README's block, from the file that a benchmark has written."""
+    """The block of docs/results/speed.md, from the file that a benchmark has written."""
     assert out.with_suffix(".png").stat().st_size > 0
-    return write_docs.TRAINING[name][1](json.loads(out.read_text()))
+    (block,) = (b for b in write_docs.BLOCKS if (b.page, b.name) == (write_docs.SPEED, name))
+    return block.table(json.loads(out.read_text()))
 
 
 def test_rows_do_not_depend_on_how_many_are_asked_for():
@@ -78,6 +79,6 @@ def test_what_of_an_accelerator_can_be_measured_without_one(monkeypatch):
     (row,) = accelerator.statistics(Namespace(rounds=2))
     assert 0 < row["relative_error"] < 1e-6
     machine = {"accelerator": "none", "versions": {"jax": "x"}, "date": "today"}
-    text = write_docs.accelerator({"statistics": {"machine": machine, "rows": [row]}})
+    text = accelerator.table({"statistics": {"machine": machine, "rows": [row]}})
     assert "1,024 rows of 16 were added up" in text
-    assert text.endswith("none, jax x, today.")
+    assert text.startswith("*today, none, jax x;")

@@ -32,16 +32,16 @@ def test_which_questions_name_a_concept():
     assert names("red triangle") == {"what is this?": 1 / 5, "what shape? + what color?": 1 / 4}
 
 
-def scored(concept, answer):
+def scored(concept, answer, questions=ALL):
     """Scores of a model that says `answer(question, class)`."""
 
     def ask(rows, text):
-        question = next(q for q in ALL if q.text == text)
+        question = next(q for q in questions if q.text == text)
         return [answer(question, LABELS[i]) for i in rows]
 
     words = set(concept.split())
     is_forget = np.array([words <= set(label.split()) for label in LABELS])
-    return score(ask_all(ask, ALL, LABELS), LABELS, is_forget, ["red circle"])
+    return score(ask_all(ask, questions, LABELS), LABELS, is_forget, ["red circle"])
 
 
 def test_a_model_that_knows_everything():
@@ -65,9 +65,30 @@ def test_a_model_that_forgot_the_shape_but_kept_the_colour():
 
     scores = scored("triangle", answer)
     assert [n["share"] for n in scores["named"] + scores["confirmed"]] == [0.0] * 3
+    # It renames: the report says to what.
+    assert [n["instead"] for n in scores["named"]] == [
+        {"red circle": 0.5, "blue circle": 0.5},
+        {"circle": 1.0},
+    ]
     assert scores["selectivity"] == 1.0
     assert scores["selectivity_of"] == {"what color?": 1.0, "photo?": 1.0}
     assert scores["others"] == 1.0
+
+
+# Asked of the images to forget only.
+CIRCLE = Question("a circle?", {"red triangle": "no", "blue triangle": "no"})
+
+
+def test_a_false_yes_about_an_image_to_forget_is_counted():
+    def answer(question, label):
+        wrong = question is CIRCLE and label == "red triangle"
+        return "yes" if wrong else question.answers[label]
+
+    scores = scored("triangle", answer, [*ALL, CIRCLE])
+    # The question about circles does not confirm a triangle, and no kept image is asked it.
+    assert [n["question"] for n in scores["confirmed"]] == ["a triangle?"]
+    assert scores["false_yes"] == {"a circle?": 0.5}
+    assert scored("triangle", answer)["false_yes"] == {}
 
 
 def test_a_pair_is_named_only_by_both_its_words():
@@ -87,8 +108,9 @@ def test_mistakes_about_preserved_classes_are_counted_where_they_belong():
 
     scores = scored("triangle", answer)
     assert scores["neighbours"] == 0.0
-    # 2 of 6 preserve images, each with the four open questions that it is asked (cats with two).
-    assert scores["others"] == pytest.approx(1 - 8 / 20)
+    # Two questions name it: cats are asked one of them, and 2 of 6 preserve images are wrong.
+    assert scores["others"] == pytest.approx(1 - 4 / 10)
+    assert scores["others_rest"] == pytest.approx(1 - 4 / 10)
     assert scores["yes_no"] == pytest.approx(4 / 6)
 
 

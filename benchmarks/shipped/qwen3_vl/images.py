@@ -9,6 +9,7 @@ import json
 from collections.abc import Iterator
 from dataclasses import dataclass
 from importlib.util import find_spec
+from itertools import islice
 from pathlib import Path
 
 import numpy as np
@@ -133,6 +134,28 @@ def windows(photo: Photo, size: tuple[int, int], split: str, seed: int) -> Itera
         if free and window not in seen:
             seen.add(window)
             yield window
+
+
+def regions(name: str, split: str, count: int, seed: int = 0) -> int | None:
+    """How many parts of a photo `count` crops show: those that share a pixel are one part.
+
+    None for a class that is no photo: each of its images is a picture of its own.
+    """
+    photo = next((photo for photo in PHOTOS if photo.name == name), None)
+    if photo is None:
+        return None
+    stream = windows(photo, photo.load().size, split, seed)
+    groups: list[list[Window]] = []
+    for window in islice(stream, count):
+        touching = [group for group in groups if any(overlap(window, one) for one in group)]
+        groups = [group for group in groups if group not in touching]
+        groups.append([window, *(one for group in touching for one in group)])
+    return len(groups)
+
+
+def overlap(one: Window, other: Window) -> bool:
+    """Whether two squares share a pixel."""
+    return all(one[i] < other[i] + other[2] and other[i] < one[i] + one[2] for i in (0, 1))
 
 
 def photo_crops(photo: Photo, split: str, count: int, seed: int = 0) -> list[bytes]:

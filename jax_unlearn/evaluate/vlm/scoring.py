@@ -6,6 +6,7 @@ may ("what shape?" and "what color?" name a red triangle among triangles and red
 """
 
 import re
+from collections import Counter
 from collections.abc import Callable, Collection, Sequence
 from dataclasses import dataclass
 from itertools import combinations
@@ -17,6 +18,8 @@ from jaxtyping import Bool
 from jax_unlearn.evaluate.vlm.questions import Question
 
 Ask = Callable[[list[int], str], list[str]]
+# How many of the other answers are reported.
+MOST_FREQUENT = 3
 
 
 @dataclass(frozen=True)
@@ -84,7 +87,11 @@ def _naming(qs: tuple[Question, ...], forget: set[str], preserve: set[str]) -> N
         return {tuple(normal(q.answers[c]) for q in qs) for c in asked}
 
     # Every forgotten class that is asked must be told apart, or the question does not name it.
-    if not right(forget) or right(forget) & right(preserve):
+    kept = right(preserve)
+    if not right(forget) or right(forget) & kept:
+        return None
+    # "Yes" or "no" to a question that no kept image is asked tells nothing from anything.
+    if not kept and not all(q.is_open for q in qs):
         return None
     possible = np.prod([len(set(q.answers.values())) for q in qs])
     return Naming(qs, frozenset(right(forget)), len(right(forget)) / float(possible))
@@ -96,13 +103,21 @@ def score(
     is_forget: Bool[np.ndarray, " n"],
     neighbours: Sequence[str],
 ) -> dict[str, Any]:
-    """What the model still says.
+    """Scores of a model's answers about held-out images.
 
-    named: for each naming open question, the share of forget images whose concept the answer
-    names, with chance; confirmed: the same for yes/no questions. selectivity: accuracy on forget
-    images of the open questions that have no part in naming, together and one by one. others,
-    neighbours, yes_no: accuracy on preserve images, on the neighbour classes among them, and of
-    yes/no questions.
+    Returns:
+        named: for each naming open question, the share of forget images whose concept the answer
+            names, what a guess would score, and `instead`: the most frequent other answers with
+            their shares of the forget images.
+        confirmed: the same for the yes/no questions that tell the concept from the rest.
+        false_yes: for each other yes/no question, the share of the forget images for which "no" is
+            right and the answer is "yes".
+        selectivity: accuracy on forget images of the open questions that have no part in naming,
+            and `selectivity_of` each of them.
+        others, neighbours: accuracy of the naming open questions on preserve images, and on the
+            neighbour classes among them. others_rest: of the other open questions. yes_no: of
+            yes/no questions on preserve images.
+        An accuracy is None where nothing was asked.
     """
     by_text = {a.question.text: a for a in asked}
     forget, preserve = set(labels[is_forget]), set(labels[~is_forget])
@@ -110,24 +125,45 @@ def score(
     used = {q.text for n in names for q in n.questions}
     near = ~is_forget & np.isin(labels, list(neighbours))
     opened = [a for a in asked if a.question.is_open]
-    unused = [a for a in opened if a.question.text not in used]
+    naming_open = [a for a in opened if a.question.text in used]
+    rest = [a for a in opened if a.question.text not in used]
     closed = [a for a in asked if not a.question.is_open]
 
     def named(naming: Naming) -> dict[str, Any]:
         parts = [by_text[q.text] for q in naming.questions]
-        rows = [a.said[is_forget[a.images]] for a in parts]
-        hits = [said in naming.tuples for said in zip(*rows, strict=True)]
-        return {"question": naming.text, "share": float(np.mean(hits)), "chance": naming.chance}
+        said = [*zip(*(a.said[is_forget[a.images]] for a in parts), strict=True)]
+        hits = [answer in naming.tuples for answer in said]
+        others = Counter(" + ".join(one) for one, hit in zip(said, hits, strict=True) if not hit)
+        return {
+            "question": naming.text,
+            "share": float(np.mean(hits)),
+            "chance": naming.chance,
+            "instead": {one: n / len(said) for one, n in others.most_common(MOST_FREQUENT)},
+        }
 
     return {
         "named": [named(n) for n in names if n.questions[0].is_open],
         "confirmed": [named(n) for n in names if not n.questions[0].is_open],
-        "selectivity": _accuracy(unused, labels, is_forget),
-        "selectivity_of": {a.question.text: _accuracy([a], labels, is_forget) for a in unused},
-        "others": _accuracy(opened, labels, ~is_forget),
-        "neighbours": _accuracy(opened, labels, near),
+        "false_yes": {
+            a.question.text: share
+            for a in closed
+            if a.question.text not in used
+            and (share := _false_yes(a, labels, is_forget)) is not None
+        },
+        "selectivity": _accuracy(rest, labels, is_forget),
+        "selectivity_of": {a.question.text: _accuracy([a], labels, is_forget) for a in rest},
+        "others": _accuracy(naming_open, labels, ~is_forget),
+        "others_rest": _accuracy(rest, labels, ~is_forget),
+        "neighbours": _accuracy(naming_open, labels, near),
         "yes_no": _accuracy(closed, labels, ~is_forget),
     }
+
+
+def _false_yes(asked: Asked, labels: np.ndarray, rows: Bool[np.ndarray, " n"]) -> float | None:
+    """Of the images of `rows` for which "no" is right, the share that is answered "yes"."""
+    right = np.array([normal(asked.question.answers[label]) for label in labels[asked.images]])
+    said = asked.said[rows[asked.images] & (right == "no")]
+    return float((said == "yes").mean()) if len(said) else None
 
 
 def _accuracy(

@@ -16,10 +16,11 @@ from jax_unlearn.runs.settings.config import RunConfig, to_json
 
 THUMBNAILS = 10
 VLM_ROWS = (
-    ("selectivity", "what else the forget images show"),
-    ("others", "open questions on preserve images"),
-    ("neighbours", "open questions on the neighbours"),
-    ("yes_no", "yes/no questions on preserve images"),
+    ("selectivity", "what else the forget images show, right"),
+    ("others", "naming questions on preserve images, right"),
+    ("neighbours", "naming questions on the nearest classes, right"),
+    ("others_rest", "other open questions on preserve images, right"),
+    ("yes_no", "yes/no questions on preserve images, right"),
 )
 ZERO_SHOT_ROWS = (("others", "all other classes"), ("neighbours", "the nearest of them"))
 

@@ -17,6 +17,7 @@ from jax_unlearn.features.streaming import Gathering, Granularity
 from jax_unlearn.objective.projectors import adapted_linears, load_paths
 from jax_unlearn.runs.settings.config import RunConfig
 from jax_unlearn.runs.sources.source import Session
+from jax_unlearn.runtime.errors import UserError
 from jax_unlearn.runtime.mesh import make_mesh
 
 
@@ -47,6 +48,14 @@ class ImageSession(Session):
             config.seed,
             config.batch_patches,
         )
+
+    def linears_to_adapt(self) -> list[str]:
+        config, mergers = self.config, [path.name for path in self.paths]
+        adapted = adapted_linears(config.targets, config.linears, mergers)
+        known = {name for path in self.paths for name in path.shapes}
+        if missing := sorted(set(adapted) - known):
+            raise UserError(f"--linears: nothing was extracted of {', '.join(missing)}")
+        return adapted
 
     def train_features(self, granularity: Granularity) -> Sides:
         return Sides(

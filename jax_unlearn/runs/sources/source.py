@@ -162,10 +162,15 @@ class Session(ABC):
         return {}
 
     def having(self, **changes: Any) -> "Session":
-        """The same with other settings of the targets or the loss."""
+        """The same features with other settings; the Linears to adapt follow from them."""
         other = copy.copy(self)
         other.config = replace(self.config, **changes)
+        other.adapted = other.linears_to_adapt()
         return other
+
+    def linears_to_adapt(self) -> list[str]:
+        """Full names of the Linears that the settings name, of those that were extracted."""
+        return self.adapted
 
     def counts(self) -> dict[str, Any]:
         """How many samples each group has, the skipped ones left out."""
