@@ -7,21 +7,21 @@ in eager PyTorch on the rows (the strongest fair baseline, benchmarks/speed/torc
 same on the rows' statistics, the published loop, our Adam on statistics, and our closed form. They
 run in this process, in turns. Rows and targets: benchmarks/speed/synthetic_rows.py.
 
-The clock starts at float32 arrays of rows, target and Linear, and holds each contestant's own
-preparation: original outputs, residual, statistics, moments. Compilation is told beside it: every
-program is compiled before the clock starts. PyTorch is looked at after every step, our Adam after
-every scan of --scan steps, the closed form after every iteration; its adapter is there a little
-later (`returned`), as it goes on to its last digits. The closed form has one start and no lower
-bound here, as more would only cost it time.
+The clock starts at float32 arrays of rows, target and Linear, and includes each contestant's own
+preparation: original outputs, residual, statistics, moments. Compilation is reported in a column of
+its own: every program is compiled before the clock starts. PyTorch's objective is read after every
+step, our Adam's after every scan of --scan steps, the closed form's after every iteration; that
+returns its adapter a little later (`returned`), after its last digits and without a lower bound.
 
-Each goal has the constant learning rate that is there first, of those of --rates. All four Adam
-contestants descend the same trajectory for the same rate, but for rounding: same start, same loss,
-same full batch. So a rate is tuned once, by our scan on statistics, and is the best of the grid for
-each of them. What the tuning takes is told apart, and is in nobody's time.
+Each goal has the constant learning rate of --rates that reaches it in the fewest steps. All four
+Adam contestants follow the same trajectory for the same rate, but for rounding: same start, same
+loss, same full batch. So the rates are tuned once, by our scan on statistics, and hold for each of
+them. The seconds of the tuning are reported separately and are part of no contestant's time.
 
-Of the published loop few epochs are timed (--published-epochs), and its time is
-its preparation and so many median epochs as the whole algebra on the same rows needed, with which
-its objectives must agree in those that it runs. With 0 it runs to its own passages.
+Of the published loop a few epochs are timed (--published-epochs). Its time is then extrapolated:
+its preparation, and the median epoch times as many epochs as the whole algebra on the same rows
+needed, with which its objectives must agree in the epochs that it runs. With 0 it runs to its own
+passages.
 """
 
 import json
@@ -50,7 +50,7 @@ def main(arguments: Sequence[str] | None = None) -> None:
     add("--forget", type=int, default=1250, help="rows")
     add("--preserve", type=int, default=11_250, help="rows")
     add("--tokens", type=int, default=50, help="rows an image")
-    add("--epochs", type=int, default=1000, help="at most so many, whatever is reached")
+    add("--epochs", type=int, default=1000, help="limit of every training")
     add("--published-epochs", type=int, default=4, help="of the published loop; 0: all of them")
     add("--rates", type=float, nargs="+", default=RATES, help="learning rates to choose from")
     add("--starts", type=int, default=3, help="of the closed form, for the best objective known")
