@@ -26,7 +26,7 @@ from matplotlib.figure import Figure
 
 from benchmarks.harness import clocked, command, figure, ratio, save
 from benchmarks.markdown import caption, refuse_equal, shown, table_of
-from benchmarks.speed.jit_vs_eager import NAME, Scan
+from benchmarks.speed.contestants import NAME, Scan
 from benchmarks.speed.streamed_rows import load_part, sides
 from benchmarks.speed.tower import machine
 
@@ -73,7 +73,7 @@ def phases(case: str, file: Path, options: argparse.Namespace) -> dict[str, Any]
 
 def steps(files: Sequence[Path], options: argparse.Namespace) -> list[dict[str, Any]]:
     """Seconds a step of each problem, and the ratio to the first one's."""
-    runs = [Scan({NAME: load_part(file)}) for file in files]
+    runs = [Scan({NAME: load_part(file)}, options.steps) for file in files]
     for run in runs:
         run.begin()
         run.advance(options.steps)
