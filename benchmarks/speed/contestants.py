@@ -12,16 +12,16 @@ import numpy as np
 import optax
 from jaxtyping import Float
 
+from benchmarks.harness import PUBLISHED
 from benchmarks.speed.torch_algebra import Constants, compiled_algebra, whole_algebra
 from benchmarks.speed.torch_loop import RATE, Loop, Rows, published
 from jax_unlearn.models.lora import LoraAdapter
 from jax_unlearn.objective.linear import LinearProblem, compress, linear_problem
 from jax_unlearn.objective.loss import Problem, loss
 from jax_unlearn.solvers.adam.loop import run_chunk, start
-from jax_unlearn.solvers.config import TrainConfig
 
 NAME = "linear_fc2"
-CONFIG = TrainConfig()
+CONFIG = PUBLISHED
 WEIGHTS = CONFIG.loss_weights()
 
 ALGEBRA = "PyTorch eager, whole algebra"

@@ -7,6 +7,7 @@ many rows into a file, or to train on that file.
 import argparse
 import json
 from collections.abc import Sequence
+from dataclasses import replace
 from pathlib import Path
 from time import perf_counter
 from typing import Any
@@ -14,13 +15,13 @@ from typing import Any
 import jax
 import numpy as np
 
+from benchmarks.harness import PUBLISHED
 from benchmarks.speed.synthetic_rows import FORGET, PRESERVE, Source
 from jax_unlearn.features.statistics import Statistics
 from jax_unlearn.features.streaming import StreamingStatistics
 from jax_unlearn.objective.linear import LinearProblem, linear_part
 from jax_unlearn.objective.targets import Target
 from jax_unlearn.solvers.adam.loop import train
-from jax_unlearn.solvers.config import TrainConfig
 
 FIELDS = ("forget", "residual", "preserve", "forget_rows", "preserve_rows")
 
@@ -102,7 +103,8 @@ def gathered(options: argparse.Namespace) -> dict[str, Any]:
 
 
 def trained(options: argparse.Namespace) -> dict[str, Any]:
-    result = train({"linear_fc2": load_part(options.file)}, TrainConfig(epochs=options.epochs))
+    config = replace(PUBLISHED, epochs=options.epochs)
+    result = train({"linear_fc2": load_part(options.file)}, config)
     return {"seconds": result.seconds["total"]}
 
 

@@ -17,12 +17,11 @@ from torch import Tensor
 from torch.linalg import vector_norm
 from torch.nn.functional import linear
 
+from benchmarks.harness import PUBLISHED
 from jax_unlearn.models.lora import LoraAdapter, LoraPair
-from jax_unlearn.objective.loss import LossWeights
-from jax_unlearn.solvers.config import TrainConfig
 
-WEIGHTS = LossWeights()
-RATE = TrainConfig().learning_rate
+WEIGHTS = PUBLISHED.loss_weights()
+RATE = PUBLISHED.learning_rate
 # Returns the loss of A and B and sets their gradients.
 Backward = Callable[[Tensor, Tensor], Tensor]
 

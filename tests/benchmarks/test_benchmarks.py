@@ -13,7 +13,7 @@ from benchmarks.harness import save
 from benchmarks.scale import accelerator
 from benchmarks.speed import rows, sweep, where_to_solve
 from benchmarks.speed.synthetic_rows import FORGET, Source
-from jax_unlearn.solvers.config import TrainConfig
+from jax_unlearn.solvers.config import SolverConfig
 from tests import problems
 
 
@@ -46,7 +46,7 @@ def test_sweep(tmp_path, monkeypatch):
     settings = sweep.grid().settings()
     assert len(set(settings)) == 256
     problem = problems.problem()
-    config = TrainConfig(chunk=2)
+    config = SolverConfig(chunk=2)
     found = sweep.compare(lambda *_: problem, settings[:3], config, epochs=4, rounds=2)
     assert found["rows"] == {"merger.linear_fc2": [30, 50]}
     found |= {"machine": sweep.machine(), "concept": "astronaut"}

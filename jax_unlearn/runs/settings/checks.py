@@ -64,9 +64,7 @@ def facts_of(config: RunConfig) -> dict[str, Any]:
     fresh_tower = source == "qwen_images" and not saved
     names_alone = source == "clip_names" and not (samples.images or samples.other_images)
     split = samples.forget_held_out is None or samples.preserve_held_out is None
-    erases_what_is_fixed = (
-        source == "clip_names" or saved or (source == "clip_images" and not split)
-    )
+    fixed = source == "clip_names" or saved or (source == "clip_images" and not split)
     return {
         "source": source,
         "optimizer": optimizer,
@@ -77,7 +75,7 @@ def facts_of(config: RunConfig) -> dict[str, Any]:
         "adapts_fc1": FIRST in config.objective.linears,
         "resumable": fresh_tower or optimizer == "adam",
         "reads_images": not (saved or names_alone),
-        "draws": not (optimizer == "leace" and erases_what_is_fixed),
+        "draws": not (optimizer == "leace" and fixed),
         "sweep": sweep_of(config) is not None,
         "command": "sweep" if isinstance(config, SweepConfig) else "run",
     }
