@@ -7,7 +7,6 @@ and kept, the images of both are classified, each among its own names, in the he
 import argparse
 import itertools
 import json
-from dataclasses import replace
 from pathlib import Path
 from tempfile import TemporaryDirectory
 from typing import Any
@@ -16,10 +15,10 @@ from rich.console import Console
 
 from benchmarks.forgetting.targets import machine
 from benchmarks.markdown import caption, over_seeds, refuse_equal, table_of
-from jax_unlearn.runs.fit_adapter import adapt
-from jax_unlearn.runs.settings.config import RunConfig
-from jax_unlearn.runs.settings.presets import Preset, preset_settings
-from jax_unlearn.runs.sources.clip_names import TextSession
+from jax_unlearn.evaluate.judges import judge_of
+from jax_unlearn.runs.fit_adapter import fit_adapter
+from jax_unlearn.runs.settings.presets import Preset, start_settings
+from jax_unlearn.runs.sources.clip_names import ClipNames
 from jax_unlearn.runtime.assets import CLIP_ASSETS
 
 RESULTS = Path(__file__).parents[1] / "results" / "clip_forgetting.json"
@@ -70,19 +69,16 @@ def measure(
 ) -> dict[str, Any]:
     kind = next(k for k, path in data.items() if (path / names[0]).is_dir())
     kept = sorted(p.name for p in data[kind].iterdir() if p.name not in names)
-    config = RunConfig(
-        checkpoint=CLIP_ASSETS / "checkpoint",
-        forget_text=names,
+    checkpoint = CLIP_ASSETS / "checkpoint"
+    config = start_settings(preset, checkpoint=checkpoint, forget_text=names).replace(
         preserve_text=tuple(kept),
         images=data[kind],
         other_images=tuple(path for k, path in data.items() if k != kind),
-        out=Path("unused"),
-        **preset_settings(preset, text=True),
+        seed=seed,
     )
-    session = TextSession(replace(config, seed=seed), console)
-    train, test = session.train_features("images"), session.test_features()
-    found = adapt(session, train, Console(quiet=True)).found
-    zero_shot = session.evaluate(train, test, found.result.adapter)["zero_shot"]
+    extracted = ClipNames(config, console).extract()
+    found = fit_adapter(extracted, config, Console(quiet=True)).found
+    zero_shot = judge_of(extracted, config.samples).evaluate(found.result.adapter)["zero_shot"]
     (other,) = zero_shot["other_data"].values()
     return {
         "forget": list(names),

@@ -23,16 +23,14 @@ def main() -> None:
     parser.add_argument("--out", type=Path, default=RESULTS)
     options = parser.parse_args()
     console = Console(stderr=True)
-    rows, before = [], {}
+    rows, facts = [], {}
     for linears in CHOICES:
         bench = make_bench(options.concept, console, linears=linears)
-        before = bench.before
-        rows.append(
-            {"linears": linears, **bench.run({"epochs": EPOCHS, "optimizer": "adam"}, seed=0)}
-        )
+        facts = {"before": bench.before, "images": bench.images()}
+        rows.append(bench.run({"epochs": EPOCHS, "optimizer": "adam"}, seed=0))
         console.print(f"{linears}, {rows[-1]['seconds']:.1f} s: {brief(rows[-1]['after'])}")
     results = {"machine": machine(), "concept": options.concept, "epochs": EPOCHS}
-    results |= {"before": before, "rows": rows}
+    results |= facts | {"rows": rows}
     options.out.write_text(json.dumps(results, indent=1) + "\n")
 
 

@@ -31,7 +31,8 @@ def main() -> None:
             rows.append(bench.run({"optimizer": optimizer}, seed=0))
             seconds = rows[-1]["seconds"]
             console.print(f"{concept}, {optimizer}, {seconds:.1f} s: {brief(rows[-1]['after'])}")
-        results["concepts"].append({"concept": concept, "before": bench.before, "rows": rows})
+        one = {"concept": concept, "images": bench.images(), "before": bench.before}
+        results["concepts"].append(one | {"rows": rows})
         options.out.write_text(json.dumps(results, indent=1) + "\n")
 
 

@@ -12,7 +12,7 @@ import platform
 import time
 from collections import Counter
 from collections.abc import Iterable, Sequence
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 from pathlib import Path
 from tempfile import TemporaryDirectory
 from typing import Any, get_args
@@ -26,16 +26,20 @@ import porting
 from benchmarks.forgetting import cells
 from benchmarks.markdown import caption, over_seeds, table_of
 from benchmarks.shipped.qwen3_vl.images import regions
+from jax_unlearn.evaluate.judges import splits
 from jax_unlearn.evaluate.probes import fit_before, read_splits
 from jax_unlearn.evaluate.vlm.exam import Exam
 from jax_unlearn.evaluate.vlm.model import load_vlm
 from jax_unlearn.features.streaming import Granularity
 from jax_unlearn.models.lora import LoraAdapter
+from jax_unlearn.objective.problem import adapted_in, drawn_targets
 from jax_unlearn.objective.targets import TARGETS
 from jax_unlearn.runs.demo import Demo, demo_config
-from jax_unlearn.runs.fit_adapter import adapt
+from jax_unlearn.runs.fit_adapter import fit_adapter
+from jax_unlearn.runs.settings.checks import optimizer_of
+from jax_unlearn.runs.settings.config import flat
 from jax_unlearn.runs.settings.presets import FAITHFUL
-from jax_unlearn.runs.sources.qwen_images import ImageSession
+from jax_unlearn.runs.sources.qwen_images import QwenImages
 from jax_unlearn.runtime.assets import ASSETS
 
 RESULTS = Path(__file__).parents[1] / "results" / "forgetting.json"
@@ -77,42 +81,52 @@ class Bench:
     def __init__(self, concept: str, questions: Path, console: Console, **setting: Any) -> None:
         """setting: what decides which taps are extracted, `linears` above all."""
         demo = demo_config(Demo(concept=concept))
-        self.config = replace(demo, questions=questions, **setting)
-        self.session = ImageSession(self.config, console)
-        self.sides = {rows: self.session.train_features(rows) for rows in get_args(Granularity)}
-        self.test = self.session.test_features()
+        self.config = demo.replace(questions=questions, **setting)
+        self.extracted = {
+            rows: QwenImages(self.config.replace(granularity=rows), console).extract()
+            for rows in get_args(Granularity)
+        }
+        means = self.extracted["images"]
+        self.test = means.test
         nothing = LoraAdapter({}, alpha=1.0, rank=1)
-        self.fitted = fit_before(self.session.splits(self.sides["images"], nothing))
+        self.fitted = fit_before(splits(means, means.train.image_means(), nothing))
         read = self.read(nothing)
-        test = self.test
-        self.exam = Exam(test.files, test.is_forget, read["neighbours"], questions)
-        self.before = self.exam.sit(load_vlm(self.config.checkpoint))
+        self.exam = Exam(self.test.files, self.test.is_forget, read["neighbours"], questions)
+        self.before = self.exam.score_model(load_vlm(self.config.samples.checkpoint))
 
     def run(self, setting: dict[str, Any], seed: int) -> dict[str, Any]:
         """Fit with these settings and measure; the row says what the saved adapter holds."""
         begun = time.perf_counter()
-        session = self.session.having(seed=seed, **setting)
-        config = session.config
-        sides = self.sides[config.granularity]
-        result = adapt(session, sides, Console(quiet=True)).found.result
+        config = self.config.replace(seed=seed, **setting)
+        extracted = self.extracted[config.extraction.granularity]
+        result = fit_adapter(extracted, config, Console(quiet=True)).found.result
         seconds = time.perf_counter() - begun
+        checkpoint = config.samples.checkpoint
         with TemporaryDirectory() as folder:
             adapter = Path(folder) / "adapter"
-            base = str(config.checkpoint)
-            porting.save_peft(result.adapter, adapter, base_model_name_or_path=base)
+            porting.save_peft(result.adapter, adapter, base_model_name_or_path=str(checkpoint))
             saved = porting.load_peft(adapter)
-            after = self.exam.sit(load_vlm(config.checkpoint, adapter))
-        if set(saved.pairs) != set(session.adapted):
-            raise SystemExit(f"{setting}: adapted {sorted(saved.pairs)}, not {session.adapted}")
-        shown = {key: getattr(config, key) for key in FAITHFUL}
-        shown["optimizer"] = session.optimizer
+            after = self.exam.score_model(load_vlm(checkpoint, adapter))
+        asked = adapted_in(config.objective, extracted)
+        if set(saved.pairs) != set(asked):
+            raise SystemExit(f"{setting}: adapted {sorted(saved.pairs)}, not {asked}")
+        values = flat(config)
+        shown = {key: values[key] for key in FAITHFUL} | {"optimizer": optimizer_of(config)}
         facts = {"setting": shown, "seed": seed, "seconds": seconds}
         facts |= {"linears": sorted(saved.pairs), "rank": saved.rank}
         return facts | {"after": after, **self.read(saved)}
 
     def read(self, adapter: LoraAdapter) -> dict[str, Any]:
-        splits = (self.session.splits(side, adapter) for side in (self.sides["images"], self.test))
-        return read_splits(*splits, self.fitted)
+        """What probes find on the images' means."""
+        means = self.extracted["images"]
+        train = splits(means, means.train.image_means(), adapter)
+        return read_splits(train, splits(means, means.test, adapter), self.fitted)
+
+    def drawn(self, setting: dict[str, Any]) -> bool:
+        """Whether the seed decides anything: a target that is drawn, or Adam's start."""
+        config = self.config.replace(**setting)
+        target = config.objective.target
+        return optimizer_of(config) == "adam" or target in drawn_targets("qwen_images")
 
     def images(self) -> dict[str, int | None]:
         """How many held-out images there are to forget, and of how many parts of photos."""
@@ -130,10 +144,7 @@ def measure(
     bench = make_bench(concept, console)
     rows = []
     for setting, seed in itertools.product(settings, seeds):
-        session = bench.session.having(**setting)
-        if seed != seeds[0] and not (
-            session.optimizer == "adam" or session.config.target in session.drawn
-        ):
+        if seed != seeds[0] and not bench.drawn(setting):
             continue
         row = bench.run(setting, seed)
         rows.append(row)

@@ -10,12 +10,13 @@ from rich.console import Console
 
 from benchmarks.forgetting.targets import machine
 from benchmarks.markdown import caption, over_seeds, refuse_equal, table_of
+from jax_unlearn.evaluate.judges import judge_of
 from jax_unlearn.objective.targets import TARGETS
 from jax_unlearn.runs.demo import Demo, demo_config
 from jax_unlearn.runs.report.sweep_files import draw
-from jax_unlearn.runs.settings.config import settings_of
+from jax_unlearn.runs.settings.config import build
 from jax_unlearn.runs.settings.sweep_config import SweepConfig
-from jax_unlearn.runs.sources.qwen_images import ImageSession
+from jax_unlearn.runs.sources.qwen_images import QwenImages
 from jax_unlearn.runs.sweep import explore
 
 RESULTS = Path(__file__).parents[1] / "results" / "tradeoff.json"
@@ -29,10 +30,10 @@ def main() -> None:
     console, found = Console(stderr=True), {}
     for concept in options.concepts:
         config = demo_config(Demo(concept=concept))
-        session = ImageSession(config, console)
-        train, test = session.train_features(config.granularity), session.test_features()
-        tries = SweepConfig(**settings_of(config) | {"target_kinds": TARGETS})
-        found[concept] = explore(session, train, test, tries, console).rows()
+        extracted = QwenImages(config, console).extract()
+        judge = judge_of(extracted, config.samples)
+        tries = build(SweepConfig, {"target_kinds": TARGETS}, config)
+        found[concept] = explore(extracted, judge, tries, console).rows()
         chosen = next(row for row in found[concept] if row["chosen"])
         console.print(f"{concept}: {len(found[concept])} settings, chosen {chosen}")
     figure = Figure(figsize=(4.2 * len(found), 4), layout="constrained")
@@ -45,7 +46,13 @@ def main() -> None:
     options.out.write_text(json.dumps(results, indent=1) + "\n")
 
 
-HELD_OUT = ("held_out_forget", "held_out_preserve", "held_out_drift")
+HELD_OUT = (
+    "held_out_before",
+    "held_out_forget",
+    "held_out_selectivity",
+    "held_out_preserve",
+    "held_out_drift",
+)
 VARIED = ("target", "lambda_forget", "lambda_preserve", "rank")
 
 

@@ -6,7 +6,7 @@ import numpy as np
 import pytest
 
 from jax_unlearn.evaluate.vlm.questions import Question, load_questions
-from jax_unlearn.evaluate.vlm.scoring import ask_all, naming, score, understood
+from jax_unlearn.evaluate.vlm.scoring import ask_all, naming, score, match_answer
 from jax_unlearn.runtime.errors import UserError
 
 CLASSES = ("red triangle", "red circle", "blue triangle", "blue circle", "cat")
@@ -126,7 +126,7 @@ def test_mistakes_about_preserved_classes_are_counted_where_they_belong():
     ],
 )
 def test_a_sentence_is_understood_by_the_one_answer_in_it(said, meant):
-    assert understood(said, CLASSES) == meant
+    assert match_answer(said, CLASSES) == meant
 
 
 def test_without_a_file_the_question_is_the_name():

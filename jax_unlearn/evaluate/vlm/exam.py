@@ -33,16 +33,16 @@ class Exam:
         self.is_forget = is_forget
         self.neighbours = neighbours
 
-    def sit(self, vlm: VLM) -> dict[str, Any]:
+    def score_model(self, vlm: VLM) -> dict[str, Any]:
         """Scores of one model (`answers.score`)."""
 
-        def put(rows: list[int], question: str) -> list[str]:
+        def ask_about(rows: list[int], question: str) -> list[str]:
             return ask(vlm, [self.images[i] for i in rows], question)
 
-        answers = ask_all(put, self.questions, self.labels)
+        answers = ask_all(ask_about, self.questions, self.labels)
         return score(answers, self.labels, self.is_forget, self.neighbours)
 
     def before_and_after(self, checkpoint: Path, adapter: Path) -> dict[str, Any]:
         """Scores without and with the adapter; one model is in memory at a time."""
-        before = self.sit(load_vlm(checkpoint))
-        return {"before": before, "after": self.sit(load_vlm(checkpoint, adapter))}
+        before = self.score_model(load_vlm(checkpoint))
+        return {"before": before, "after": self.score_model(load_vlm(checkpoint, adapter))}

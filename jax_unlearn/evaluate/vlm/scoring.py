@@ -38,7 +38,7 @@ def ask_all(ask: Ask, questions: Sequence[Question], labels: np.ndarray) -> list
         images = np.flatnonzero(np.isin(labels, list(question.answers)))
         possible = set(question.answers.values())
         replies = ask(images.tolist(), question.text)
-        said = np.array([understood(reply, possible) for reply in replies], dtype=object)
+        said = np.array([match_answer(reply, possible) for reply in replies], dtype=object)
         asked.append(Asked(question, images, said))
     return asked
 
@@ -47,13 +47,13 @@ def normal(answer: str) -> str:
     return " ".join(re.findall(r"[^\W_]+", answer.lower()))
 
 
-def understood(said: str, possible: Collection[str]) -> str:
+def match_answer(reply: str, possible: Collection[str]) -> str:
     """The possible answer that a sentence gives: the longest that stands in it as whole words.
 
     "The image shows a red circle." is "red circle". A sentence with two of them that do not contain
     each other, or with none, stays as it is, and is none of them.
     """
-    text = normal(said)
+    text = normal(reply)
     held = {a for a in map(normal, possible) if f" {a} " in f" {text} "}
     whole = [a for a in held if not any(a != b and f" {a} " in f" {b} " for b in held)]
     return whole[0] if len(whole) == 1 else text
