@@ -6,10 +6,16 @@ import numpy as np
 from jax_unlearn.models.lora import LoraPair
 from jax_unlearn.objective.linear import LinearProblem, linear_problem
 from jax_unlearn.objective.loss import loss
+from jax_unlearn.solvers.config import SolverConfig
 
 D_IN, E, RANK = 16, 8, 3
 # One program of each shape, as in training, in place of dozens of operations that compile alone.
 value_and_gradient = jax.jit(jax.value_and_grad(loss, has_aux=True))
+
+
+def published(**settings):
+    """The published weights and form of the loss, whatever our own defaults become."""
+    return SolverConfig(**{"lambda_preserve": 0.4, "reduction": "sum"} | settings)
 
 
 def arrays(

@@ -8,15 +8,24 @@ import threading
 from pathlib import Path
 
 import numpy as np
+from rich.console import Console
 
 import porting
 from jax_unlearn.features.statistics_file import read_statistics
+from jax_unlearn.runs.cli import parse_run
+from jax_unlearn.runs.settings.config import RunConfig
+from jax_unlearn.runs.sources.qwen_images import QwenImages
 from tests.problems import same_heads
 
 CLASSES = {"forget": ["red triangle"], "preserve": ["blue circle", "astronaut"]}
+QUIET = Console(quiet=True)
+# In place of Adam, whose epochs the others refuse; LEACE has no rank either.
+CLOSED_FORM = {"optimizer": "closed_form", "epochs": None}
+LEACE = {"optimizer": "leace", "epochs": None, "rank": None}
 
 
 def arguments(folder, out, **options):
+    """The command line of a run by Adam; an option that is None is left out."""
     given = {
         "checkpoint": folder / "checkpoint",
         "forget": folder / "forget",
@@ -29,19 +38,19 @@ def arguments(folder, out, **options):
     flags = (
         [f"--{key.replace('_', '-')}", *map(str, value if isinstance(value, list) else [value])]
         for key, value in given.items()
+        if value is not None
     )
     return ["run", *(part for flag in flags for part in flag)]
 
 
-# The command line where rows are summed on the devices, as on an accelerator.
-ON_DEVICE = """
-import sys
-from functools import partialmethod
-from jax_unlearn.features.extractor import Extractor
-Extractor.__init__ = partialmethod(Extractor.__init__, on_device=True)
-from jax_unlearn.runs.cli import main
-main(sys.argv[1:])
-"""
+def parse(words):
+    """The settings that a command line of `run` stands for."""
+    return parse_run(RunConfig, words)[0]
+
+
+def source(folder, **options):
+    """What a run over these folders extracts from."""
+    return QwenImages(parse(arguments(folder, folder / "x", **options)), QUIET)
 
 
 def same_outcome(ours, theirs):

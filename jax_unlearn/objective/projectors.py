@@ -198,8 +198,9 @@ def frozen_linears(tower: Qwen3VisionTower, adapted: Collection[str]) -> list[Fr
     """
     needed = {f"{merger}.{LAST}" for merger in tower.config.mergers} | set(adapted)
     order = [f"{merger}.{own}" for merger in tower.config.mergers for own in (FIRST, LAST)]
+    names = [name for name in order if name in needed] + sorted(needed - set(order))
     try:
-        found = {name: tower.linear(name) for name in order if name in needed}
+        found = {name: tower.linear(name) for name in names}
     except ValueError as error:
         raise UserError(f"--linears: {error}") from error
     return [FrozenLinear(k, np.ascontiguousarray(w), bias) for k, (w, bias) in found.items()]

@@ -23,7 +23,7 @@ BATCH = 24
 # One row, which is its own mean; fewer than D_in in one batch, a few more, many batches.
 ROWS = {"one": (1, 1), "n < D_in": (4, 3), "some": (9, 4), "n > D_in": (60, 9)}
 # The forget term is one that no row has a part in.
-WEIGHTS = LossWeights(1.0, 1.0, 0.0)
+WEIGHTS = LossWeights(1.0, 1.0, 0.0, "sum")
 
 
 def summed(x, mesh="data=1", batch=BATCH):

@@ -16,7 +16,7 @@ from jax_unlearn.data.folders import find_images
 from jax_unlearn.data.images import ImageFile, ImageReader
 from jax_unlearn.data.loader import PackStep
 from jax_unlearn.data.preprocess import load_preprocessor
-from jax_unlearn.features.extractor import Extractor
+from jax_unlearn.features.extractor import ExtractionSettings, Extractor
 from jax_unlearn.features.throughput import MOST_WORKERS, PER_WORKER, usual_workers
 from jax_unlearn.features.tower_pass import tap_rows
 from jax_unlearn.runtime.errors import UserError
@@ -51,9 +51,10 @@ def tower(folder):
     return load_vision_tower(folder / "checkpoint")
 
 
-def extractor(folder, tower, max_pixels=2**20, **options):
-    preprocessor = load_preprocessor(folder / "checkpoint", tower.config, max_pixels)
-    return Extractor(tower, preprocessor, (*NAMES, INNER), **options)
+def extractor(folder, tower, **settings):
+    given = ExtractionSettings(**settings)
+    preprocessor = load_preprocessor(folder / "checkpoint", tower.config, given.max_pixels)
+    return Extractor(tower, preprocessor, (*NAMES, INNER), given)
 
 
 def run(folder, tower, granularity, files=None, **options):
@@ -64,7 +65,7 @@ def run(folder, tower, granularity, files=None, **options):
 
 
 def test_rows_are_the_towers_own_in_the_order_of_the_files(folder, tower):
-    features = run(folder, tower, "tokens", patches=512)  # several batches of several lengths
+    features = run(folder, tower, "tokens", batch_patches=512)  # several batches of several lengths
     assert [file.path.name for file in features.files][6:8] == ["06.png", "08.png"]
     assert len(features.files) == 24
     preprocess = extractor(folder, tower).preprocessor
@@ -152,7 +153,7 @@ def test_devices_wait_for_slow_images(folder, tower, monkeypatch):
         return whole(self, batches)
 
     monkeypatch.setattr(PackStep, "__call__", slow)
-    one = extractor(folder, tower, patches=512)
+    one = extractor(folder, tower, batch_patches=512)
     one.extract(find_images(folder / "images", "x"), ImageReader(), "", QUIET)
     # Two are loaded at once.
     assert 0.1 < one.work.waited < one.work.seconds

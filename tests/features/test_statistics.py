@@ -145,7 +145,7 @@ def test_a_nearly_perfect_fit_does_not_cancel(seed, exponent):
     residual = (fitted + missed).astype(np.float32)
     x_p = side(random, 30, 9, "plain")[0]
     rows = LinearProblem(x_f, residual, x_p, float(len(x_f)), float(len(x_p)))
-    weights = LossWeights(1.0, 1e-9, 1e-9)
+    weights = LossWeights(1.0, 1e-9, 1e-9, "sum")
     exact = float64_loss(rows, pair, 1.0, weights)
     small = compress({"x": rows})["x"]
     assert len(small.forget) <= D_IN + E < len(x_f)
@@ -251,7 +251,7 @@ def test_an_empty_side_has_no_say():
     part = linear_part(weight, bias, forget, aim, StreamingStatistics(D_IN, None).finish())
     assert part.preserve.shape == (0, D_IN)
     adapter = LoraAdapter({"x": LoraPair(*map(jnp.asarray, _pair()))}, 1.0, 3)
-    terms = loss(adapter, {"x": part}, LossWeights())[1]
+    terms = loss(adapter, {"x": part}, LossWeights(1.3, 0.4, 1.0, "sum"))[1]
     assert float(terms[1]) == 0
     assert np.array_equal(statistics(empty, np.zeros(0, int), None).total, np.zeros(D_IN))
 

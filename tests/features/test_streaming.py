@@ -3,31 +3,24 @@
 import jax.numpy as jnp
 import numpy as np
 import pytest
-from rich.console import Console
 
 from jax_unlearn.features import streaming
 from jax_unlearn.features.samples import TapRows
 from jax_unlearn.features.streaming import SideStatistics
 from jax_unlearn.features.token_owners import TokenOwners
-from jax_unlearn.runs.cli import parse
-from jax_unlearn.runs.sources.qwen_images import ImageSession
 from jax_unlearn.runtime.mesh import make_mesh
-from tests.running import arguments
+from tests.running import QUIET, source
 
 TAP = "deepstack_merger_list.1.linear_fc2"
-
-
-def session(folder, **options):
-    return ImageSession(parse(arguments(folder, folder / "x", **options)), Console(quiet=True))
 
 
 @pytest.fixture(scope="module")
 def tokens(folder):
     """Every token's row at one tap, of the images to forget and to keep."""
-    one = session(folder)
+    one = source(folder)
     extract = one.extractor.extract
-    files = one.images.forget, one.images.preserve
-    return [extract(side, one.reader, "", one.console, [TAP]).taps[TAP] for side in files]
+    files = one.dataset.forget, one.dataset.preserve
+    return [extract(side, one.reader, "", QUIET, [TAP]).taps[TAP] for side in files]
 
 
 def expected(tap: TapRows, granularity: str):
@@ -39,7 +32,7 @@ def expected(tap: TapRows, granularity: str):
 @pytest.mark.parametrize("block", [1, 4096])
 def test_a_run_gathers_what_all_its_rows_have(folder, tokens, granularity, block, monkeypatch):
     monkeypatch.setattr(streaming, "BLOCK", block)
-    sides = session(folder).train_features(granularity)
+    sides = source(folder, granularity=granularity).extract().train
     for features, tap in zip((sides.forget, sides.preserve), tokens, strict=True):
         (found,) = features.statistics[TAP]
         x = expected(tap, granularity)
@@ -53,16 +46,16 @@ def test_a_run_gathers_what_all_its_rows_have(folder, tokens, granularity, block
 
 def test_rows_are_kept_by_the_place_of_their_image(folder, tokens):
     """A broken file leaves no gap: the third image is the second then."""
-    one = session(folder)
-    broken = one.images.forget[1]
+    one = source(folder, granularity="tokens")
+    broken = one.dataset.forget[1]
     data = broken.path.read_bytes()
     broken.path.write_bytes(b"broken")
     try:
-        features = one.train_features("tokens").forget
+        features = one.extract().train.forget
     finally:
         broken.path.write_bytes(data)
     (found,) = features.statistics[TAP]
-    assert len(features.files) == len(one.images.forget) - 1
+    assert len(features.files) == len(one.dataset.forget) - 1
     assert sorted(set(found.rows.image)) == list(range(len(features.files)))
     two_rows_per_image = found.rows if found.gram is not None else found.rows.two_rows_per_image()
     third = two_rows_per_image.x[(two_rows_per_image.image == 1) & (two_rows_per_image.ones > 0)][0]
@@ -71,8 +64,9 @@ def test_rows_are_kept_by_the_place_of_their_image(folder, tokens):
 
 
 def test_images_to_choose_by_are_a_fifth_of_each_class_and_apart(folder):
-    whole = session(folder).train_features("tokens").preserve
-    split = session(folder, select="held_out").train_features("tokens").preserve
+    rows = {"granularity": "tokens"}
+    whole = source(folder, **rows).extract().train.preserve
+    split = source(folder, **rows, select="held_out").extract().train.preserve
     (every,), (fit, choose) = whole.statistics[TAP], split.statistics[TAP]
     assert (fit.count + choose.count, fit.count > choose.count > 0) == (every.count, True)
     np.testing.assert_allclose(fit.total + choose.total, every.total, rtol=1e-6)
@@ -83,30 +77,32 @@ def test_images_to_choose_by_are_a_fifth_of_each_class_and_apart(folder):
 
 
 def test_means_of_some_images_are_kept_and_the_statistics_are_of_all(folder):
-    few, every = (session(folder, keep_means=n) for n in (3, 2000))
-    some, whole = few.train_features("tokens"), every.train_features("tokens")
+    few, every = (
+        source(folder, granularity="tokens", keep_means=n).extract() for n in (3, None)
+    )
+    some, whole = few.train, every.train
     assert len(some.preserve.files) == len(some.preserve.taps[TAP].x) == 3
     assert set(some.preserve.files) < set(whole.preserve.files)
-    assert len(few.test_features().preserve.files) == 3
+    assert len(few.test.preserve.files) == 3
     assert some.forget.files == whole.forget.files
     (one,), (other,) = (side.preserve.statistics[TAP] for side in (some, whole))
     np.testing.assert_array_equal(one.full_gram(), other.full_gram())
-    assert few.counts() == every.counts()
+    assert few.counts == every.counts
 
 
 @pytest.mark.parametrize("granularity", ["tokens", "images"])
 @pytest.mark.parametrize("select", ["best", "held_out"])
 def test_devices_gather_what_the_host_gathers(folder, granularity, select, monkeypatch):
     """As on an accelerator: means are taken where the tokens are, and Gram matrices of some."""
-    options = {"select": select, "max_pixels": 512, "batch_patches": 512}
-    host, device = (session(folder, **options) for _ in range(2))
-    device.extractor.on_device = True
+    options = {"select": select, "granularity": granularity}
+    options |= {"max_pixels": 512, "batch_patches": 512}
+    host, device = (source(folder, **options, sum_on=where) for where in ("host", "device"))
     fetched = []
     pieces = TokenOwners.images
     monkeypatch.setattr(
         TokenOwners, "images", lambda *args: (fetched.append(args[2]), pieces(*args))[1]
     )
-    theirs, ours = (one.train_features(granularity) for one in (host, device))
+    theirs, ours = (one.extract().train for one in (host, device))
     # Of the rows to keep the host gets means only, of those to forget only where those will do.
     assert any(len(means) for means in fetched)
     for side, other in ((ours.forget, theirs.forget), (ours.preserve, theirs.preserve)):
@@ -119,19 +115,19 @@ def test_devices_gather_what_the_host_gathers(folder, granularity, select, monke
 
 
 def test_sums_on_devices_go_on_from_a_snapshot(folder):
-    one = session(folder)
+    one = source(folder)
     gathering, again = (
         SideStatistics(
-            one.linear_paths, False, "tokens", one.images.preserve, mesh=make_mesh("data=1")
+            one.linears, False, "tokens", one.dataset.preserve, mesh=make_mesh("data=1")
         )
         for _ in range(2)
     )
-    shape = one.paths[0].shapes[one.paths[0].last_tap][1]
+    shape = one.linears[0].shape[1]
     random = np.random.default_rng(0)
     steps = [
         {
             name: jnp.asarray(random.normal(size=(8, shape)), jnp.float32)
-            for name in gathering.gatherers
+            for name in gathering.taps
         }
         for _ in range(4)
     ]
@@ -142,7 +138,7 @@ def test_sums_on_devices_go_on_from_a_snapshot(folder):
             again.restore(gathering.arrays())
         elif number > 1:
             again.add_step(taps, owner)
-    for name, groups in gathering.gatherers.items():
-        (ours,), (theirs,) = again.gatherers[name], groups
+    for name, groups in gathering.taps.items():
+        (ours,), (theirs,) = again.taps[name], groups
         assert ours.finish().count == 24
         np.testing.assert_array_equal(ours.finish().full_gram(), theirs.finish().full_gram())

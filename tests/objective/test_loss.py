@@ -12,7 +12,7 @@ from jax_unlearn.objective.norms import product_norm, safe_norm
 from tests import problems
 from tests.problems import value_and_gradient
 
-WEIGHTS = LossWeights(1.3, 0.4, 1.0)
+WEIGHTS = LossWeights(1.3, 0.4, 1.0, "sum")
 
 
 def torch_loss(arrays, a, b, scale, mean=False):

@@ -6,13 +6,13 @@ import numpy as np
 import pytest
 import torch
 
-from jax_unlearn import TrainConfig, merger_tokens, train
+from jax_unlearn import merger_tokens, train
 from jax_unlearn.models.lora import LoraAdapter, LoraPair
 from jax_unlearn.objective.linear import compress
 from jax_unlearn.objective.loss import LossWeights, shapes
 from jax_unlearn.objective.merger import FIRST, LAST, gelu, gelu_change, merger_problem
 from tests.objective.test_loss import close
-from tests.problems import value_and_gradient
+from tests.problems import published, value_and_gradient
 
 D_IN, HIDDEN, E, RANK = 16, 12, 8, 3
 SHAPES = {FIRST: (HIDDEN, D_IN), LAST: (E, HIDDEN)}
@@ -151,7 +151,7 @@ def test_no_step_is_no_change_even_where_the_gelu_was_rounded_otherwise():
 
 @pytest.mark.parametrize(("linears", "rows"), [(ONE, "tokens"), (BOTH, "images")])
 def test_a_hundred_steps_follow_the_torch_loop(linears, rows):
-    config = TrainConfig(rank=RANK, epochs=100, chunk=30, seed=5)
+    config = published(rank=RANK, epochs=100, chunk=30, seed=5)
     case = Case(rows)
     problem = case.problem(linears)
     history = train(problem, config).history
@@ -183,7 +183,7 @@ def test_some_of_the_rows_are_the_problem_of_these_rows(rows):
         case.x[side] = case.x[side][kept]
         case.row[side] = np.unique(row[kept], return_inverse=True)[1]
     case.target = case.target[masks[0]]
-    weights = LossWeights(reduction="mean")
+    weights = LossWeights(1.3, 0.4, 1.0, "mean")
     (_, alone), _ = value_and_gradient(ours, case.problem(BOTH), weights)
     (_, terms), _ = value_and_gradient(ours, {"merger": part}, weights)
     close(terms, alone)

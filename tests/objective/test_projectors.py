@@ -2,7 +2,13 @@
 
 import pytest
 
-from jax_unlearn.objective.projectors import adapted_linears, load_paths
+from jax_unlearn.objective.projectors import (
+    LinearProjector,
+    MergerProjector,
+    adapted_linears,
+    frozen_linears,
+    projectors_of,
+)
 from jax_unlearn.runtime.errors import UserError
 
 MERGERS = ("merger", "deepstack_merger_list.0", "deepstack_merger_list.1")
@@ -25,20 +31,22 @@ def test_names_come_in_the_towers_order_and_once(targets, linears, expected):
     assert adapted_linears(targets, linears, MERGERS) == expected
 
 
-def test_only_what_is_needed_of_a_path_is_loaded(tiny_tower):
-    paths = load_paths(tiny_tower, ["merger.linear_fc1", "deepstack_merger_list.0.linear_fc2"])
-    assert [path.name for path in paths] == list(MERGERS)
-    assert [list(path.linears) for path in paths] == [
-        ["linear_fc1", "linear_fc2"],
-        ["linear_fc2"],
-        ["linear_fc2"],
+def test_only_what_is_needed_of_a_projector_is_loaded(tiny_tower):
+    adapted = ["merger.linear_fc1", "deepstack_merger_list.0.linear_fc2"]
+    projectors = projectors_of(frozen_linears(tiny_tower, adapted))
+    assert [one.name for one in projectors] == list(MERGERS)
+    assert [[linear.name for linear in one.linears] for one in projectors] == [
+        ["merger.linear_fc1", "merger.linear_fc2"],
+        ["deepstack_merger_list.0.linear_fc2"],
+        ["deepstack_merger_list.1.linear_fc2"],
     ]
-    assert paths[0].shapes == {"merger.linear_fc1": (128, 128), "merger.linear_fc2": (24, 128)}
+    assert [type(one) for one in projectors] == [MergerProjector, *[LinearProjector] * 2]
+    assert [linear.shape for linear in projectors[0].linears] == [(128, 128), (24, 128)]
 
 
 def test_a_linear_that_the_tower_does_not_have_is_named_with_those_it_has(tiny_tower):
     with pytest.raises(
         UserError, match=r"no Linear merger.linear_fc3.*merger.linear_fc1'"
     ) as error:
-        load_paths(tiny_tower, adapted_linears(["merger"], ["linear_fc3"], MERGERS))
+        frozen_linears(tiny_tower, adapted_linears(["merger"], ["linear_fc3"], MERGERS))
     assert "\n" not in str(error.value)

@@ -8,19 +8,20 @@ import sys
 
 import numpy as np
 import pytest
-from rich.console import Console
 from safetensors.numpy import load_file, save_file
 
 import porting
 from jax_unlearn.data.images import read_image
+from jax_unlearn.evaluate.judges import splits
 from jax_unlearn.models.lora import LoraAdapter
 from jax_unlearn.objective.loss import TERMS, loss
-from jax_unlearn.runs.cli import main, parse
+from jax_unlearn.objective.problem import adapted_in, problems
+from jax_unlearn.runs.cli import main
 from jax_unlearn.runs.settings.config import read_config
-from jax_unlearn.runs.sources.qwen_images import ImageSession
+from jax_unlearn.runs.sources.qwen_images import QwenImages
 from jax_unlearn.runtime.assets import ASSETS
 from tests import tiny
-from tests.running import arguments, read
+from tests.running import CLOSED_FORM, QUIET, arguments, parse, read, source
 
 
 def test_a_run_leaves_every_file_of_the_contract(run):
@@ -45,9 +46,7 @@ def test_a_run_leaves_every_file_of_the_contract(run):
 
 def test_the_closed_form_is_the_default_and_no_worse_than_adam(run, folder, tmp_path):
     out = tmp_path / "run"
-    words = arguments(folder, out, epochs=2000)
-    at = words.index("--optimizer")
-    main(words[:at] + words[at + 2 :])
+    main(arguments(folder, out, **CLOSED_FORM | {"optimizer": None}))
     ours, theirs = (read(path / "metrics.json") for path in (out, run))
     assert (ours["optimizer"], theirs["optimizer"]) == ("closed_form", "adam")
     objective = ours["objective"]
@@ -69,18 +68,19 @@ def test_the_saved_adapter_changes_the_mergers_only(run, folder):
 
 
 def test_the_saved_adapter_has_the_saved_objective_and_a_blank_image(run):
-    session = ImageSession(read_config(run), Console(quiet=True))
-    config = session.config
-    sides = session.train_features(config.granularity)
-    problem, _ = session.problems(sides)
-    total, terms = loss(porting.load_peft(run / "adapter"), problem, config.loss_weights())
+    config = read_config(run)
+    extracted = QwenImages(config, QUIET).extract()
+    problem, _ = problems(extracted, config.objective, config.solver.seed, held_out=False)
+    adapter, weights = porting.load_peft(run / "adapter"), config.solver.loss_weights()
+    total, terms = loss(adapter, problem, weights)
     objective = read(run / "metrics.json")["objective"]
     assert float(total) == pytest.approx(objective["total"], rel=1e-4)
     saved = [objective[name] for name in TERMS]
     np.testing.assert_allclose(terms, saved, rtol=1e-4, atol=1e-5)
     # Whatever the target was, there is what `blank` needs.
     kept = load_file(run / "statistics.safetensors")
-    for path, row in session.nothing(sides).items():
+    assert len(extracted.empty) == 3
+    for path, row in extracted.empty.items():
         np.testing.assert_allclose(kept[f"blank.{path}"], row, rtol=1e-4, atol=1e-5)
 
 
@@ -94,10 +94,16 @@ def test_evaluating_again_gives_the_same_reading(run, folder):
 
 
 def test_the_config_of_an_earlier_run_is_read(run, tmp_path):
+    """A setting that there was not yet has its default; a preset's label stood beside its values."""
     fields = read(run / "config.json")
     assert fields.pop("linears") == ["linear_fc2"]
-    (tmp_path / "config.json").write_text(json.dumps(fields | {"targets": "all"}))
+    assert fields.pop("sum_on") == "auto"
+    assert fields.pop("count_rise") is False
+    earlier = tmp_path / "config.json"
+    earlier.write_text(json.dumps(fields | {"targets": "all", "preset": "default"}))
     assert read_config(tmp_path) == read_config(run)
+    earlier.write_text(json.dumps(fields | {"preset": "faithful"}))
+    assert read_config(tmp_path) == read_config(run).replace(count_rise=True)
 
 
 def test_export_writes_peft_and_merged(run, folder, capsys):
@@ -160,7 +166,7 @@ def test_a_run_adapts_the_linears_that_were_asked_for(inner_run):
     history = [json.loads(line) for line in (out / "history.jsonl").read_text().splitlines()]
     assert history[0]["preserve"] == 0
     assert history[-1]["total"] < history[0]["total"]
-    assert read_config(out).linears == tuple(INNER[name]["linears"])
+    assert read_config(out).objective.linears == tuple(INNER[name]["linears"])
     # A GELU lies between: no statistics of the rows will do.
     assert not (out / "statistics.safetensors").exists()
 
@@ -183,19 +189,20 @@ def test_evaluating_such_a_run_again_gives_the_same_reading(inner_run, folder):
 def test_edited_embeddings_are_the_towers_own(folder, linears):
     """On some paths only, so that the others must come out as they were."""
     options = {"linears": linears, "targets": ["merger", "deepstack_merger_list.0"]}
-    session = ImageSession(parse(arguments(folder, folder / "x", **options)), Console(quiet=True))
-    whole = tiny.adapter()
-    pairs = {name: whole.pairs[name] for name in session.adapted}
+    one = source(folder, **options)
+    extracted, whole = one.extract(), tiny.adapter()
+    pairs = {name: whole.pairs[name] for name in adapted_in(one.config.objective, extracted)}
+    assert len(pairs) == 2 * len(linears)
     adapter = LoraAdapter(pairs, alpha=whole.alpha, rank=whole.rank)
-    sides = session.test_features()
-    splits = session.splits(sides, adapter)
+    sides = extracted.test
+    found = splits(extracted, sides, adapter)
     tower = porting.load_vision_tower(folder / "checkpoint")
     for i, file in enumerate(sides.files):
-        out = tower(*session.preprocessor(read_image(file.source())), adapter=adapter)
-        for merger, split in splits.items():
+        out = tower(*one.preprocessor(read_image(file.source())), adapter=adapter)
+        for merger, split in found.items():
             mean = np.asarray(out.outputs[merger]).mean(axis=0)
             assert np.abs(split.after[i] - mean).max() <= 1e-5 * np.abs(mean).max()
-    moved = {merger for merger, s in splits.items() if not np.array_equal(s.before, s.after)}
+    moved = {merger for merger, s in found.items() if not np.array_equal(s.before, s.after)}
     assert moved == {"merger", "deepstack_merger_list.0"}
 
 
@@ -215,8 +222,10 @@ def test_the_faithful_preset_is_the_published_scheme(folder):
     assert read(out / "metrics.json")["adapter"]["alpha"] == 2.0
     # Options given beside the preset win, even where they are our own defaults.
     assert (config["rank"], config["epochs"]) == (2, 30)
-    command = arguments(folder, folder / "mixed", preset="faithful", target="near")
-    assert (parse(command).target, parse(command).reduction) == ("near", "sum")
+    mixed = parse(arguments(folder, folder / "mixed", preset="faithful", target="near"))
+    assert (mixed.objective.target, mixed.solver.reduction) == ("near", "sum")
+    # What a run records are the values that it had; the preset is no setting.
+    assert "preset" not in config
 
 
 def test_a_concept_splits_one_folder(folder, tmp_path):
@@ -442,7 +451,7 @@ def test_bad_input_is_one_line_and_leaves_nothing(spoil, folder, tmp_path, capsy
         ({"keep_means": 0}, "--keep-means 0: must be at least 1"),
         ({"workers": -1}, "--workers -1: too small"),
         ({"save_steps": 0}, "--save-steps 0: too small"),
-        ({"processes": 2}, "--coordinator, --process-id and --processes: need --distributed"),
+        ({"processes": 2}, "--processes: has no effect here: it needs --distributed"),
         ({"distributed": [], "processes": 2}, "give all three, or none"),
         ({"mesh": "fsdp=2"}, "--mesh fsdp=2: must be data=N or data=N,fsdp=M"),
     ],

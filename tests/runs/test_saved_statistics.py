@@ -114,11 +114,12 @@ def refused(run, tmp_path, capsys, options, expected):
     ("options", "expected"),
     [
         (["--granularity", "tokens"], "--granularity: .* was made with another"),
-        (["--preset", "faithful"], "--preset: .* was made with another"),
+        (["--preset", "faithful"], "--preset: --statistics starts from the earlier run"),
         (["--max-pixels", "100"], "--max-pixels: .* was made with another"),
         (["--select", "held_out"], "--select held_out: .* images to choose by"),
-        (["--mesh", "data=1"], "--mesh: is for images through a Qwen tower; leave it out"),
-        (["--batch-patches", "512"], "--batch-patches: is for images through a Qwen tower"),
+        (["--mesh", "data=1"], "--mesh: has no effect here: no tower is run with --statistics"),
+        (["--batch-patches", "512"], "--batch-patches: .* was made with another"),
+        (["--sum-on", "device"], "--sum-on: .* was made with another"),
     ],
 )
 def test_what_needs_the_images_is_refused(run, tmp_path, capsys, options, expected):
@@ -128,7 +129,7 @@ def test_what_needs_the_images_is_refused(run, tmp_path, capsys, options, expect
 def test_a_path_without_statistics_is_refused(folder, tmp_path, capsys):
     main(arguments(folder, tmp_path / "run", targets="merger"))
     capsys.readouterr()
-    expected = "has nothing of deepstack_merger_list.0.linear_fc2"
+    expected = "deepstack_merger_list.0.linear_fc2: its rows were not extracted"
     refused(tmp_path / "run", tmp_path, capsys, ["--targets", "all"], expected)
 
 

@@ -8,21 +8,18 @@ import jax
 import pytest
 from flax import nnx
 from jax.sharding import PartitionSpec
-from rich.console import Console
 
 from jax_unlearn.features.extractor import Extractor
 from jax_unlearn.features.tower_pass import place_tower, specs
 from jax_unlearn.runs.cli import main
 from jax_unlearn.runs.fingerprint import differences
-from jax_unlearn.runs.settings.config import RunConfig
 from jax_unlearn.runs.sources import qwen_images
-from jax_unlearn.runs.sources.qwen_images import ImageSession
 from jax_unlearn.runtime.errors import UserError
 from jax_unlearn.runtime.mesh import FSDP, make_mesh
 from porting import load_vision_tower
-from tests.running import arguments, on_eight_devices, read, same_outcome
+from tests.running import CLOSED_FORM, arguments, on_eight_devices, read, same_outcome, source
 
-ROWS = {"granularity": "tokens", "optimizer": "closed_form"}
+ROWS = {"granularity": "tokens"} | CLOSED_FORM
 
 
 # Of the last two devices are left over, and three cannot share an axis of 32: they share others.
@@ -71,13 +68,8 @@ def check_shares(checkpoint):
 
 
 def check_identity(folder):
-    sides = {side: Path(folder, side) for side in ("forget", "preserve")}
     ours, theirs = (
-        ImageSession(
-            RunConfig(checkpoint=Path(folder, "checkpoint"), **sides, out=Path(), mesh=mesh),
-            Console(quiet=True),
-        ).identity()
-        for mesh in ("data=8", "data=4,fsdp=2")
+        source(Path(folder), mesh=mesh).fingerprint() for mesh in ("data=8", "data=4,fsdp=2")
     )
     (changed,) = differences(theirs, ours, ("then", "now"))
     assert changed == "devices: data=4,fsdp=2 of cpu then, data=8,fsdp=1 of cpu now"
@@ -85,11 +77,14 @@ def check_identity(folder):
 
 def check_evaluate(run):
     before = read(run / "metrics.json")
+    # Without it the tower is run again.
+    (run / "statistics.safetensors").unlink()
     given = ["--mesh", "data=4,fsdp=2", "--workers", "0", "--batch-patches", "512"]
     with mock.patch.object(qwen_images, "Extractor", wraps=Extractor) as made:
         main(["evaluate", str(run), *given])
-    mesh, workers, _, patches = made.call_args.args[3:]
-    assert (dict(mesh.shape), workers, patches) == ({"data": 4, "fsdp": 2}, 0, 512)
+    settings, mesh, workers, _ = made.call_args.args[3:]
+    found = dict(mesh.shape), workers, settings.batch_patches
+    assert found == ({"data": 4, "fsdp": 2}, 0, 512)
     after = read(run / "metrics.json")
     for name in ("forget", "preserve"):
         assert after[name] == pytest.approx(before[name], rel=1e-5)

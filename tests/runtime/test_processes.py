@@ -13,19 +13,19 @@ import jax
 import numpy as np
 import pytest
 from jax._src import distributed
-from jax_unlearn.features.union import union
 
 from benchmarks.scale.crops import free_port, snapshots
 from jax_unlearn.data.digests import DIGEST, read_digests
 from jax_unlearn.data.folders import find_images
 from jax_unlearn.data.images import ImageFile
+from jax_unlearn.features.streaming import over_all_processes
 from jax_unlearn.runs.cli import main
 from jax_unlearn.runtime import collectives, processes
 from jax_unlearn.runtime.errors import UserError
-from tests.running import ON_DEVICE, arguments, heard, read, same_outcome
+from tests.running import CLOSED_FORM, arguments, heard, read, same_outcome
 
-OPTIONS = {"granularity": "tokens", "optimizer": "closed_form"}
-ADAM = {"optimizer": "adam", "max_pixels": 512}
+OPTIONS = {"granularity": "tokens"} | CLOSED_FORM
+ADAM = {"optimizer": "adam", "epochs": 30, "max_pixels": 512}
 HEARTBEAT = 10
 # In a pass of the second process, and in the first one's training, for which the other waits.
 STOPS = [
@@ -39,7 +39,7 @@ import sys
 from unittest.mock import Mock
 from jax_unlearn.runs import pipeline
 from jax_unlearn.runtime.errors import UserError
-pipeline.adapt = Mock(side_effect=UserError("no room"))
+pipeline.fit_adapter = Mock(side_effect=UserError("no room"))
 from jax_unlearn.runs.cli import main
 main(sys.argv[1:])
 """
@@ -50,7 +50,7 @@ from jax_unlearn.runs import pipeline
 def sleep(*_):
     print("asleep", file=sys.stderr, flush=True)
     time.sleep(10**6)
-pipeline.open_session = sleep
+pipeline.open_source = sleep
 from jax_unlearn.runs.cli import main
 main(sys.argv[1:])
 """
@@ -140,7 +140,7 @@ def test_a_process_without_an_image_of_a_side_takes_part(folder, tmp_path):
     alone, together = tmp_path / "alone", tmp_path / "together"
     main(arguments(few, alone, **OPTIONS))
     # And where tokens to keep are summed on the devices.
-    results = ended(launch([few, few], together, program=("-c", ON_DEVICE)))
+    results = ended(launch([few, few], together, sum_on="device"))
     assert [code for code, _ in results] == [0, 0], results
     same_outcome(together, alone)
     assert read(together / "metrics.json")["samples"]["forget"] == 1
@@ -181,7 +181,7 @@ def test_what_stops_the_first_alone_is_told_by_the_other_too(folder, tmp_path):
 
 @pytest.mark.parametrize("gone", [0, 1])
 def test_a_process_that_dies_ends_the_other_in_time(folder, tmp_path, gone):
-    processes = launch([folder, folder], tmp_path / "out", devices=1, **ADAM, epochs=10**6)
+    processes = launch([folder, folder], tmp_path / "out", devices=1, **ADAM | {"epochs": 10**6})
     # Training, of the first one; the other waits for it.
     heard(processes[0], "merger.linear_fc2:")
     processes[gone].send_signal(signal.SIGKILL)
@@ -353,4 +353,4 @@ def test_numbers_are_whole_in_parts_to_the_share_of_the_largest_that_is_said():
 def test_without_a_path_there_is_nothing_to_add_up(monkeypatch):
     """As where linear_fc1 is adapted, which has no statistics."""
     monkeypatch.setattr(processes, "count", lambda: 2)
-    assert union({}) == {}
+    assert over_all_processes({}) == {}

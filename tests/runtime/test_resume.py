@@ -16,7 +16,7 @@ import pytest
 from benchmarks.scale.crops import snapshots
 from jax_unlearn.data.images import ImageFile
 from jax_unlearn.runs.cli import main
-from jax_unlearn.runs.fingerprint import GROUPS
+from jax_unlearn.runs.fingerprint import GROUPS, differences
 from jax_unlearn.runtime import processes
 from jax_unlearn.runtime.errors import UserError
 from jax_unlearn.runtime.resume import RunSnapshots, StageSnapshots, TerminatedError
@@ -79,7 +79,7 @@ def test_a_run_goes_on_where_it_was_stopped(
 ):
     out = tmp_path / "out"
     saved = stopped(monkeypatch, folder, out, count, *more)
-    assert "--resume goes on" in capsys.readouterr().err
+    assert "--resume continues" in capsys.readouterr().err
     assert saved.is_dir()
     assert not out.exists()
     taken = []
@@ -229,7 +229,7 @@ def facts():
 
 
 def journal(out, **options):
-    settings = {"facts": facts, "seconds": 0.0, "steps": None, "resume": True, "overwrite": False}
+    settings = {"facts": facts, "differences": differences, "seconds": 0.0, "steps": None, "resume": True, "overwrite": False}
     return RunSnapshots(out, **settings | options)
 
 
@@ -305,10 +305,9 @@ def test_a_full_disk_is_one_line_and_the_earlier_snapshot_loads(tmp_path):
     program = f"""
 import numpy as np, resource
 from pathlib import Path
-from jax_unlearn.runtime.resume import RunSnapshots
 from jax_unlearn.runtime.snapshots import Snapshot
-from tests.runtime.test_resume import facts
-stage = RunSnapshots(Path({str(tmp_path / "out")!r}), facts, 0.0, None, True, False).stage("forget")
+from tests.runtime.test_resume import journal
+stage = journal(Path({str(tmp_path / "out")!r})).stage("forget")
 stage.load()
 resource.setrlimit(resource.RLIMIT_FSIZE, (2**16, 2**16))
 from jax_unlearn.runtime.errors import UserError

@@ -4,19 +4,18 @@ import re
 
 import numpy as np
 import pytest
-from rich.console import Console
 from safetensors.numpy import load_file
 
 import porting
+from jax_unlearn.evaluate.judges import splits
 from jax_unlearn.features.statistics import statistics
+from jax_unlearn.features.statistics_file import read_statistics
 from jax_unlearn.objective.loss import LossWeights
 from jax_unlearn.objective.targets import Target, neutral_target
 from jax_unlearn.runs.cli import main
-from jax_unlearn.runs.settings.config import read_config
-from jax_unlearn.runs.sources.qwen_images import ImageSession
 from jax_unlearn.solvers.leace import Erasable, erase
 from tests import problems, tiny
-from tests.running import arguments, read
+from tests.running import LEACE, arguments, read
 
 
 def erasable(own, split):
@@ -78,9 +77,8 @@ def test_a_run_erases_on_every_merger(erased, folder):
     assert len(metrics["adapter"]["targets"]) == 3
     assert metrics["search"]["fall"] > 0
     adapter = porting.load_peft(erased / "adapter")
-    session = ImageSession(read_config(erased), Console(quiet=True))
-    sides = session.train_features("images")
-    for split in session.splits(sides, adapter).values():
+    extracted = read_statistics(erased).extracted()
+    for split in splits(extracted, extracted.train, adapter).values():
         gap, was = (
             x[split.is_forget].mean(axis=0) - x[~split.is_forget].mean(axis=0)
             for x in (split.after, split.before)
@@ -96,7 +94,7 @@ def test_its_targets_are_made_once_and_its_rows_are_those_of_others(run, tmp_pat
         made.append(kind)
         return neutral_target(kind, *rest)
 
-    monkeypatch.setattr("jax_unlearn.runs.sources.source.neutral_target", counting)
+    monkeypatch.setattr("jax_unlearn.objective.problem.neutral_target", counting)
     out = tmp_path / "run"
     main(["run", "--statistics", str(run), "--out", str(out), "--optimizer", "leace"])
     rows = read(out / "metrics.json")["rows"]
@@ -123,14 +121,18 @@ def test_the_bias_goes_to_the_merged_checkpoint_too(erased, folder, tmp_path):
 @pytest.mark.parametrize(
     ("flags", "expected"),
     [
-        (["--linears", "linear_fc1"], "--optimizer leace: .*leave --linears"),
-        (["--auto"], "--optimizer leace: has nothing to sweep"),
-        (["--until-forgotten", "0.7"], "--until-forgotten: LEACE has nothing to choose"),
+        (["--linears", "linear_fc1"], "--optimizer leace: .*leave out --linears"),
+        (["--auto"], "--auto: has no effect here: .* this run's is leace"),
+        (["--until-forgotten", "0.7"], "--until-forgotten: has no effect here: .* is leace"),
+        (["--rank", "2"], "--rank: has no effect here: .* is leace"),
+        (["--lambda-forget", "2"], "--lambda-forget: has no effect here: .* is leace"),
+        (["--target", "shift"], "--target: has no effect here: .* is leace"),
+        (["--select", "held_out"], "--select: has no effect here: .* is leace"),
     ],
 )
 def test_what_leace_cannot_do_is_refused(folder, tmp_path, capsys, flags, expected):
     with pytest.raises(SystemExit) as caught:
-        main([*arguments(folder, tmp_path / "run", optimizer="leace"), *flags])
+        main([*arguments(folder, tmp_path / "run", **LEACE), *flags])
     assert caught.value.code == 2
     assert re.search(expected, capsys.readouterr().err.strip().splitlines()[-1])
     assert not (tmp_path / "run").exists()

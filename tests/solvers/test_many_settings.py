@@ -10,12 +10,12 @@ from jax_unlearn.runtime.errors import UserError
 from jax_unlearn.solvers import many_settings
 from jax_unlearn.solvers.adam.loop import train
 from jax_unlearn.solvers.adam.vmapped import run_all
-from jax_unlearn.solvers.config import TrainConfig
 from jax_unlearn.solvers.grid import Grid, Setting, target_of
 from jax_unlearn.solvers.many_settings import solve_all, train_all
 from tests import problems
+from tests.problems import published
 
-COMMON = TrainConfig(epochs=20, chunk=20)
+COMMON = published(epochs=20, chunk=20)
 GRID = Grid(("shift", "random"), (0, 1), (0.5, 1.3), (0.4, 2.0), (1.0,), (0.01, 0.05), (1, 3))
 
 

@@ -1,22 +1,22 @@
 """The closed form takes the moments of rows once, however many settings it is asked for."""
 
 from dataclasses import replace
-from pathlib import Path
 
 import jax
 import numpy as np
 import pytest
 from rich.console import Console
 
-from jax_unlearn.runs.fit_adapter import optimise
-from jax_unlearn.runs.settings.config import RunConfig
+from jax_unlearn.features.statistics_file import read_statistics
+from jax_unlearn.runs.fit_adapter import fit_adapter
+from jax_unlearn.runs.settings.config import read_config
 from jax_unlearn.solvers.closed_form import moments
 from jax_unlearn.solvers.closed_form.moments import with_moments
 from jax_unlearn.solvers.closed_form.solve import solve
-from jax_unlearn.solvers.config import TrainConfig
 from jax_unlearn.solvers.grid import Grid, target_of
 from jax_unlearn.solvers.many_settings import solve_all
 from tests import problems
+from tests.problems import published
 
 
 @pytest.fixture
@@ -44,7 +44,7 @@ def same(one, other):
 
 
 def test_settings_of_one_problem_share_them_and_find_the_same_bytes(reductions):
-    configs = TrainConfig(rank=2), TrainConfig(rank=3, lambda_forget=4.0, starts=2, seed=5)
+    configs = published(rank=2), published(rank=3, lambda_forget=4.0, starts=2, seed=5)
     alone = [solve(two_linears(), config) for config in configs]
     assert len(reductions) == 4
     shared = with_moments(two_linears())
@@ -61,15 +61,16 @@ def test_a_sweep_takes_them_once_for_each_target(reductions):
     settings = grid.settings()
     # One of shift, whatever the seed; of random one for each seed.
     assert len({target_of(setting) for setting in settings}) == 3
-    solve_all(lambda _, seed: two_linears(seed), settings, TrainConfig())
+    solve_all(lambda _, seed: two_linears(seed), settings, published())
     assert len(settings) == 16
     assert len(reductions) == 3 * 2
 
 
-def test_a_search_takes_them_once(reductions, monkeypatch):
+def test_a_search_takes_them_once(run, reductions, monkeypatch):
     monkeypatch.setattr("jax_unlearn.solvers.until_forgotten.MOST", 3)
-    folder = Path("unused")
-    config = RunConfig(checkpoint=folder, out=folder, rank=2, until_forgotten=0.9)
-    found = optimise(two_linears(), None, config, Console(quiet=True), solve)
+    settings = {"optimizer": "closed_form", "until_forgotten": 0.999}
+    config = read_config(run).replace(**settings)
+    extracted = read_statistics(run).extracted()
+    found = fit_adapter(extracted, config, Console(quiet=True)).found
     assert found.trials == 3
-    assert len(reductions) == 2
+    assert len(reductions) == len(extracted.linears) == 3

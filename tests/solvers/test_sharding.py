@@ -3,11 +3,12 @@
 import jax
 import numpy as np
 
-from jax_unlearn import TrainConfig, train
+from jax_unlearn import train
 from jax_unlearn.runtime.mesh import make_mesh
 from jax_unlearn.solvers.adam.loop import run_chunk
 from jax_unlearn.solvers.adam.sharding import spread
 from tests import problems
+from tests.problems import published
 from tests.objective.test_merger import BOTH, Case
 from tests.running import on_eight_devices
 
@@ -16,7 +17,7 @@ ROWS = {"n_forget": 21, "n_preserve": 13}
 
 
 def same(problem, held_out=None, **settings):
-    config = TrainConfig(rank=3, epochs=40, chunk=10, **settings)
+    config = published(rank=3, epochs=40, chunk=10, **settings)
     alone = train(problem, config, held_out=held_out)
     run_chunk.clear_cache()
     many = train(problem, config, held_out=held_out, mesh=make_mesh("data=4,fsdp=2"))

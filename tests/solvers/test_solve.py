@@ -19,8 +19,8 @@ from jax_unlearn.solvers.closed_form.moments import reduce
 from jax_unlearn.solvers.closed_form.ridge import Change, stepwise, until_converged
 from jax_unlearn.solvers.closed_form.solve import costs_of, solve
 from jax_unlearn.solvers.closed_form.subspace import refined
-from jax_unlearn.solvers.config import TrainConfig
 from tests.objective import test_merger
+from tests.problems import published
 
 NAME = "merger.linear_fc2"
 # (D_in, E, n_f, n_p): many rows; fewer than D_in; fewer than E; n_p < D_in < n_f.
@@ -69,7 +69,7 @@ def loss_of(result, part, config):
 decades = st.floats(-1, 1).map(lambda x: 10**x)
 lambdas = st.one_of(st.just(0.0), decades)
 configs = st.builds(
-    TrainConfig,
+    published,
     rank=st.sampled_from([1, 2, 6]),
     alpha=st.sampled_from([None, 1.0, 7.0]),
     lambda_forget=decades.map(lambda x: 3 * x),
@@ -164,7 +164,7 @@ def test_it_is_as_low_as_five_thousand_epochs_of_adam(group):
         part = linear(seed, shape, kinds[seed % 2])
         lambdas = 10 ** np.random.default_rng(seed).uniform(-1, 1, size=3) * [3, 1, 0.3]
         names = ("lambda_forget", "lambda_preserve", "lambda_weight")
-        config = TrainConfig(
+        config = published(
             rank=rank,
             alpha=alpha,
             reduction=reduction,
@@ -202,7 +202,7 @@ def test_without_a_preserve_term_it_is_the_ridge_regression_of_the_secular_equat
     best = np.zeros((8, 5))
     if share < 2:
         best = delta(np.exp(brentq(secular, -30, 30, xtol=1e-14)))
-    config = TrainConfig(
+    config = published(
         rank=5,
         alpha=10.0,
         lambda_forget=2.0,
@@ -230,7 +230,7 @@ def test_without_a_preserve_term_it_is_the_ridge_regression_of_the_secular_equat
     ids=["no forget", "weight alone", "too much weight", "nothing"],
 )
 def test_where_no_change_is_best_there_is_none_and_adam_can_start_from_it(changed):
-    part, config = linear(0), TrainConfig(rank=3, **changed)
+    part, config = linear(0), published(rank=3, **changed)
     result = solve({NAME: part}, config)
     start = config.init({NAME: part}).pairs[NAME]
     assert result.lower_bound == pytest.approx(result.history[0]["total"], rel=1e-9)
@@ -240,7 +240,7 @@ def test_where_no_change_is_best_there_is_none_and_adam_can_start_from_it(change
 
 def test_a_preserve_term_without_rows_or_with_zero_rows_costs_nothing():
     part = linear(0)
-    config = TrainConfig(rank=3, reduction="mean")
+    config = published(rank=3, reduction="mean")
     alone = replace(config, lambda_preserve=0.0)
     expected = solve({NAME: part}, alone).history[-1]["total"]
     for preserve in (part.preserve[:0], 0 * part.preserve):
@@ -249,7 +249,7 @@ def test_a_preserve_term_without_rows_or_with_zero_rows_costs_nothing():
 
 
 def test_a_residual_of_zero_and_one_that_a_change_meets():
-    part, config = linear(0, kind="low-rank target"), TrainConfig(rank=2, lambda_weight=0.0)
+    part, config = linear(0, kind="low-rank target"), published(rank=2, lambda_weight=0.0)
     fits = solve({NAME: part}, replace(config, lambda_preserve=0.0))
     rounding = 1e-6 * fits.history[0]["total"]
     assert fits.history[-1]["total"] < rounding
@@ -277,7 +277,7 @@ def test_the_bound_is_below_any_change(part, config):
 def test_the_bound_is_close(kind, reduction, sampled, monkeypatch):
     """To the best of full rank, which a long plain iteration finds."""
     part = linear(1, (30, 80, 200, 300), kind)
-    config = TrainConfig(rank=2, lambda_forget=10.0, reduction=reduction)
+    config = published(rank=2, lambda_forget=10.0, reduction=reduction)
     known, costs, terms = moments(part, config)
     steps = islice(stepwise(known, costs, 80, terms), 2000)
     *_, best = until_converged(steps, 1e-12)
@@ -289,7 +289,7 @@ def test_the_bound_is_close(kind, reduction, sampled, monkeypatch):
 
 
 def test_without_the_bound_the_adapter_is_the_same():
-    problem, config = {NAME: linear(0)}, TrainConfig(rank=2)
+    problem, config = {NAME: linear(0)}, published(rank=2)
     whole, bare = (solve(problem, config, bounded=b) for b in (True, False))
     assert whole.lower_bound is not None
     assert bare.lower_bound is None
@@ -322,7 +322,7 @@ def rows_of(part):
 
 def test_lanczos_method_finds_the_same(monkeypatch):
     part = linear(3, (24, 300, 400, 100))
-    config = TrainConfig(rank=4)
+    config = published(rank=4)
     few = solve({NAME: part}, config)
     monkeypatch.setattr("jax_unlearn.solvers.closed_form.ridge.LANCZOS", 1000)
     assert few.history[-1]["total"] == pytest.approx(
@@ -332,7 +332,7 @@ def test_lanczos_method_finds_the_same(monkeypatch):
 
 @pytest.mark.parametrize("alpha", [None, 2.0, -2.0])
 def test_factors_are_balanced_and_adam_goes_on_from_them(alpha):
-    part, config = linear(0), TrainConfig(rank=3, alpha=alpha, epochs=20, learning_rate=1e-5)
+    part, config = linear(0), published(rank=3, alpha=alpha, epochs=20, learning_rate=1e-5)
     result = solve({NAME: part}, config)
     pair = result.adapter.pairs[NAME]
     assert (pair.a.dtype, pair.b.dtype) == (np.float32, np.float32)
@@ -344,7 +344,7 @@ def test_factors_are_balanced_and_adam_goes_on_from_them(alpha):
 
 
 def test_a_change_of_less_than_the_rank_leaves_rows_of_the_init_in_a():
-    part, config = linear(0, kind="low-rank target"), TrainConfig(rank=5, lambda_weight=0.01)
+    part, config = linear(0, kind="low-rank target"), published(rank=5, lambda_weight=0.01)
     pair = solve({NAME: part}, config).adapter.pairs[NAME]
     start = config.init({NAME: part}).pairs[NAME]
     assert np.all(pair.b[:, 2:] == 0)
@@ -354,7 +354,7 @@ def test_a_change_of_less_than_the_rank_leaves_rows_of_the_init_in_a():
 
 def test_paths_are_independent_and_history_and_progress_add_them_up():
     one, two = linear(1), linear(2, SHAPES[1])
-    config, told = TrainConfig(rank=2), []
+    config, told = published(rank=2), []
     both = solve({"one": one, "two": two}, config, progress=lambda *row: told.append(row))
     alone = [solve({name: part}, config) for name, part in (("one", one), ("two", two))]
     for term in ("forget", "preserve", "weight", "total"):
@@ -370,7 +370,7 @@ def test_paths_are_independent_and_history_and_progress_add_them_up():
 
 def test_held_out_rows_choose_the_iteration():
     """A target of noise: to fit it is to lose on other rows."""
-    full, config = linear(4, (20, 6, 60, 20)), TrainConfig(rank=5, select="held_out")
+    full, config = linear(4, (20, 6, 60, 20)), published(rank=5, select="held_out")
     config = replace(config, lambda_preserve=0.0, lambda_weight=0.0)
     some = np.arange(60) < 21
     fit, held_out = (
@@ -390,7 +390,7 @@ def test_held_out_rows_choose_the_iteration():
 def test_more_starts_may_find_less():
     """Where the first one comes to rest too early: forgetting costs little, and can be exact."""
     part = linear(14, SHAPES[1], "low-rank target")
-    config = TrainConfig(rank=4, lambda_forget=0.33, lambda_preserve=25.0, lambda_weight=0.036)
+    config = published(rank=4, lambda_forget=0.33, lambda_preserve=25.0, lambda_weight=0.036)
     one, many = (solve({NAME: part}, replace(config, starts=n)) for n in (1, 4))
     assert many.history[-1]["total"] < 0.997 * one.history[-1]["total"]
     assert loss_of(many, part, config) < 0.997 * loss_of(one, part, config)
@@ -398,12 +398,12 @@ def test_more_starts_may_find_less():
 
 def test_one_iteration_is_one_row_and_none_is_no_change():
     for iterations in (0, 1):
-        result = solve({NAME: linear(0)}, TrainConfig(rank=2, iterations=iterations))
+        result = solve({NAME: linear(0)}, published(rank=2, iterations=iterations))
         assert len(result.history) == iterations + 1
 
 
 def test_same_seed_same_bytes():
-    part, config = linear(0, (24, 300, 400, 100)), TrainConfig(rank=3, starts=2)
+    part, config = linear(0, (24, 300, 400, 100)), published(rank=3, starts=2)
     first, second = (solve({NAME: part}, config) for _ in range(2))
     assert first.history == second.history
     assert first.lower_bound == second.lower_bound
@@ -414,7 +414,7 @@ def test_same_seed_same_bytes():
 
 
 def test_jax_arrays_do_as_well():
-    part, config = linear(0), TrainConfig(rank=2)
+    part, config = linear(0), published(rank=2)
     arrays = {name: jnp.asarray(x) for name, x in rows_of(part).items()}
     counts = {name: jnp.asarray(getattr(part, name)) for name in ("forget_rows", "preserve_rows")}
     other = solve({NAME: replace(part, **arrays, **counts)}, config)
@@ -427,7 +427,7 @@ def test_rows_that_are_not_finite_are_refused(name, value):
     part = linear(0)
     getattr(part, name)[3, 2] = value
     with pytest.raises(UserError, match="not finite at the start"):
-        solve({NAME: part}, TrainConfig(rank=3))
+        solve({NAME: part}, published(rank=3))
 
 
 @pytest.mark.parametrize(
@@ -443,11 +443,11 @@ def test_rows_that_are_not_finite_are_refused(name, value):
 )
 def test_settings_that_cannot_be_meant_are_refused(changed, message):
     with pytest.raises(UserError, match=message):
-        solve({NAME: linear(0)}, TrainConfig(**{"rank": 3, **changed}))
+        solve({NAME: linear(0)}, published(**{"rank": 3, **changed}))
 
 
 def test_a_merger_whose_linear_fc1_is_adapted_is_refused():
     problem = test_merger.Case("images").problem(test_merger.BOTH)
     with pytest.raises(UserError, match=r"linear_fc2.*--optimizer adam") as error:
-        solve(problem, TrainConfig(rank=3))
+        solve(problem, published(rank=3))
     assert "\n" not in str(error.value)

@@ -14,9 +14,9 @@ from jax_unlearn.solvers.closed_form.moments import reduce, with_moments
 from jax_unlearn.solvers.closed_form.ridge import ridge_of
 from jax_unlearn.solvers.closed_form.solve import costs_of, solve
 from jax_unlearn.solvers.closed_form.subspace import Subspace, recycled
-from jax_unlearn.solvers.config import TrainConfig
 from jax_unlearn.solvers.grid import Grid
 from jax_unlearn.solvers.many_settings import solve_all
+from tests.problems import published
 from tests.solvers.test_solve import KINDS, NAME, linear, never_rises
 
 # More rows than columns, so that nothing is reduced; more columns than a factor takes.
@@ -26,7 +26,7 @@ SHAPE = (160, 60, 300, 250)
 def known(kind, seed=0, **changed):
     """(Moments, costs)."""
     part = linear(seed, SHAPE, kind)
-    return reduce(part).moments, costs_of(part, TrainConfig(**changed))
+    return reduce(part).moments, costs_of(part, published(**changed))
 
 
 def start(moments, costs):
@@ -138,14 +138,14 @@ def excess(problem, grid, common):
 @pytest.mark.parametrize("kind", KINDS)
 def test_settings_after_one_find_what_they_find_alone(kind, factors):
     grid = Grid(("near",), (0,), (0.5, 1.3, 3.0), (0.0, 0.3, 1.0, 3.0), (0.0, 1.0), (0.01,), (1, 3))
-    assert max(excess({NAME: linear(1, SHAPE, kind)}, grid, TrainConfig())) <= 2e-6
+    assert max(excess({NAME: linear(1, SHAPE, kind)}, grid, published())) <= 2e-6
 
 
 def test_neighbours_need_no_factor_of_their_own(factors):
     near = tuple(np.linspace(1.0, 1.5, 20))
     grid = Grid(("near",), (0,), (1.3,), near, (1.0,), (0.01,), (3,))
     problem = {NAME: linear(1, SHAPE)}
-    solve_all(lambda *_: problem, grid.settings(), TrainConfig())
+    solve_all(lambda *_: problem, grid.settings(), published())
     assert len(factors) <= 3
 
 
@@ -159,7 +159,7 @@ def test_a_direction_that_only_other_settings_want_is_found(starts, factors):
     rows = (x.astype(np.float32) for x in (forget, residual, preserve))
     problem = {NAME: LinearProblem(*rows, m + 1.0, float(m))}
     grid = Grid(("near",), (0,), (1.0,), (0.01, 0.03, 0.1, 0.4, 1.0), (0.02,), (0.01,), (1,))
-    assert max(excess(problem, grid, TrainConfig(starts=starts))) <= 1e-6
+    assert max(excess(problem, grid, published(starts=starts))) <= 1e-6
 
 
 @settings(max_examples=20, deadline=None)
@@ -176,7 +176,7 @@ def test_the_loss_never_rises(seed, kind):
 
 def test_a_span_is_of_one_problem_and_cut_when_it_has_grown_too_wide(factors, monkeypatch):
     problem, spaces = with_moments({NAME: linear(0, SHAPE)}), {}
-    config = TrainConfig(rank=3)
+    config = published(rank=3)
     first = solve(problem, config, spaces=spaces)
     kept, before = spaces[NAME], len(factors)
     again = solve(problem, config, spaces=spaces)
@@ -195,7 +195,7 @@ def test_a_span_is_of_one_problem_and_cut_when_it_has_grown_too_wide(factors, mo
 
 def test_small_problems_are_solved_alone():
     problem, spaces = {NAME: linear(0, SHAPE)}, {}
-    config = TrainConfig(rank=2)
+    config = published(rank=2)
     assert len(problem[NAME].forget[0]) < subspace.FACTORED
     kept = solve(problem, config, spaces=spaces)
     assert spaces == {}

@@ -4,9 +4,9 @@ import jax
 import numpy as np
 import pytest
 
-from jax_unlearn.solvers.config import TrainConfig
 from jax_unlearn.solvers.until_forgotten import STEP, search
 from tests import problems
+from tests.problems import published
 
 
 @pytest.fixture(scope="module")
@@ -15,7 +15,7 @@ def problem():
 
 
 def config(**changes):
-    return TrainConfig(rank=2, epochs=30, chunk=30, **changes)
+    return published(rank=2, epochs=30, chunk=30, **changes)
 
 
 def test_one_training_where_nothing_is_asked(problem):

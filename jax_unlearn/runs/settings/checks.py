@@ -12,7 +12,7 @@ from jax_unlearn.data.dataset import SampleSettings
 from jax_unlearn.features.extracted import SourceKind
 from jax_unlearn.features.statistics_file import statistics_kind
 from jax_unlearn.objective.merger import FIRST
-from jax_unlearn.runs.settings.config import Optimizer, RunConfig, flat
+from jax_unlearn.runs.settings.config import Optimizer, RunConfig, build, flat
 from jax_unlearn.runs.settings.sweep_config import TRIES, SweepConfig, sweep_of
 from jax_unlearn.runtime.errors import UserError
 from jax_unlearn.runtime.used_if import conditions_of, leaf_fields, option
@@ -125,7 +125,8 @@ def check_run(config: RunConfig, start: RunConfig) -> None:
     """
     if config.samples.forget_text and not porting.is_clip(config.samples.checkpoint):
         raise UserError(f"{config.samples.checkpoint}: --forget-text needs a CLIP checkpoint")
-    refuse_unused(config, facts_of(config), start)
+    # A sweep's own settings start from their defaults.
+    refuse_unused(config, facts_of(config), build(type(config), {}, start))
     check_select(config, start)
     check_values(config)
     check_sweep(config, start)

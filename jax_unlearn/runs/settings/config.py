@@ -150,13 +150,26 @@ def read_config(run: Path) -> RunConfig:
     """
     path = run / "config.json"
     try:
-        stored: dict[str, Any] = json.loads(path.read_text())
+        stored = as_stored_now(json.loads(path.read_text()))
         how = set(leaf_fields(ExecutionSettings)) - {"out"}
         hints = setting_types(RunConfig)
         values = {k: from_json(v, hints[k]) for k, v in stored.items() if k not in how}
         return RunConfig.of(**values)
     except (OSError, ValueError, TypeError, AttributeError, KeyError) as error:
         raise UserError(f"{path}: not the config of a run ({error}); give its directory") from error
+
+
+def as_stored_now(stored: dict[str, Any]) -> dict[str, Any]:
+    """Settings as earlier versions wrote them: with a preset's label, and one Merger by its name.
+
+    The label stood for one setting that was not written.
+    """
+    values = {name: value for name, value in stored.items() if name != "preset"}
+    if stored.get("preset") == "faithful":
+        values["count_rise"] = True
+    if isinstance(targets := values.get("targets"), str):
+        values["targets"] = [targets]
+    return values
 
 
 def setting_types(kind: type[Any]) -> dict[str, Any]:
