@@ -11,7 +11,7 @@ from dataclasses import dataclass
 from itertools import chain
 
 from jax_unlearn.models.qwen3_vision.packing import (
-    SMALL,
+    SMALL_FRAME,
     batch_shape,
     ladder_length,
     place,
@@ -82,7 +82,7 @@ class Pool:
         """Length of the rows that an image waits for."""
         size = item.patches
         if self.one_row:
-            return self.patches if size > SMALL else short_length(size, self.block)
+            return self.patches if size > SMALL_FRAME else short_length(size, self.block)
         return max(SHORTEST, 1 << (size - 1).bit_length())
 
     def take(self, row: int) -> Batch:
