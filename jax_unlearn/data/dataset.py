@@ -1,4 +1,4 @@
-"""The four groups of samples of a run: to forget and to keep, to train on and to test with."""
+"""The four groups of samples of a run: forget and preserve, each for training and held out."""
 
 import hashlib
 from collections.abc import Sequence
@@ -22,7 +22,7 @@ S = TypeVar("S", ImageFile, Prompt)
 
 @dataclass(frozen=True, kw_only=True)
 class SampleSettings:
-    """What a run reads: a checkpoint, and samples to forget and to keep."""
+    """Inputs of a run: a checkpoint, and samples to forget and to preserve."""
 
     checkpoint: Path
     """Directory of a checkpoint of the Qwen3-VL, Qwen3-Omni or Qwen3.5 family, or of CLIP."""
@@ -35,31 +35,34 @@ class SampleSettings:
     preserve_text: tuple[str, ...] = used_if((), source=NAMES)
     """CLIP: names to keep, or a .txt file with one name per line."""
     train_templates: tuple[str, ...] = used_if(("{}",), source=NAMES)
-    """CLIP: prompts that a name is trained in; {} stands for the name."""
+    """CLIP: prompts used in training, with {} in place of the name."""
     template: str = used_if("a photo of a {}.", source=(NAMES, "clip_images"))
-    """CLIP: the prompt that a name is judged in."""
+    """CLIP: the prompt used in evaluation, with {} in place of the name."""
     images: Path | None = used_if(None, source=NAMES)
-    """CLIP's text side: folder of images, sub-folders named like the names, to be classified before
-    and after."""
+    """CLIP's text side: folder of images to classify before and after, in sub-folders named as in
+    --forget-text and --preserve-text."""
     other_images: tuple[Path, ...] = used_if((), source=NAMES)
     """CLIP's text side: folders of other data sets, each classified among its own sub-folders."""
     forget_held_out: Path | None = used_if(None, source=IMAGES)
-    """Images to test forgetting with; by default a seeded fifth of each class of --forget."""
+    """Held-out images to forget, for evaluation; by default a seeded fifth of each class of
+    --forget."""
     preserve_held_out: Path | None = used_if(None, source=IMAGES)
-    """Images to test keeping with; by default a seeded fifth of each class of --preserve."""
+    """Held-out images to keep, for evaluation; by default a seeded fifth of each class of
+    --preserve."""
     concept: str | None = used_if(None, source=IMAGES)
-    """Forget the classes whose name holds all these words and keep the others, so that --forget and
-    --preserve may be one folder."""
+    """Forget the classes whose names contain all these words and keep the others; --forget and
+    --preserve may then be one folder."""
     questions: Path | None = used_if(None, source="qwen_images")
     """JSON list of {question, answers: {class: answer}} for `evaluate --vlm`."""
     statistics: Path | None = None
-    """An earlier run, to fit again on its statistics: no image is read, and no tower or encoder
-    run. Its settings are the defaults; what its samples were read with cannot be changed."""
+    """Directory of an earlier run whose saved statistics are fitted again, without reading images
+    or running a tower or encoder. Its settings are the defaults; those its statistics depend on
+    cannot be changed."""
 
 
 @dataclass(frozen=True)
 class Dataset(Generic[S]):
-    """Images or prompts of a run; the held-out ones are for evaluation only."""
+    """The images or prompts of a run; the held-out ones are used for evaluation only."""
 
     forget: list[S]
     preserve: list[S]
@@ -67,19 +70,23 @@ class Dataset(Generic[S]):
     preserve_held_out: list[S]
 
     def groups(self) -> dict[str, list[S]]:
-        """By their names in metrics.json."""
+        """The groups by their names in metrics.json."""
         return {field.name: getattr(self, field.name) for field in fields(self)}
 
     def labels(self) -> list[str]:
-        """Classes of the held-out samples, which are what is asked about."""
+        """Sorted classes of the held-out samples, the ones that evaluation asks about."""
         return sorted({sample.label for sample in self.forget_held_out + self.preserve_held_out})
 
     def samples(self) -> list[S]:
-        """Those of all groups."""
+        """The samples of all groups."""
         return [sample for group in self.groups().values() for sample in group]
 
     def fingerprint(self, *names: str) -> str:
-        """Changes when a sample of these groups, by default of all, its class or its group does."""
+        """SHA-256 (hex) of every sample's group, class and digest.
+
+        Args:
+            names: the groups to include; all if none is given.
+        """
         total = hashlib.sha256()
         for number, (name, samples) in enumerate(self.groups().items()):
             for sample in samples if name in names or not names else ():
@@ -88,15 +95,16 @@ class Dataset(Generic[S]):
 
 
 def collect(config: SampleSettings, seed: int) -> Dataset[Any]:
-    """The images or the prompts of a run; `seed` draws what is held out."""
+    """Collect the images or the prompts of a run; `seed` draws the held-out images."""
     return collect_prompts(config) if config.forget_text else collect_images(config, seed)
 
 
 def collect_prompts(config: SampleSettings) -> Dataset[Prompt]:
-    """Train prompts from --train-templates, held-out ones from --template.
+    """Collect prompts: for training from --train-templates, held out from --template.
 
     Raises:
-        UserError: a list without names, a name twice or in both lists, or a bad template.
+        UserError: a list has no names, a name occurs twice or in both lists, or a template does not
+            have exactly one {}.
     """
     forget = read_names(config.forget_text, "--forget-text")
     preserve = read_names(config.preserve_text, "--preserve-text")
@@ -106,16 +114,16 @@ def collect_prompts(config: SampleSettings) -> Dataset[Prompt]:
 
 
 def collect_images(config: SampleSettings, seed: int) -> Dataset[ImageFile]:
-    """Find and split the images; `seed` draws what is held out.
+    """Find the images and split them; `seed` draws the held-out ones.
 
     Raises:
-        UserError: an empty or missing folder, a concept that no class has, one image only, or the
-            same image in two groups.
+        UserError: a folder is missing or empty, no class matches the concept, there are too few
+            images to hold one out, or an image or a class is in two groups.
     """
     if config.forget is None or config.preserve is None:
         raise UserError(
-            "--forget and --preserve: give a folder of images each, or for a CLIP checkpoint names "
-            "by --forget-text and --preserve-text"
+            "--forget and --preserve: give a folder of images each, or for a CLIP checkpoint give "
+            "names with --forget-text and --preserve-text"
         )
     forget, forget_test = _side(config.concept, config.forget, config.forget_held_out, True, seed)
     preserve, preserve_test = _side(
@@ -152,7 +160,7 @@ def _side(
 def _choose(
     files: Sequence[ImageFile], concept: str | None, forget: bool, folder: Path
 ) -> list[ImageFile]:
-    """The files whose class is (or, to preserve, is not) the concept."""
+    """The files whose class matches the concept, or, to preserve, those whose class does not."""
     if concept is None:
         return list(files)
     words = set(concept.lower().split())

@@ -1,4 +1,4 @@
-"""SHA-256 of every image, shared between the processes of a run."""
+"""SHA-256 digests of all images, computed in parallel by the processes of a run."""
 
 import hashlib
 from collections.abc import Sequence
@@ -7,12 +7,12 @@ from concurrent.futures import ThreadPoolExecutor
 from jax_unlearn.data.images import ImageFile
 from jax_unlearn.runtime import collectives, processes
 
-# Bytes of a sample's digest.
+# Length of a digest in bytes.
 DIGEST = hashlib.sha256().digest_size
 
 
-def listed_alike(files: Sequence[ImageFile]) -> bool:
-    """Whether all processes list these, as far as can be told without reading them."""
+def same_listing(files: Sequence[ImageFile]) -> bool:
+    """Whether all processes list the same files, by class, name and size (not by content)."""
     if processes.count() == 1:
         return True
     listing = hashlib.sha256("\n".join(file.entry for file in files).encode()).digest()
@@ -20,13 +20,14 @@ def listed_alike(files: Sequence[ImageFile]) -> bool:
 
 
 def read_digests(files: Sequence[ImageFile]) -> None:
-    """Each file's digest, from several threads: one would wait for a disk or a network.
+    """Compute the digest of each file, in threads, since reading may wait for disk or network.
 
-    Of several processes each reads a part of the files and tells the others. Where they do not list
-    the same ones each reads all that it has, so that the run can say what differs.
+    Of several processes, each reads a share of the files and sends their digests to the others. If
+    they do not list the same files, each reads all of its own, so that the error can name what
+    differs.
     """
     new = [file for file in files if "digest" not in vars(file)]
-    count, here = (processes.count(), processes.index()) if listed_alike(new) else (1, 0)
+    count, here = (processes.count(), processes.index()) if same_listing(new) else (1, 0)
     with ThreadPoolExecutor() as pool:
         read = b"".join(pool.map(lambda file: file.digest, new[here::count]))
     if count == 1:

@@ -1,4 +1,4 @@
-"""Folders of images: which images they hold, and which of them are held out."""
+"""Find the images in a folder."""
 
 from pathlib import Path
 
@@ -8,13 +8,16 @@ from jax_unlearn.runtime.errors import UserError
 
 
 def find_images(folder: Path, default_label: str) -> list[ImageFile]:
-    """Every image below `folder`, sorted; its class is the first sub-folder, or `default_label`.
+    """Every image below `folder`, sorted by path.
 
-    Those in shards (see `shards.images_of`) stand where their shard does; `folder` may also be a
-    single shard.
+    An image's class is its first sub-folder, or `default_label`. Images in shards (see
+    `shards.images_of`) take the place of their shard.
+
+    Args:
+        folder: a folder, or a single shard.
 
     Raises:
-        UserError: there is no such folder, no image in it, or a shard that cannot be read.
+        UserError: the folder does not exist or holds no image, or a shard cannot be read.
     """
     if not (folder.is_dir() or (folder.is_file() and folder.suffix.lower() in SHARDS)):
         raise UserError(f"{folder}: no such folder of images")

@@ -1,4 +1,4 @@
-"""One image of a run: where its bytes are, and how they are decoded."""
+"""Image files: their location, digest and decoding."""
 
 import hashlib
 from collections.abc import Iterable, Iterator
@@ -15,48 +15,48 @@ from jax_unlearn.runtime.errors import UserError
 
 @dataclass(frozen=True)
 class ImageFile:
-    """One image and its class. path: of the file, or of the shard that holds it."""
+    """An image and its class. path: of the image file, or of the shard that contains it."""
 
     path: Path
     label: str
 
     @property
     def name(self) -> str:
-        """What messages call it."""
+        """The image's name in messages."""
         return str(self.path)
 
     @property
     def entry(self) -> str:
-        """What a listing says of it: the same on every host that has it, wherever it is there."""
+        """Class, file name and size, which do not depend on where a host stores the file."""
         return f"{self.label}/{self.path.name}: {self.path.stat().st_size}"
 
     def source(self) -> Path | BytesIO:
-        """What Pillow opens."""
+        """A path or buffer for Pillow to open."""
         return self.path
 
     @cached_property
     def digest(self) -> bytes:
-        """Tells images apart by their bytes; read once, however often it is asked for."""
+        """SHA-256 of the file's bytes; read once and cached."""
         source = self.source()
         data = source.read_bytes() if isinstance(source, Path) else source.getvalue()
         return hashlib.sha256(data).digest()
 
 
 def open_image(source: Path | BytesIO) -> Image.Image:
-    """Not decoded yet; for what is raised see `read_image`."""
+    """Open an image without decoding it; raises the same errors as `read_image`."""
     try:
         return Image.open(source)
     except UnidentifiedImageError as error:
-        # Pillow's own message would hold an address in memory.
+        # Pillow's own message may contain a memory address.
         raise ValueError("not an image that Pillow knows") from error
 
 
 def read_image(source: Path | BytesIO) -> Image.Image:
-    """Decode as RGB: EXIF orientation applied, a GIF's first frame, transparency on white.
+    """Decode as RGB: EXIF orientation applied, the first frame of a GIF, transparency on white.
 
     Raises:
-        OSError, ValueError, SyntaxError: whatever Pillow says of a file that is not an image.
-        PIL.Image.DecompressionBombError: more pixels than Pillow thinks safe.
+        OSError, ValueError, SyntaxError: Pillow cannot read the file.
+        PIL.Image.DecompressionBombError: the image has more pixels than Pillow's limit.
     """
     with open_image(source) as file:
         file.seek(0)
@@ -76,16 +76,16 @@ UNREADABLE = (OSError, ValueError, SyntaxError, Image.DecompressionBombError)
 
 @dataclass
 class ImageReader:
-    """Decodes files one by one; those that cannot be read are skipped and remembered with why.
+    """Decodes files one by one; skips files that cannot be read and records the reason.
 
-    With `strict`, the first of them raises UserError.
+    strict: raise UserError for the first such file instead. skipped: (name, reason) of each.
     """
 
     strict: bool = False
     skipped: list[tuple[str, str]] = field(default_factory=list)
 
     def read(self, files: Iterable[ImageFile]) -> Iterator[tuple[int, Image.Image]]:
-        """(index of the file, image) for every file that can be read."""
+        """Yields (index of the file, image) for every file that can be read."""
         for index, file in enumerate(files):
             try:
                 image = read_image(file.source())

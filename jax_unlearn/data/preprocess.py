@@ -1,4 +1,4 @@
-"""Images through the checkpoint's own image processor (PIL backend: no torch)."""
+"""Preprocess images with the checkpoint's image processor (PIL backend, without torch)."""
 
 from dataclasses import dataclass
 from pathlib import Path
@@ -14,7 +14,7 @@ from jax_unlearn.runtime.errors import UserError
 
 @dataclass(frozen=True)
 class Preprocessor:
-    """The processor that the checkpoint's preprocessor_config.json names."""
+    """The image processor named in the checkpoint's preprocessor_config.json."""
 
     processor: Any
 
@@ -31,12 +31,12 @@ class Preprocessor:
 
     @property
     def patch_dim(self) -> int:
-        """Width of a patch: channels × frames × height × width of it."""
+        """Length of a flattened patch: channels × frames × height × width."""
         processor = self.processor
         return 3 * int(processor.temporal_patch_size) * int(processor.patch_size) ** 2
 
     def patches(self, size: tuple[int, int]) -> int:
-        """How many patches an image of `size` (width, height) will have.
+        """The number of patches of an image of `size` (width, height).
 
         Raises:
             ValueError: the image is more than 200 times longer than wide.
@@ -45,26 +45,28 @@ class Preprocessor:
         return int(self.processor.get_number_of_image_patches(height, width))
 
     def blank(self, size: tuple[int, int]) -> Image.Image:
-        """An image of `size` (width, height) that is zero after normalisation: nothing to see."""
+        """A uniform image of `size` (width, height) that is zero after normalisation."""
         mean = tuple(round(255 * m) for m in self.processor.image_mean)
         return Image.new("RGB", size, mean)
 
 
 def load_preprocessor(checkpoint_dir: Path, tower: VisionConfig, max_pixels: int) -> Preprocessor:
-    """Read preprocessor_config.json.
+    """Load the image processor from preprocessor_config.json.
 
     Args:
-        tower: the shape that the patches must have.
-        max_pixels: larger images are scaled down to this area; attention grows with its square.
+        tower: the tower whose patch sizes the processor must have.
+        max_pixels: images are scaled down to at most this area; the cost of attention grows with
+            its square.
 
     Raises:
-        UserError: the file is missing, is not an image processor's, or belongs to another tower.
+        UserError: the file is missing, is not an image processor's, belongs to another tower, or
+            `max_pixels` is below its smallest image.
     """
     path = checkpoint_dir / "preprocessor_config.json"
     if not path.is_file():
         raise UserError(f"{path}: no such file; copy it from the model's original directory")
 
-    # Not at the top: transformers imports torch where it is installed, and we must not.
+    # Imported here because transformers imports torch if it is installed (see `no_torch`).
     from transformers import AutoImageProcessor
 
     try:
@@ -83,7 +85,7 @@ def load_preprocessor(checkpoint_dir: Path, tower: VisionConfig, max_pixels: int
             f"has {wanted}"
         )
     if max_pixels < smallest:
-        raise UserError(f"--max-pixels {max_pixels}: the smallest image of {path} has {smallest}")
+        raise UserError(f"--max-pixels {max_pixels}: {path} needs at least {smallest}")
     processor.size = {
         "shortest_edge": smallest,
         "longest_edge": min(largest, max_pixels),

@@ -17,7 +17,7 @@ from jaxtyping import Float, Int
 from PIL import Image
 from rich.console import Console
 
-from jax_unlearn.data.batches import PATCHES, Batch, Item, Pool, together
+from jax_unlearn.data.batches import PATCHES, Batch, Item, Pool, group_by_shape
 from jax_unlearn.data.images import ImageFile, ImageReader
 from jax_unlearn.data.loader import CountPatches, Loaded, PackStep, load
 from jax_unlearn.data.preprocess import Preprocessor
@@ -179,9 +179,9 @@ class Extractor:
                     state.skip({index: size})
                 else:
                     yield from pool.add(Item(index, size))
-            yield from pool.rest()
+            yield from pool.flush()
 
-        steps = list(together(batches(), self.devices))
+        steps = list(group_by_shape(batches(), self.devices))
         self.planned |= {(batch.rows, batch.length) for step in steps for batch in step}
         state.planned(steps)
         self.report(state, reader)
