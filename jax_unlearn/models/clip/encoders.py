@@ -167,7 +167,7 @@ class ClipVision(nnx.Module):
         return x, self.post_layernorm(x[:, 0])
 
     def patches(self, pixel_values: Float[Array, "n c h w"]) -> Float[Array, "n side_2 patch"]:
-        """Flattened patches, row by row; the checkpoint's Conv2d has a kernel equal to its stride."""
+        """Flat patches, row by row; the checkpoint's Conv2d has a kernel equal to its stride."""
         side, size = self.config.side, self.config.patch_size
         n, channels = pixel_values.shape[:2]
         whole = pixel_values[:, :, : side * size, : side * size]
