@@ -1,4 +1,4 @@
-"""Encode texts and images with CLIP: the checkpoint's tokenizer or image processor, then the model."""
+"""Encode texts and images with CLIP and the checkpoint's tokenizer and image processor."""
 
 from collections.abc import Iterator, Sequence
 from itertools import islice

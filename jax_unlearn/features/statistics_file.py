@@ -151,8 +151,8 @@ def read_statistics(directory: Path) -> StatisticsFile:
     path = directory / FILE
     if not path.is_file():
         raise UserError(
-            f"{path}: no such file; runs that adapt linear_fc1 or pass --no-save-statistics write "
-            "none: run again from the images"
+            f"{path}: no such file; linear_fc1 and --no-save-statistics prevent it: run again "
+            "from the images"
         )
     try:
         with safe_open(path, framework="numpy") as file:
