@@ -104,7 +104,7 @@ def residual_of(
     weight: Float[np.ndarray, "e d_in"],
     bias: Float[np.ndarray, " e"],
 ) -> Float64[np.ndarray, "m e"]:
-    """T − X Wᵀ − b of rows, after the orthonormal change of each image's rows (`Rows`)."""
+    """T − X Wᵀ − b of rows, after the orthogonal change of each image's rows (`Rows`)."""
     residual = rows.ones[:, None] * target.constant[rows.image].astype(np.float64)
     if target.scaled is not None:
         residual += rows.norms[:, None] * target.scaled[rows.image]

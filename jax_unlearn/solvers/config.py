@@ -43,7 +43,7 @@ class SolverConfig:
     seed: int = used_if(0, draws=True)
     """Seed of the split, the drawn targets, the adapter's init and the order of the images."""
     chunk: int = used_if(100, optimizer="adam")
-    """Adam: epochs per compiled scan; progress is shown and snapshots are saved after each."""
+    """Adam: epochs per compiled scan, after which progress is shown and a snapshot may be saved."""
     iterations: int = used_if(200, optimizer="closed_form")
     """Closed form: the largest number of iterations from each start."""
     tolerance: float = used_if(1e-6, optimizer="closed_form")

@@ -1,4 +1,4 @@
-"""Adam on A and B in a jitted Optax loop: one `lax.scan` per chunk of epochs, with donated state."""
+"""Adam on A and B in a jitted Optax loop: one `lax.scan` per chunk of epochs, donated state."""
 
 import time
 from functools import partial
