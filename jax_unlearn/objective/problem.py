@@ -179,9 +179,7 @@ def blank_targets(extracted: Extracted, seed: int) -> dict[str, Float[np.ndarray
         if classify(target, names)[0] not in sides.forget.labels:
             return {projection.name: target[0]}
         target = target + NOISE * np.asarray(jax.random.normal(subkey, target.shape))
-    raise UserError(
-        'every embedding near that of "" names what is to be forgotten; choose another --target'
-    )
+    raise UserError('every point near "" is named as a class to forget; choose another --target')
 
 
 def drawn_targets(kind: SourceKind) -> tuple[TargetKind, ...]:

@@ -62,7 +62,7 @@ class Change(NamedTuple):
 
 
 def until_converged(changes: Iterable[Change], tolerance: float) -> Iterator[Change]:
-    """Pass on changes while the loss falls, up to the first relative fall of at most `tolerance`."""
+    """Yield changes while the loss falls, up to the first relative fall of at most `tolerance`."""
     last = np.inf
     for change in changes:
         if not change.total < last:

@@ -192,7 +192,7 @@ class Subspace:
 
 
 def _least_gain(left: Float64[ndarray, "m q"], cross: Float64[ndarray, "m q"]) -> float:
-    """The least gain of the columns of left = H⁻¹C_f V, with cross = C_f V: min diag(leftᵀ cross)."""
+    """The least gain of the columns of left = H⁻¹C_f V: min diag(leftᵀ cross), cross = C_f V."""
     return float(np.einsum("ij,ij->j", left, cross).min(initial=np.inf))
 
 
