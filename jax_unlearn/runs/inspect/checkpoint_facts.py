@@ -99,7 +99,7 @@ def mergers(tower: VisionCheckpoint) -> dict[str, str]:
     config, family = tower.config, tower.place.family
     layers = (config.depth - 1, *config.deepstack_indexes)
     return {
-        f"{family.live}{family.own_merger(name)}": f"blocks.{layer} → {structure(tower, name)}"
+        f"{family.live}{family.family_merger(name)}": f"blocks.{layer} → {structure(tower, name)}"
         for name, layer in zip(config.mergers, layers, strict=True)
     }
 
