@@ -321,7 +321,7 @@ except UserError as error:
     )
     assert len(done.stdout.splitlines()) == 1, done.stderr
     assert f"{tmp_path}/out.resume" in done.stdout
-    assert "go on with --resume" in done.stdout
+    assert "continue with --resume" in done.stdout
     found = journal(tmp_path / "out").stage("forget").load()
     np.testing.assert_array_equal(found.arrays["x"], np.arange(10))
 
