@@ -10,7 +10,14 @@ from typing import Any
 
 from matplotlib.figure import Figure
 
+from jax_unlearn.runs.settings.presets import FAITHFUL
+from jax_unlearn.runtime.used_if import leaf_fields
+from jax_unlearn.solvers.config import SolverConfig
+
 RESULTS = Path(__file__).parent / "results"
+# The published scheme's constants, on whose loss the solvers are compared.
+OWN = leaf_fields(SolverConfig)
+PUBLISHED = SolverConfig(**{name: value for name, value in FAITHFUL.items() if name in OWN})
 
 
 def command(name: str, doc: str | None, rounds: int | None = None) -> argparse.ArgumentParser:

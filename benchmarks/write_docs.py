@@ -13,26 +13,26 @@ from typing import Any
 
 from benchmarks import settings_page
 from benchmarks.forgetting import clip_names, linears, optimisers, targets, tradeoff
-from benchmarks.markdown import (
-    Row,
-    caption,
-    refuse_equal,
-    replace,
-    shown,
-    table_of,
-    times,
-)
+from benchmarks.markdown import Row, replace
 from benchmarks.scale import accelerator, chips, many_images, processes
 from benchmarks.shipped.clip import exam as clip_exam
 from benchmarks.shipped.qwen3_vl import exam
-from benchmarks.speed import demo, rows, sweep, tower, where_to_solve
+from benchmarks.speed import (
+    demo,
+    jit_vs_eager,
+    rows,
+    sweep,
+    time_to_objective,
+    tower,
+    where_to_solve,
+)
 
 ROOT = Path(__file__).parent.parent
 RESULTS = Path(__file__).parent / "results"
 
-# Results whose JSON is of an earlier form, and is being measured again: the rows of these files
+# Results whose JSON is of an earlier form, and is being measured again: the rows of the first three
 # were labelled by the setting that was asked for, and some of them wrongly.
-AWAITED = {"forgetting", "linears", "optimisers"}
+AWAITED = {"forgetting", "linears", "optimisers", "jit_vs_eager", "time_to_objective"}
 
 
 @dataclass(frozen=True)
@@ -53,79 +53,6 @@ class Block:
 
 def read(name: str) -> Any:
     return json.loads((RESULTS / f"{name}.json").read_text())
-
-
-def jit(results: Row) -> str:
-    """Milliseconds a step of every variant, then what comes before the steps."""
-    cases = results["cases"]
-    names = list(max((case["variants"] for case in cases), key=len))
-    refuse_equal("jit", [(case_name(case), case["variants"]) for case in cases])
-    where = "rows, D_in → E"
-    steps = [[case_name(case), *(step_cell(case, name) for name in names)] for case in cases]
-    before = [
-        [case_name(case), shown(case["gather"]), kept(case), *before_cells(case, names)]
-        for case in cases
-    ]
-    first = table_of([f"{where}: ms a step", *names], steps)
-    second = table_of([f"{where}: seconds before", "statistics", "rows of them", *names], before)
-    spread = max(case.get("spread", 0.0) for case in cases)
-    count = f"objectives after {cases[0]['steps']} steps differ by {spread:.0e} at most"
-    reasons = {name: why for case in cases for name, why in case["failed"].items()}
-    lines = [f"{name} could not run: {why.splitlines()[0]}" for name, why in reasons.items()]
-    lines.append(f"Variants' {count}.")
-    return "\n\n".join([caption(results["machine"], "speed.jit_vs_eager"), first, second, *lines])
-
-
-def case_name(case: Row) -> str:
-    return f"{case['forget'] + case['preserve']:,}, {case['d_in']} → {case['e']}"
-
-
-def kept(case: Row) -> str:
-    return " + ".join(f"{case['kept'][side]:,}" for side in ("forget", "preserve"))
-
-
-def step_cell(case: Row, name: str) -> str:
-    if name not in case["variants"]:
-        return "–"
-    found = case["variants"][name]
-    step = shown(1000 * found["seconds"])
-    return f"{step} (**{times(found['ratio'])}**)" if "ratio" in found else step
-
-
-def before_cells(case: Row, names: list[str]) -> list[str]:
-    known = case["variants"]
-    return [shown(known[name]["compile"]) if name in known else "–" for name in names]
-
-
-def objective(results: Row) -> str:
-    """Seconds to what the published loop ends at."""
-    torch, closed, adam = (results[key] for key in ("torch", "closed_form", "adam"))
-    name = f"PyTorch eager, {results['epochs']} epochs"
-    if torch["extrapolated"]:
-        name += f" (from {torch['timed_epochs']} of them, {torch['seconds_per_epoch']:.2f} s each)"
-    lines = [[name, shown(torch["seconds"]), "1", f"{results['goal']:.3f}"]]
-    ends = {"Adam on statistics": (adam, adam["seconds"], adam)}
-    if closed["first"] is not None:
-        first = "closed form, first iteration that is there"
-        ends[first] = closed, closed["first"], closed["to_first"]
-    last = "closed form, with its last digits and the lower bound"
-    ends[last] = closed, closed["seconds"], closed
-    for label, (found, seconds, ratios) in ends.items():
-        label += "" if found["reached"] else ": **not reached**"
-        cells = [shown(seconds), f"**{times(ratios['ratio'])}**"]
-        lines.append([label, *cells, f"{found['objective']:.3f}"])
-    parts = [
-        f"Rows to forget and preserve: {results['forget']:,} and {results['preserve']:,} of "
-        f"{results['d_in']} → {results['e']}; objective at the start {results['initial']:.3f}",
-        f"lower bound for any rank {closed['lower_bound']:.3f}",
-        f"Adam takes {adam['preparation']:.1f} s for statistics and is there after epoch "
-        f"{adam['epoch']}",
-    ]
-    errors = results["goal_reading_error"], closed["reading_error"], adam["reading_error"]
-    parts.append(f"in float64 from the rows they are these to {max(map(abs, errors)):.0e}.")
-    header = ["from features in memory", "seconds", "ratio", "objective"]
-    made = caption(results["machine"], "speed.time_to_objective")
-    return f"{made}\n\n{table_of(header, lines)}\n\n{'; '.join(parts)}"
 
 
 def figures(tower: Row, sweep: Row, images: Row, device: Row) -> str:
@@ -168,8 +95,8 @@ BLOCKS = (
     Block("docs/results/clip.md", "clip", ("clip_forgetting",), clip_names.table),
     Block(SPEED, "demo", ("demo",), demo.table),
     Block(SPEED, "tower", ("tower",), tower.table),
-    Block(SPEED, "jit", ("jit_vs_eager",), jit),
-    Block(SPEED, "objective", ("time_to_objective",), objective),
+    Block(SPEED, "jit", ("jit_vs_eager",), jit_vs_eager.table),
+    Block(SPEED, "objective", ("time_to_objective",), time_to_objective.table),
     Block(SPEED, "scaling", ("scaling",), rows.table),
     Block(SPEED, "sweep", ("sweep",), sweep.table),
     Block(SPEED, "place", ("where_to_solve",), where_to_solve.table),

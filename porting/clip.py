@@ -77,8 +77,8 @@ def clip_parts(directory: Path) -> tuple[dict[str, Any], dict[str, Any], Any]:
         UserError: the checkpoint is not of CLIP.
     """
     if (model_type := read_model_type(directory)) != "clip":
-        mend = "load_clip takes 'clip', load_vision_tower the Qwen3 families"
-        raise UserError(f"{directory / 'config.json'}: model_type is {model_type!r}; {mend}")
+        cure = "load_clip takes 'clip', load_vision_tower the Qwen3 families"
+        raise UserError(f"{directory / 'config.json'}: model_type is {model_type!r}; {cure}")
     hf = load_config(directory)
     text = {field.name: getattr(hf.text_config, field.name) for field in fields(ClipTextConfig)}
     vision = {

@@ -45,8 +45,8 @@ def merge_checkpoint(
     """
     source = Path(checkpoint_dir)
     if (source / UNDO).exists():
-        mend = "undo that first (unmerge_checkpoint), or merge from the original"
-        raise UserError(f"{source}: is a merged checkpoint; {mend}")
+        cure = "undo that first (unmerge_checkpoint), or merge from the original"
+        raise UserError(f"{source}: is a merged checkpoint; {cure}")
     _check_apart(source, Path(out_dir))
     with Checkpoint(source) as checkpoint:
         keys = _changed_keys(adapter, checkpoint)
@@ -108,8 +108,8 @@ def _changed_keys(adapter: LoraAdapter, checkpoint: Checkpoint) -> dict[tuple[st
 
 def _bias_faults(key: str, pair: LoraPair, checkpoint: Checkpoint) -> list[str]:
     if key not in checkpoint:
-        mend = "a Linear without one cannot be merged, use the PEFT adapter"
-        return [f"{key} is missing, and the adapter changes the bias: {mend}"]
+        cure = "a Linear without one cannot be merged, use the PEFT adapter"
+        return [f"{key} is missing, and the adapter changes the bias: {cure}"]
     shape, adapted = checkpoint.shape(key), pair.b.shape[:1]
     if shape == adapted:
         return []

@@ -89,8 +89,8 @@ def _mixed_faults(adapter: LoraAdapter) -> list[str]:
     without = [name for name, pair in adapter.pairs.items() if pair.bias is None]
     if len(without) in (0, len(adapter.pairs)):
         return []
-    mend = "lora_bias is for all Linears or none, give zeros"
-    return [f"{name} has no bias and others have: {mend}" for name in without]
+    cure = "lora_bias is for all Linears or none, give zeros"
+    return [f"{name} has no bias and others have: {cure}" for name in without]
 
 
 def _float32(tensor: Any) -> Float32[np.ndarray, "..."]:
@@ -145,8 +145,8 @@ def load_peft(adapter_dir: str | Path) -> LoraAdapter:
     parts = ("a", "b", "bias") if config.get("lora_bias") else ("a", "b")
     path = directory / WEIGHTS
     if not path.is_file():
-        mend = "save the adapter as safetensors (a pickled adapter_model.bin is not opened)"
-        raise UserError(f"{path}: no such file; {mend}")
+        cure = "save the adapter as safetensors (a pickled adapter_model.bin is not opened)"
+        raise UserError(f"{path}: no such file; {cure}")
     try:
         with safe_open(path, framework="numpy") as file:
             pairs = _read_pairs(path, file, rank, parts)

@@ -14,12 +14,12 @@ import numpy as np
 from jax import Array
 from jax.sharding import Mesh, NamedSharding, PartitionSpec
 
+from benchmarks.harness import PUBLISHED
 from jax_unlearn.features.device_gram import add, zeros
 from jax_unlearn.models.attention import Kernel
 from jax_unlearn.models.lora import LoraAdapter, LoraPair
 from jax_unlearn.models.qwen3_vision.config import VisionConfig
 from jax_unlearn.objective.linear import LinearProblem
-from jax_unlearn.objective.loss import LossWeights
 from jax_unlearn.runs.inspect.accelerators import Chips
 from jax_unlearn.runs.inspect.memory_plan import shaped
 from jax_unlearn.runtime.collectives import added
@@ -57,7 +57,7 @@ def compile_training(d_in: int, e: int, rank: int, epochs: int, chips: Chips) ->
     sides = [(d_in + e, d_in), (d_in + e, e), (d_in, d_in)]
 
     def program(a: Array, b: Array, *arrays: Array) -> list[Array]:
-        problem, weights = {NAME: LinearProblem(*arrays, 1e6, 1e6)}, LossWeights()
+        problem, weights = {NAME: LinearProblem(*arrays, 1e6, 1e6)}, PUBLISHED.loss_weights()
         adapter = LoraAdapter({NAME: LoraPair(a, b)}, alpha=float(rank), rank=rank)
         state, _ = start(adapter, problem, weights)
         return jax.tree.leaves(run_chunk(state, problem, weights, 0.01, length=epochs))

@@ -3,11 +3,11 @@
 import numpy as np
 from jaxtyping import Float
 
+from benchmarks.harness import PUBLISHED
 from jax_unlearn.models.lora import LoraAdapter
-from jax_unlearn.objective.loss import LossWeights
 
 BLOCK = 4096
-WEIGHTS = LossWeights()
+WEIGHTS = PUBLISHED.loss_weights()
 
 
 class Exact:

@@ -3,12 +3,12 @@
 Rows come in blocks and are never held (`streaming`); half are to forget (rows and targets:
 benchmarks/speed/synthetic_rows.py). A case is rows x images to forget. Training is on at most D_in
 + E rows to forget and D_in to preserve, whatever there were; the least case has that many already,
-for with fewer rows, or fewer images than E, a step is cheaper. Gathering keeps up to two float64
+for with fewer rows, or fewer images than E, a step is cheaper. Streaming keeps up to two float64
 rows of every image to forget, so that any target may be chosen later: the last case has more
 images.
 
 Peak memory is that of a fresh process for each case and phase; what it had after its imports is
-told apart. Steps are timed in this process, in turns, on the problems that those processes left.
+given beside it. Steps are timed in this process, in turns, on the problems that those processes left.
 """
 
 import argparse
@@ -26,7 +26,7 @@ from matplotlib.figure import Figure
 
 from benchmarks.harness import clocked, command, figure, ratio, save
 from benchmarks.markdown import caption, refuse_equal, shown, table_of
-from benchmarks.speed.jit_vs_eager import NAME, Scan
+from benchmarks.speed.contestants import NAME, Scan
 from benchmarks.speed.streamed_rows import load_part, sides
 from benchmarks.speed.tower import machine
 
@@ -73,7 +73,7 @@ def phases(case: str, file: Path, options: argparse.Namespace) -> dict[str, Any]
 
 def steps(files: Sequence[Path], options: argparse.Namespace) -> list[dict[str, Any]]:
     """Seconds a step of each problem, and the ratio to the first one's."""
-    runs = [Scan({NAME: load_part(file)}) for file in files]
+    runs = [Scan({NAME: load_part(file)}, options.steps) for file in files]
     for run in runs:
         run.begin()
         run.advance(options.steps)
@@ -94,7 +94,7 @@ def plot(results: dict[str, Any]) -> Figure:
     steps = [1000 * row["seconds"] for row in results["rows"]]
     left.plot(rows, steps, "o")
     left.set(xscale="log", xlabel="rows", ylabel="milliseconds a step", ylim=(0, 1.2 * max(steps)))
-    for phase, label in (("gather", "gathering"), ("train", "training")):
+    for phase, label in (("gather", "streaming"), ("train", "training")):
         peaks = [row[phase]["peak_mib"] for row in results["rows"]]
         right.plot(rows, peaks, "o", label=label)
     width = results["d_in"] + results["share"] * results["e"]

@@ -7,6 +7,7 @@ many rows into a file, or to train on that file.
 import argparse
 import json
 from collections.abc import Sequence
+from dataclasses import replace
 from pathlib import Path
 from time import perf_counter
 from typing import Any
@@ -14,13 +15,13 @@ from typing import Any
 import jax
 import numpy as np
 
+from benchmarks.harness import PUBLISHED
 from benchmarks.speed.synthetic_rows import FORGET, PRESERVE, Source
 from jax_unlearn.features.statistics import Statistics
 from jax_unlearn.features.streaming import StreamingStatistics
 from jax_unlearn.objective.linear import LinearProblem, linear_part
 from jax_unlearn.objective.targets import Target
 from jax_unlearn.solvers.adam.loop import train
-from jax_unlearn.solvers.config import TrainConfig
 
 FIELDS = ("forget", "residual", "preserve", "forget_rows", "preserve_rows")
 
@@ -43,17 +44,17 @@ def gather(source: Source, forget: int, preserve: int) -> tuple[float, LinearPro
 
 
 def gather_side(source: Source, side: int, rows: int) -> tuple[float, Statistics]:
-    gatherer = StreamingStatistics(source.d_in, source.output if side == FORGET else None)
+    streaming = StreamingStatistics(source.d_in, source.output if side == FORGET else None)
     seconds = 0.0
     for image, x in source.blocks(side, rows):
         begun = perf_counter()
         numbers, starts = np.unique(image, return_index=True)
         for number, of_image in zip(numbers, np.split(x, starts[1:]), strict=True):
-            gatherer.add(int(number), of_image)
+            streaming.add(int(number), of_image)
         seconds += perf_counter() - begun
     begun = perf_counter()
-    gathered = gatherer.finish()
-    return seconds + perf_counter() - begun, gathered
+    summed_up = streaming.finish()
+    return seconds + perf_counter() - begun, summed_up
 
 
 def save_part(path: Path, part: LinearProblem) -> None:
@@ -87,11 +88,11 @@ def main(arguments: Sequence[str] | None = None) -> None:
     parser.add_argument("--share", type=float, default=0.5)
     options = parser.parse_args(arguments)
     before = peak_mib()
-    facts = gathered(options) if options.phase == "gather" else trained(options)
+    facts = summed_up(options) if options.phase == "gather" else trained(options)
     print(json.dumps({**facts, "before_mib": before, "peak_mib": peak_mib()}))
 
 
-def gathered(options: argparse.Namespace) -> dict[str, Any]:
+def summed_up(options: argparse.Namespace) -> dict[str, Any]:
     source = Source(options.d_in, options.e, options.tokens)
     begun = perf_counter()
     seconds, part = gather(source, *sides(options.rows, options.share))
@@ -102,7 +103,8 @@ def gathered(options: argparse.Namespace) -> dict[str, Any]:
 
 
 def trained(options: argparse.Namespace) -> dict[str, Any]:
-    result = train({"linear_fc2": load_part(options.file)}, TrainConfig(epochs=options.epochs))
+    config = replace(PUBLISHED, epochs=options.epochs)
+    result = train({"linear_fc2": load_part(options.file)}, config)
     return {"seconds": result.seconds["total"]}
 
 

@@ -23,19 +23,20 @@ import numpy as np
 from matplotlib.figure import Figure
 from rich.console import Console
 
-from benchmarks.harness import clocked, command, figure, ratio, save
+from benchmarks.harness import PUBLISHED, clocked, command, figure, ratio, save
 from benchmarks.markdown import caption, refuse_equal, shown, table_of, times
 from benchmarks.speed.synthetic_rows import Source
 from benchmarks.speed.tower import machine
 from jax_unlearn.objective.linear import linear_problem
 from jax_unlearn.objective.loss import Problem
+from jax_unlearn.objective.problem import problems
 from jax_unlearn.objective.targets import TargetKind
 from jax_unlearn.runs.demo import Demo, demo_config
-from jax_unlearn.runs.sources.qwen_images import ImageSession
+from jax_unlearn.runs.sources.qwen_images import QwenImages
 from jax_unlearn.solvers.adam.loop import train
 from jax_unlearn.solvers.adam.vmapped import ProblemOf
 from jax_unlearn.solvers.closed_form.solve import solve
-from jax_unlearn.solvers.config import TrainConfig
+from jax_unlearn.solvers.config import SolverConfig
 from jax_unlearn.solvers.grid import Grid, Setting
 from jax_unlearn.solvers.many_settings import solve_all, train_all
 from jax_unlearn.solvers.result import Result
@@ -99,22 +100,23 @@ def lambdas() -> Grid:
     )
 
 
-def shipped(concept: str) -> tuple[TrainConfig, ProblemOf]:
+def shipped(concept: str) -> tuple[SolverConfig, ProblemOf]:
     """(The demo's config, its problem by target and seed)."""
-    session = ImageSession(demo_config(Demo(concept=concept)), Console(stderr=True))
-    features = session.train_features(session.config.granularity)
+    config = demo_config(Demo(concept=concept))
+    extracted = QwenImages(config, Console(stderr=True)).extract()
 
     @cache
     def problem_of(target: TargetKind, seed: int) -> Problem:
-        return session.having(target=target, seed=seed).problems(features)[0]
+        objective = config.replace(target=target).objective
+        return problems(extracted, objective, seed, held_out=False)[0]
 
-    return session.config, problem_of
+    return config.solver, problem_of
 
 
 def compare(
     problem_of: ProblemOf,
     settings: Sequence[Setting],
-    common: TrainConfig,
+    common: SolverConfig,
     epochs: int,
     rounds: int,
 ) -> dict[str, Any]:
@@ -148,7 +150,7 @@ def closed_form(
 
     one_by_one is not timed but counted up from the moments and the iterations of those checked.
     """
-    common = TrainConfig()
+    common = PUBLISHED
 
     def alone(setting: Setting) -> Result:
         return solve(problem, setting.config(common), bounded=False)

@@ -1,205 +1,195 @@
-"""Seconds from features in memory to the objective that the published loop ends at.
+"""Seconds from features in memory to +1 %, +0.1 % and +0.01 % of the best objective known.
 
-The clock of ours starts at float32 arrays of rows, target and Linear. It holds the residual, the
-statistics and, for Adam on statistics, tracing and compiling, which every round does anew
-(`jax.clear_caches`). For the closed form it stops when `solve` returns; beside it is the time of
-the first iteration whose objective is no higher. For Adam it stops after the first chunk of epochs
-that has reached the objective. Rows and targets: benchmarks/speed/synthetic_rows.py.
+The best objective known is the lowest that the closed form from several starts or Adam with any of
+the learning rates reaches, taken in float64 from the rows (benchmarks/speed/float64_objective.py).
+Every contestant is timed until its own objective is first that low: the whole algebra of our loss
+in eager PyTorch on the rows (the strongest fair baseline, benchmarks/speed/torch_algebra.py), the
+same on the rows' statistics, the published loop, our Adam on statistics, and our closed form. They
+run in this process, in turns. Rows and targets: benchmarks/speed/synthetic_rows.py.
 
-PyTorch's objective is the lowest of its epochs. Fewer of them are timed (--torch-epochs), without
-its preparation, and the median is multiplied. What it would reach comes from all epochs of the same
-Adam through JAX on the rows themselves (`train` would take their statistics), whose objectives must
-agree with PyTorch's in the epochs that PyTorch does run. PyTorch's are taken in float64 from what
-it has trained (benchmarks/speed/float64_objective.py); how far each of the three final readings is
-from that is told beside it.
+The clock starts at float32 arrays of rows, target and Linear, and includes each contestant's own
+preparation: original outputs, residual, statistics, moments. Compilation is reported in a column of
+its own: every program is compiled before the clock starts. PyTorch's objective is read after every
+step, our Adam's after every scan of --scan steps, the closed form's after every iteration; that
+returns its adapter a little later (`returned`), after its last digits and without a lower bound.
+
+Each goal has the constant learning rate of --rates that reaches it in the fewest steps. All four
+Adam contestants follow the same trajectory for the same rate, but for rounding: same start, same
+loss, same full batch. So the rates are tuned once, by our scan on statistics, and hold for each of
+them. The seconds of the tuning are reported separately and are part of no contestant's time.
+
+Of the published loop a few epochs are timed (--published-epochs). Its time is then extrapolated:
+its preparation, and the median epoch times as many epochs as the whole algebra on the same rows
+needed, with which its objectives must agree in the epochs that it runs. With 0 it runs to its own
+passages.
 """
 
 import json
 from collections.abc import Sequence
-from dataclasses import dataclass, field, replace
 from statistics import median
-from time import perf_counter
 from typing import Any
 
-import jax
-import numpy as np
 from matplotlib.figure import Figure
 
-from benchmarks.harness import clocked, command, figure, ratio, save
-from benchmarks.speed.float64_objective import Exact
+from benchmarks.harness import command, figure, ratio, save
+from benchmarks.markdown import caption, refuse_equal, shown, table_of, times
+from benchmarks.speed.contestants import ALGEBRA
+from benchmarks.speed.race import ADAM, CLOSED, GAPS, Race, Turn
 from benchmarks.speed.synthetic_rows import Source
-from benchmarks.speed.torch_loop import Loop, Rows, published
 from benchmarks.speed.tower import machine
-from jax_unlearn.models.lora import LoraAdapter
-from jax_unlearn.objective.linear import compress, linear_problem
-from jax_unlearn.objective.loss import Problem
-from jax_unlearn.solvers.adam.loop import run_chunk, start, train
-from jax_unlearn.solvers.closed_form.solve import solve
-from jax_unlearn.solvers.config import TrainConfig
 
-NAME = "linear_fc2"
-# A relative difference of PyTorch's and our losses in the same epoch.
-TOLERANCE = 1e-4
-
-
-@dataclass
-class Clock:
-    """Calls of `progress` with the seconds since the start: [seconds, epoch, objective]."""
-
-    begun: float = field(default_factory=perf_counter)
-    laps: list[tuple[float, int, float]] = field(default_factory=list)
-
-    def __call__(self, epoch: int, row: dict[str, Any]) -> None:
-        self.laps.append((perf_counter() - self.begun, epoch, float(row["total"])))
-
-
-class Race:
-    """Rows in memory, and the run on them that says how far PyTorch would come.
-
-    Args:
-        arrays: weight, bias, forget, target and preserve.
-        timed: how many of PyTorch's epochs.
-    """
-
-    def __init__(self, arrays: tuple[np.ndarray, ...], config: TrainConfig, timed: int) -> None:
-        self.arrays, self.config, self.timed = arrays, config, min(timed, config.epochs)
-        self.exact = Exact(arrays)
-        problem = {NAME: linear_problem(*arrays)}
-        init = config.init(problem)
-        self.known, self.reference = on_rows(problem, config)
-        self.goal = min(self.known)
-        loss = published(Rows.of(*arrays), init.scale)
-        self.loop = Loop(loss, init, config.learning_rate)
-
-    def torch(self) -> dict[str, Any]:
-        """Seconds an epoch, and of all of them.
-
-        Raises:
-            AssertionError: an epoch's objective is not the reference's.
-        """
-        self.loop.begin()
-        seconds, adapters = [], []
-        for _ in range(self.timed):
-            adapters.append(self.loop.adapter())
-            seconds.append(clocked(self.loop.step)[0])
-        found = np.array([self.exact(adapter) for adapter in adapters])
-        spread = float(np.max(np.abs(found / self.known[: self.timed] - 1)))
-        assert spread <= TOLERANCE, f"PyTorch's objectives are off by {spread:.1e}: {found}"
-        epoch = median(seconds)
-        whole = epoch * self.config.epochs if self.timed < self.config.epochs else sum(seconds)
-        return {"epoch": epoch, "seconds": whole, "spread": spread, "all_seconds": seconds}
-
-    def closed_form(self) -> dict[str, Any]:
-        jax.clear_caches()
-        clock = Clock()
-        result = solve({NAME: linear_problem(*self.arrays)}, self.config, progress=clock)
-        seconds = perf_counter() - clock.begun
-        first = next((lap[0] for lap in clock.laps if lap[2] <= self.goal), None)
-        found = float(result.history[result.epoch]["total"])
-        facts = {"seconds": seconds, "first": first, "reached": found <= self.goal}
-        facts |= {"objective": found, "iterations": len(clock.laps), "parts": result.seconds}
-        facts |= {"lower_bound": result.lower_bound, "laps": clock.laps}
-        return {**facts, "reading_error": found / self.exact(result.adapter) - 1}
-
-    def adam(self) -> dict[str, Any]:
-        """A few more epochs than the published loop has: rounding may cost some of the last."""
-        jax.clear_caches()
-        clock = Clock()
-        problem = compress({NAME: linear_problem(*self.arrays)})
-        jax.block_until_ready(problem)
-        prepared, epochs = perf_counter() - clock.begun, self.config.epochs
-        longer = replace(self.config, epochs=epochs + max(self.config.chunk, epochs // 10))
-        result = train(problem, longer, progress=clock)
-        totals = np.array([row["total"] for row in result.history])
-        reached = bool((totals <= self.goal).any())
-        epoch = int((totals <= self.goal).argmax()) if reached else longer.epochs
-        seconds, last, _ = next(lap for lap in clock.laps if lap[1] >= epoch)
-        facts = {"seconds": seconds, "reached": reached, "epoch": epoch, "preparation": prepared}
-        facts |= {"objective": float(totals[: last + 1].min()), "parts": result.seconds}
-        facts |= {"laps": clock.laps}
-        return {**facts, "reading_error": float(totals.min()) / self.exact(result.adapter) - 1}
-
-
-def on_rows(problem: Problem, config: TrainConfig) -> tuple[list[float], LoraAdapter]:
-    """(The objective from the start on, the best adapter) of `train` without its statistics."""
-    weights = config.loss_weights()
-    state, terms = start(config.init(problem), problem, weights)
-    totals = [float(terms.sum())]
-    for first in range(0, config.epochs, config.chunk):
-        length = min(config.chunk, config.epochs - first)
-        state, terms = run_chunk(state, problem, weights, config.learning_rate, length=length)
-        totals += np.asarray(terms).sum(axis=1).tolist()
-    return totals, state.best
+# The first that is tried bounds the others' epochs.
+RATES = (0.003, 0.01, 0.001, 0.03, 0.1)
 
 
 def main(arguments: Sequence[str] | None = None) -> None:
-    parser = command("time_to_objective", __doc__, rounds=3)
+    parser = command("time_to_objective", __doc__, rounds=2)
     add = parser.add_argument
     add("--d-in", type=int, default=4096)
     add("--e", type=int, default=2048)
-    add("--forget", type=int, default=2500, help="rows")
-    add("--preserve", type=int, default=22_500, help="rows")
+    add("--forget", type=int, default=1250, help="rows")
+    add("--preserve", type=int, default=11_250, help="rows")
     add("--tokens", type=int, default=50, help="rows an image")
-    add("--epochs", type=int, default=2000, help="of the published loop")
-    add("--torch-epochs", type=int, default=20, help="so many of them are timed in every round")
+    add("--epochs", type=int, default=1000, help="limit of every training")
+    add("--published-epochs", type=int, default=4, help="of the published loop; 0: all of them")
+    add("--rates", type=float, nargs="+", default=RATES, help="learning rates to choose from")
+    add("--starts", type=int, default=3, help="of the closed form, for the best objective known")
+    add("--scan", type=int, default=10, help="steps of our Adam between two looks")
     options = parser.parse_args(arguments)
     source = Source(options.d_in, options.e, options.tokens)
-    arrays = source.linear_arrays(options.forget, options.preserve)
-    config = TrainConfig(epochs=options.epochs, chunk=min(100, options.epochs))
-    race = Race(arrays, config, options.torch_epochs)
-    print(f"objective after {config.epochs} epochs on the rows: {race.goal:.4f}", flush=True)
-    shape = {k: getattr(options, k) for k in ("d_in", "e", "forget", "preserve", "tokens")}
-    results = {"machine": machine(), **shape, **run(race, options.rounds)}
-    print(json.dumps(results, indent=1))
+    race = Race(source.linear_arrays(options.forget, options.preserve), options)
+    names = ("d_in", "e", "forget", "preserve", "tokens", "epochs", "scan")
+    results = {"machine": machine(), **{k: getattr(options, k) for k in names}, **known(race)}
+    print(json.dumps(results, indent=1), flush=True)
+    results["contestants"] = run(race, options.rounds)
+    print(json.dumps(results["contestants"], indent=1))
     save(options.out, results, plot(results))
 
 
+def known(race: Race) -> dict[str, Any]:
+    """What is found before the clock starts: the goals, and a learning rate for each."""
+    tuning = race.tuning
+    return {
+        "initial": race.initial,
+        "best": race.best,
+        "goals": race.goals,
+        "tuning": {
+            "grid": sorted(tuning.histories),
+            "on": "Adam on statistics (JAX); all Adam contestants descend the same trajectory",
+            "seconds": tuning.seconds,
+            # A rate is given up once another has reached the closest goal in as many steps.
+            "steps": {rate: len(history) - 1 for rate, history in tuning.histories.items()},
+            "epochs": tuning.epochs(race.goals),
+            "chosen": race.rates,
+        },
+    }
+
+
 def run(race: Race, rounds: int) -> dict[str, Any]:
-    """PyTorch, the closed form and Adam on statistics in turns."""
-    sides = {"torch": race.torch, "closed_form": race.closed_form, "adam": race.adam}
-    turns: dict[str, list[dict[str, Any]]] = {name: [] for name in sides}
+    """All contestants in turns."""
+    sides = race.sides()
+    turns: dict[str, list[Turn]] = {name: [] for name in sides}
     for _ in range(rounds):
         for name, side in sides.items():
             turns[name].append(side())
-            print(f"{name}: {turns[name][-1]['seconds']:.1f} s", flush=True)
-    theirs = {
-        "timed_epochs": race.timed,
-        "extrapolated": race.timed < race.config.epochs,
-        "seconds_per_epoch": median(turn["epoch"] for turn in turns["torch"]),
-        "seconds": median(turn["seconds"] for turn in turns["torch"]),
-        "rounds": turns["torch"],
+            print(f"{name}: {turns[name][-1].seconds}", flush=True)
+    return {name: over(turns[name], turns[ALGEBRA], name, race) for name in sides}
+
+
+def over(turns: list[Turn], baseline: list[Turn], name: str, race: Race) -> dict[str, Any]:
+    """A contestant's medians over the rounds, and how many times as fast as the baseline it is."""
+    seconds, ratios = {}, {}
+    for gap in GAPS:
+        own, theirs = ([turn.seconds[gap] for turn in side] for side in (turns, baseline))
+        seconds[gap] = None if None in own else median(own)
+        ratios[gap] = None if None in [*own, *theirs] else ratio(theirs, own)
+    return {
+        "seconds": seconds,
+        "all_seconds": {gap: [turn.seconds[gap] for turn in turns] for gap in GAPS},
+        "ratio": ratios,
+        "epochs": turns[-1].epochs,
+        "preparation": median(turn.preparation for turn in turns),
+        "compile": race.compile.get(name, 0.0),
+        "learning_rates": None if name == CLOSED else race.rates,
+        "reading_error": race.errors.get(name),
+        **turns[-1].facts,
+        **medians(turns, ("returned", "seconds_per_epoch")),
     }
-    facts = {"epochs": race.config.epochs, "initial": race.known[0], "goal": race.goal}
-    facts["goal_reading_error"] = race.goal / race.exact(race.reference) - 1
-    facts["torch"] = theirs
-    return facts | {name: over(turns["torch"], turns[name]) for name in ("closed_form", "adam")}
 
 
-def over(torch: list[dict[str, Any]], ours: list[dict[str, Any]]) -> dict[str, Any]:
-    """The last round's facts with the median seconds, and the ratio to PyTorch's."""
-    whole, seconds = ([one["seconds"] for one in side] for side in (torch, ours))
-    facts = {**ours[-1], "reached": all(one["reached"] for one in ours)}
-    facts |= {"seconds": median(seconds), "all_seconds": seconds, **ratio(whole, seconds)}
-    if all(one.get("first") for one in ours):
-        firsts = [one["first"] for one in ours]
-        facts |= {"first": median(firsts), "all_first": firsts, "to_first": ratio(whole, firsts)}
-    return facts
+def medians(turns: list[Turn], names: Sequence[str]) -> dict[str, float]:
+    """Over the rounds, of the facts that this contestant has."""
+    known = [name for name in names if name in turns[-1].facts]
+    return {name: median(turn.facts[name] for turn in turns) for name in known}
 
 
-def plot(facts: dict[str, Any]) -> Figure:
-    """The objective over the seconds; PyTorch's at its end."""
+def plot(results: dict[str, Any]) -> Figure:
+    """The distance to the best objective known over the seconds, at the three goals."""
     made, axes = figure()
-    shown = {"closed_form": "closed form", "adam": "Adam on statistics"}
-    for key, label in shown.items():
-        seconds, _, objectives = zip(*facts[key]["laps"], strict=True)
-        axes.plot(seconds, objectives, marker=".", label=label)
-    axes.axhline(facts["goal"], color="gray", linestyle=":")
-    end = facts["torch"]["seconds"]
-    label = "PyTorch eager" + (", extrapolated" if facts["torch"]["extrapolated"] else "")
-    axes.plot([end], [facts["goal"]], "k*", markersize=12, label=label)
-    axes.set(xscale="log", xlabel="seconds from features in memory", ylabel="objective")
-    axes.legend()
+    for name, found in results["contestants"].items():
+        there = [(found["seconds"][gap], 100 * share) for gap, share in GAPS.items()]
+        points = [(seconds, share) for seconds, share in there if seconds is not None]
+        label = f"{name}, extrapolated" if found.get("extrapolated") else name
+        axes.plot([p[0] for p in points], [p[1] for p in points], marker="o", label=label)
+    axes.set(xscale="log", yscale="log", xlabel="seconds from features in memory")
+    axes.set_ylabel("% above the best objective known")
+    axes.legend(fontsize=8)
     return made
+
+
+def table(results: dict[str, Any]) -> str:
+    """Seconds of every contestant to each goal."""
+    found = results["contestants"]
+    refuse_equal("objective", [(name, one["all_seconds"]) for name, one in found.items()])
+    rows = [
+        [
+            label(name, one),
+            *(cell(one, gap) for gap in GAPS),
+            shown(one["preparation"]),
+            shown(one["compile"]) if name in (ADAM, CLOSED) else "–",
+        ]
+        for name, one in found.items()
+    ]
+    header = ["seconds from features in memory to", *GAPS, "preparation in them", "compiling"]
+    made = caption(results["machine"], "speed.time_to_objective")
+    return f"{made}\n\n{table_of(header, rows)}\n\n{note(results)}"
+
+
+def label(name: str, found: dict[str, Any]) -> str:
+    if not found.get("extrapolated"):
+        return name
+    each = f"{shown(found['seconds_per_epoch'])} s each"
+    return f"{name} (extrapolated from {found['timed_epochs']} epochs a round, {each})"
+
+
+def cell(found: dict[str, Any], gap: str) -> str:
+    if found["seconds"][gap] is None:
+        return "not reached"
+    taken = shown(found["seconds"][gap])
+    return f"{taken} (**{times(found['ratio'][gap]['ratio'])}**)" if found["ratio"][gap] else taken
+
+
+def note(results: dict[str, Any]) -> str:
+    best, tuning, found = results["best"], results["tuning"], results["contestants"]
+    chosen = ", ".join(f"{rate} for {gap}" for gap, rate in tuning["chosen"].items())
+    steps = ", ".join(str(found[ADAM]["epochs"][gap] or "–") for gap in GAPS)
+    errors = [one["reading_error"] for one in found.values() if one["reading_error"] is not None]
+    return " ".join(
+        [
+            f"Rows to forget and preserve: {results['forget']:,} and {results['preserve']:,} of "
+            f"{results['d_in']} → {results['e']}.",
+            f"Best objective known: {best['value']:.3f} ({best['by']}); at the start "
+            f"{results['initial']:.3f}.",
+            f"In brackets: times as fast as *{ALGEBRA}*.",
+            f"Learning rates, of {', '.join(map(str, tuning['grid']))}: {chosen}; tuning them on "
+            f"statistics took {tuning['seconds']:.0f} s, which are in no row.",
+            f"Our Adam is there after {steps} steps at most; *not reached* is after "
+            f"{results['epochs']:,}.",
+            f"The closed form returns its adapter after {shown(found[CLOSED]['returned'])} s, with "
+            "its last digits.",
+            f"Contestants' own objectives are those in float64 from the rows to {max(errors):.0e}.",
+        ]
+    )
 
 
 if __name__ == "__main__":

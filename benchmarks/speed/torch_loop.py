@@ -1,12 +1,12 @@
-"""The published training loop in PyTorch, which the speed of ours is measured against.
+"""The published training loop in PyTorch, and the Adam loop that every PyTorch variant runs in.
 
-Adam on A and B of one Linear. Every step computes the Linear's outputs anew and takes the cached
-original ones off them. Written here for the benchmarks, after the loss of DESIGN.md.
+Adam on A and B of one Linear. In every step the published loss computes the Linear's outputs anew
+and subtracts the cached original ones. Written here for the benchmarks, after the loss of
+DESIGN.md. The same loss in fewer operations: benchmarks/speed/torch_algebra.py.
 """
 
 from collections.abc import Callable
 from dataclasses import replace
-from functools import partial
 from typing import NamedTuple
 
 import jax
@@ -17,15 +17,17 @@ from torch import Tensor
 from torch.linalg import vector_norm
 from torch.nn.functional import linear
 
+from benchmarks.harness import PUBLISHED
 from jax_unlearn.models.lora import LoraAdapter, LoraPair
-from jax_unlearn.objective.loss import LossWeights
 
-WEIGHTS = LossWeights()
-Loss = Callable[[Tensor, Tensor], Tensor]
+WEIGHTS = PUBLISHED.loss_weights()
+RATE = PUBLISHED.learning_rate
+# Returns the loss of A and B and sets their gradients.
+Backward = Callable[[Tensor, Tensor], Tensor]
 
 
 class Rows(NamedTuple):
-    """Constants of the loss: the Linear, both sides' rows, target and original outputs."""
+    """Constants of the published loss: the Linear, both sides' rows, target, original outputs."""
 
     weight: Float[Tensor, "e d_in"]
     bias: Float[Tensor, " e"]
@@ -47,27 +49,13 @@ def loss(rows: Rows, scale: float, a: Tensor, b: Tensor) -> Tensor:
     def output(x: Tensor) -> Tensor:
         return linear(x, rows.weight, rows.bias) + (scale * (x @ a.T)) @ b.T
 
-    missed = rows.target - output(rows.forget)
-    moved = output(rows.preserve) - rows.original
-    return three_terms(missed, moved, a, b)
-
-
-def loss_once(rows: Rows, residual: Tensor, scale: float, a: Tensor, b: Tensor) -> Tensor:
-    """The same without W, from R = T − X_f Wᵀ − b: what our loss does, in PyTorch."""
-
-    def change(x: Tensor) -> Tensor:
-        return (scale * (x @ a.T)) @ b.T
-
-    return three_terms(residual - change(rows.forget), change(rows.preserve), a, b)
-
-
-def three_terms(missed: Tensor, moved: Tensor, a: Tensor, b: Tensor) -> Tensor:
-    forget, preserve = WEIGHTS.forget * norm(missed), WEIGHTS.preserve * norm(moved)
+    forget = WEIGHTS.forget * norm(rows.target - output(rows.forget))
+    preserve = WEIGHTS.preserve * norm(output(rows.preserve) - rows.original)
     return forget + preserve + WEIGHTS.weight * norm(b @ a)
 
 
 def norm(x: Tensor) -> Tensor:
-    """Frobenius, by way of the rows' norms.
+    """Frobenius norm, from the norms of the rows.
 
     Of all entries at once, PyTorch on a CPU sums the squares in float32 one after the other: of
     92 million normal ones it loses 1 %, and training goes elsewhere. This takes no longer.
@@ -80,49 +68,70 @@ def device() -> str:
     return "cuda" if jax.default_backend() == "gpu" else "cpu"
 
 
-def published(rows: Rows, scale: float) -> Loss:
-    return partial(loss, rows, scale)
+def published(rows: Rows, scale: float) -> Backward:
+    """The published loss with PyTorch's own gradient."""
 
+    def backward(a: Tensor, b: Tensor) -> Tensor:
+        a.grad = b.grad = None
+        total = loss(rows, scale, a, b)
+        total.backward()
+        return total
 
-def once(rows: Rows, scale: float) -> Loss:
-    residual = rows.target - linear(rows.forget, rows.weight, rows.bias)
-    return partial(loss_once, rows, residual, scale)
+    return backward
 
 
 class Loop:
-    """Adam on one pair from where ours starts.
+    """Adam on one pair, started where JAX's is.
 
     Args:
-        of: the loss of A and B.
+        backward: of the loss.
         init: an adapter of one pair.
+        fused: Adam's update as one operation, which is the fastest form on a CPU too; without it
+            Adam is PyTorch's default, as in the published loop.
+
+    Attributes:
+        unit: least number of steps in a timed turn.
+        threads: of PyTorch on a CPU.
+        losses: of the start and of each step that was looked at or gone on from.
     """
 
-    def __init__(self, of: Loss, init: LoraAdapter, learning_rate: float) -> None:
-        self.of, self.init, self.learning_rate = of, init, learning_rate
-        self.begin()
+    unit = 1
+    threads = torch.get_num_threads()
 
-    def begin(self) -> None:
+    def __init__(self, backward: Backward, init: LoraAdapter, *, fused: bool) -> None:
+        self.backward, self.init, self.fused = backward, init, fused
+
+    def begin(self, learning_rate: float = RATE) -> None:
         (pair,) = self.init.pairs.values()
         self.a, self.b = (
             torch.tensor(np.asarray(x), device=device(), requires_grad=True)
             for x in (pair.a, pair.b)
         )
-        self.adam = torch.optim.Adam([self.a, self.b], lr=self.learning_rate)
+        fused = True if self.fused else None
+        self.adam = torch.optim.Adam([self.a, self.b], lr=learning_rate, fused=fused)
+        self.total: float | None = None
+        self.losses: list[float] = []
 
-    def step(self) -> float:
-        """One epoch; the loss before it."""
-        self.adam.zero_grad()
-        total = self.of(self.a, self.b)
-        total.backward()
-        self.adam.step()
-        return total.item()
+    def objective(self) -> float:
+        """The loss of the present adapter; the next step reuses it and its gradients."""
+        if self.total is None:
+            self.total = self.backward(self.a, self.b).item()
+            self.losses.append(self.total)
+        return self.total
 
     def advance(self, steps: int) -> None:
+        torch.set_num_threads(self.threads)
         for _ in range(steps):
-            self.step()
+            self.objective()
+            self.adam.step()
+            self.total = None
 
     def adapter(self) -> LoraAdapter:
-        """A copy of the pair as it is now."""
+        """A copy of the present pair, whose loss `objective` is."""
         (name,) = self.init.pairs
         pair = LoraPair(*(x.detach().cpu().numpy().copy() for x in (self.a, self.b)))
         return replace(self.init, pairs={name: pair})
+
+    def best(self) -> LoraAdapter:
+        """The same: PyTorch is looked at after every step."""
+        return self.adapter()

@@ -96,6 +96,6 @@ class ImageReader:
 
     def skip(self, file: ImageFile, reason: str) -> None:
         if self.strict:
-            raise UserError(f"{file.name}: cannot be read ({reason}); mend or remove it")
+            raise UserError(f"{file.name}: cannot be read ({reason}); repair or remove it")
         if (file.name, reason) not in self.skipped:
             self.skipped.append((file.name, reason))

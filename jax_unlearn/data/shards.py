@@ -76,7 +76,7 @@ def images_of(shard: Path, label: str) -> list[ImageFile]:
     try:
         return _members(shard, label) if shard.suffix.lower() == ".tar" else _records(shard, label)
     except (tarfile.TarError, OSError, RuntimeError, ValueError) as error:
-        raise UserError(f"{shard}: cannot be read ({error}); mend or remove it") from error
+        raise UserError(f"{shard}: cannot be read ({error}); repair or remove it") from error
 
 
 def _records(shard: Path, label: str) -> list[ImageFile]:

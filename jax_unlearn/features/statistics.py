@@ -29,8 +29,8 @@ Output = Callable[[Float[np.ndarray, "n d_in"]], Float[np.ndarray, "n e"]]
 class Rows:
     """Rows of images after an orthogonal change of each image's rows; as they were, without one.
 
-    x: [m, D_in]; image: which image each row is of; ones and norms: what the change makes of a
-    column of ones and of the column of the original outputs' norms ‖W x + b‖.
+    x: [m, D_in]; image: which image each row is of; ones and norms: the same change applied to
+    a column of ones and to the column of the original outputs' norms ‖W x + b‖.
     """
 
     x: Float[np.ndarray, "m d_in"]

@@ -10,7 +10,7 @@ from pathlib import Path
 
 from jax_unlearn.runtime.errors import UserError
 
-# What the user can mend; any other OSError is a fault of ours and keeps its traceback.
+# What the user can fix; any other OSError is a fault of ours and keeps its traceback.
 USER_FIXABLE_ERRNOS = {
     errno.EACCES,
     errno.EBUSY,
@@ -114,7 +114,7 @@ def _refusal(error: OSError, partial: Path, final: Path) -> UserError:
     """Names the path that failed, unless it is inside what the user never sees."""
     path = Path(error.filename or final)
     path = final if path.is_relative_to(partial) else path
-    return UserError(f"{path}: {error.strerror}; mend that, or choose another folder")
+    return UserError(f"{path}: {error.strerror}; fix it, or choose another folder")
 
 
 def replace_files(directory: Path, contents: Mapping[str, str]) -> None:
@@ -132,7 +132,7 @@ def replace_files(directory: Path, contents: Mapping[str, str]) -> None:
     except OSError as error:
         if error.errno not in USER_FIXABLE_ERRNOS:
             raise
-        raise UserError(f"{directory}: {error.strerror}; mend that and try again") from error
+        raise UserError(f"{directory}: {error.strerror}; fix it and try again") from error
     finally:
         for partial in partials.values():
             partial.unlink(missing_ok=True)

@@ -50,7 +50,7 @@ def connect(
     Args:
         coordinator: address and port of the first process; if not given, as all three, TPU pods,
             SLURM and the like are asked.
-        heartbeat: seconds after which a process that is not heard of counts as gone; JAX then ends
+        heartbeat: seconds without a heartbeat after which a process is declared dead; JAX then ends
             the others, wherever they are.
 
     Raises:

@@ -155,7 +155,7 @@ class RunSnapshots:
 
     @contextmanager
     def listening(self) -> Iterator[None]:
-        """SIGTERM ends the run after the step it is at; what it has come to is saved.
+        """SIGTERM ends the run after the current step, which is saved.
 
         It is also where another process of the run is gone.
 
@@ -266,7 +266,7 @@ class StageSnapshots:
 
 @contextmanager
 def user_errors(directory: Path) -> Iterator[None]:
-    """What the user can mend, as one line."""
+    """Turn an error of the file system that a user can fix into a UserError."""
     logger = logging.getLogger("absl")
     level = logger.level
     # Orbax raises what it logs.

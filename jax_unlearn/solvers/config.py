@@ -40,7 +40,7 @@ class SolverConfig:
     select: Select = used_if("best", optimizer=FITTED)
     """Which adapter is kept: of the lowest loss, of the last epoch (Adam), or of the lowest loss on
     held-out rows, evaluated after every chunk or iteration."""
-    seed: int = 0
+    seed: int = used_if(0, draws=True)
     """Seed of the split, the drawn targets, the adapter's init and the order of the images."""
     chunk: int = used_if(100, optimizer="adam")
     """Adam: epochs in one compiled scan; progress and faults show after each."""

@@ -153,7 +153,7 @@ def erase(paths: Mapping[str, Erasable], weights: LossWeights) -> Result:
 
     Args:
         paths: by the names of their Linears.
-        weights: of the loss, in whose terms history says what the change comes to: row 0 is no
+        weights: of the loss, whose terms the history has: row 0 is no
             change, row 1 the adapter. Its weight is that of B A with the change of the bias.
 
     Raises:

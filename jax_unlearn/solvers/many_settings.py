@@ -57,7 +57,7 @@ def solve_all(
     common: SolverConfig,
     progress: Callable[[int], None] = lambda _: None,
 ) -> list[Trained]:
-    """The same with the closed form, one after another; learning rates have no say in it.
+    """The same with the closed form, one after another; learning rates are ignored.
 
     Neighbours with one target share the moments of its rows, and factors of them (`subspace`, which
     says how many are held for each Linear); no two targets' are kept at a time.

@@ -11,19 +11,10 @@ pytest.importorskip("torch")
 from benchmarks import write_docs
 from benchmarks.harness import save
 from benchmarks.scale import accelerator
-from benchmarks.speed import jit_vs_eager, rows, sweep, time_to_objective, where_to_solve
-from benchmarks.speed.float64_objective import Exact
-from benchmarks.speed.streamed_rows import gather
+from benchmarks.speed import rows, sweep, where_to_solve
 from benchmarks.speed.synthetic_rows import FORGET, Source
-from benchmarks.speed.torch_loop import Loop, Rows, published
-from jax_unlearn.objective.linear import compress, linear_problem
-from jax_unlearn.objective.loss import loss
-from jax_unlearn.solvers.adam.loop import train
-from jax_unlearn.solvers.config import TrainConfig
+from jax_unlearn.solvers.config import SolverConfig
 from tests import problems
-
-NAME = "linear_fc2"
-CONFIG = TrainConfig(epochs=4, select="last")
 
 
 def block_of(name, out):
@@ -41,60 +32,6 @@ def test_rows_do_not_depend_on_how_many_are_asked_for():
     np.testing.assert_array_equal(source.unit_vectors(9000)[:4], source.unit_vectors(4000))
 
 
-def test_pytorch_rows_and_streamed_statistics_train_alike():
-    source = Source(24, 16, tokens=5)
-    arrays = source.linear_arrays(200, 300)
-    problem = {NAME: linear_problem(*arrays)}
-    result, exact = train(problem, CONFIG), Exact(arrays)
-    np.testing.assert_allclose(exact(result.adapter), result.history[-1]["total"], rtol=1e-5)
-    loop = Loop(published(Rows.of(*arrays), 1.0), CONFIG.init(problem), CONFIG.learning_rate)
-    loop.advance(CONFIG.epochs)
-    np.testing.assert_allclose(exact(loop.adapter()), exact(result.adapter), rtol=1e-5)
-    _, part = gather(source, 200, 300)
-    assert len(part.forget) <= 24 + 16
-    for other in ({NAME: part}, compress(problem)):
-        totals = [loss(result.adapter, p, CONFIG.loss_weights())[0] for p in (problem, other)]
-        np.testing.assert_allclose(*totals, rtol=1e-5)
-
-
-def test_jit_vs_eager(tmp_path):
-    out = tmp_path / "jit.json"
-    # torch.compile takes a C++ compiler and half a minute.
-    variants = [name for name in jit_vs_eager.VARIANTS if name != "torch.compile"]
-    sizes = "--sizes 24x16 --rows 200 400 --in-memory 300 --rounds 1 --seconds 0 --steps 2"
-    jit_vs_eager.main([*sizes.split(), "--out", str(out), "--variants", *variants])
-    first, second = json.loads(out.read_text())["cases"]
-    assert [*first["variants"]] == variants
-    assert first["spread"] < jit_vs_eager.TOLERANCE
-    assert [*second["variants"]] == [jit_vs_eager.STATISTICS]
-    assert "24 → 16" in block_of("jit", out)
-
-
-def test_what_cannot_run_is_told():
-    class Broken:
-        def begin(self):
-            raise RuntimeError("no compiler")
-
-    first, failed = jit_vs_eager.first_calls({"torch.compile": Broken()}, 1)
-    assert not first
-    assert failed == {"torch.compile": "RuntimeError: no compiler"}
-    with pytest.raises(RuntimeError):
-        jit_vs_eager.first_calls({"JAX scan": Broken()}, 1)
-
-
-def test_time_to_objective(tmp_path):
-    out = tmp_path / "objective.json"
-    sizes = "--d-in 24 --e 16 --forget 60 --preserve 200 --tokens 5 --epochs 40 --torch-epochs 3"
-    time_to_objective.main([*sizes.split(), "--rounds", "1", "--out", str(out)])
-    found = json.loads(out.read_text())
-    assert found["torch"]["extrapolated"]
-    for side in ("closed_form", "adam"):
-        assert found[side]["reached"]
-        assert abs(found[side]["reading_error"]) < 1e-5
-        assert found[side]["ratio"] > 0
-    assert "40 epochs (from 3 of them" in block_of("objective", out)
-
-
 def test_scaling(tmp_path):
     out = tmp_path / "scaling.json"
     sizes = "--d-in 24 --e 16 --cases 200x20 400x40 --steps 2 --rounds 2"
@@ -109,7 +46,7 @@ def test_sweep(tmp_path, monkeypatch):
     settings = sweep.grid().settings()
     assert len(set(settings)) == 256
     problem = problems.problem()
-    config = TrainConfig(chunk=2)
+    config = SolverConfig(chunk=2)
     found = sweep.compare(lambda *_: problem, settings[:3], config, epochs=4, rounds=2)
     assert found["rows"] == {"merger.linear_fc2": [30, 50]}
     found |= {"machine": sweep.machine(), "concept": "astronaut"}

@@ -6,7 +6,7 @@ import numpy as np
 import pytest
 
 from jax_unlearn.evaluate.vlm.questions import Question, load_questions
-from jax_unlearn.evaluate.vlm.scoring import ask_all, naming, score, match_answer
+from jax_unlearn.evaluate.vlm.scoring import ask_all, match_answer, naming, score
 from jax_unlearn.runtime.errors import UserError
 
 CLASSES = ("red triangle", "red circle", "blue triangle", "blue circle", "cat")

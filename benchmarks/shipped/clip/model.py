@@ -55,7 +55,7 @@ def build_processor() -> CLIPImageProcessorPil:
 
 
 def normalize(images: Tensor) -> Tensor:
-    """uint8 [B, 64, 64, 3] -> [B, 3, 64, 64], what the processor makes of them."""
+    """uint8 [B, 64, 64, 3] -> [B, 3, 64, 64], as the image processor returns them."""
     mean, std = torch.tensor(OPENAI_CLIP_MEAN), torch.tensor(OPENAI_CLIP_STD)
     return ((images.float() / 255 - mean) / std).permute(0, 3, 1, 2)
 

@@ -81,7 +81,7 @@ def build_processor() -> Qwen2VLImageProcessorPil:
 
 
 def patchify(images: Tensor) -> Tensor:
-    """uint8 [B, 64, 64, 3] -> [B, 64, 3 * 2 * 8 * 8], what the processor makes of them."""
+    """uint8 [B, 64, 64, 3] -> [B, 64, 3 * 2 * 8 * 8], as the image processor returns them."""
     x = images.float().mul_(1 / 127.5).sub_(1).permute(0, 3, 1, 2)
     side = GRID // MERGE
     x = x.reshape(len(x), 3, side, MERGE, PATCH, side, MERGE, PATCH)

@@ -86,7 +86,7 @@ def _naming(qs: tuple[Question, ...], forget: set[str], preserve: set[str]) -> N
         asked = [c for c in classes if all(c in q.answers for q in qs)]
         return {tuple(normal(q.answers[c]) for q in qs) for c in asked}
 
-    # Every forgotten class that is asked must be told apart, or the question does not name it.
+    # The answers must separate every forgotten class that is asked from the kept ones.
     kept = right(preserve)
     if not right(forget) or right(forget) & kept:
         return None

@@ -61,8 +61,8 @@ def find_chips(text: str, fsdp: int = 1) -> Chips:
         described = cuda(shape) if kind == "h100" else tpu(text)
     except Exception as error:  # whatever the plugins raise: none has a class of its own for it
         reason = str(error).splitlines()[0]
-        mend = "pip install 'jax-unlearn[aot]', and see JAX's names of topologies"
-        raise UserError(f"--plan {text}: cannot be compiled for here ({reason}); {mend}") from error
+        cure = "pip install 'jax-unlearn[aot]', and see JAX's names of topologies"
+        raise UserError(f"--plan {text}: cannot be compiled for here ({reason}); {cure}") from error
     devices = np.array(described.devices)
     if fsdp < 1 or devices.size % fsdp:
         raise UserError(f"--fsdp {fsdp}: must divide the {devices.size} devices of {text}")

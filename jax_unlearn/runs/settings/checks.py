@@ -35,6 +35,7 @@ REASONS: dict[str, str] = {
     "reads_images": "this run reads no image",
     "vlm": "it needs --vlm",
     "plan": "it needs --plan",
+    "draws": "LEACE draws nothing, and nothing is held out with the seed",
     "command": "it is not an option of this command",
 }
 
@@ -57,12 +58,13 @@ def optimizer_of(config: RunConfig) -> Optimizer:
 
 def facts_of(config: RunConfig) -> dict[str, Any]:
     """What the conditions of the settings are about."""
-    source, optimizer = source_of(config.samples), optimizer_of(config)
-    saved = config.samples.statistics is not None
+    samples = config.samples
+    source, optimizer = source_of(samples), optimizer_of(config)
+    saved = samples.statistics is not None
     fresh_tower = source == "qwen_images" and not saved
-    names_alone = source == "clip_names" and not (
-        config.samples.images or config.samples.other_images
-    )
+    names_alone = source == "clip_names" and not (samples.images or samples.other_images)
+    split = samples.forget_held_out is None or samples.preserve_held_out is None
+    fixed = source == "clip_names" or saved or (source == "clip_images" and not split)
     return {
         "source": source,
         "optimizer": optimizer,
@@ -73,6 +75,7 @@ def facts_of(config: RunConfig) -> dict[str, Any]:
         "adapts_fc1": FIRST in config.objective.linears,
         "resumable": fresh_tower or optimizer == "adam",
         "reads_images": not (saved or names_alone),
+        "draws": not (optimizer == "leace" and fixed),
         "sweep": sweep_of(config) is not None,
         "command": "sweep" if isinstance(config, SweepConfig) else "run",
     }

@@ -1,4 +1,4 @@
-"""A problem over several devices: each has some of the rows, and XLA adds up what they come to."""
+"""A problem over several devices: each has some of the rows, and XLA adds up their terms."""
 
 from dataclasses import replace
 from typing import TypeVar

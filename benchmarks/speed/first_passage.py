@@ -1,0 +1,127 @@
+"""When a training first has an objective as low as a goal, and the rate that is first there."""
+
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from dataclasses import dataclass
+from time import perf_counter
+from typing import Any, NamedTuple, Protocol
+
+import numpy as np
+from jaxtyping import Float
+
+from benchmarks.speed.contestants import Scan
+from jax_unlearn.models.lora import LoraAdapter
+
+
+class Lap(NamedTuple):
+    """A look at a training: seconds since its start, steps done, lowest objective known."""
+
+    seconds: float
+    epoch: int
+    objective: float
+
+
+@dataclass(frozen=True)
+class Passage:
+    """The first lap that is no higher than a goal, and the adapter that it is of, if asked for."""
+
+    lap: Lap
+    adapter: LoraAdapter | None
+
+
+class Descent(Protocol):
+    """A training that is looked at every `unit` steps."""
+
+    unit: int
+
+    def begin(self, learning_rate: float) -> None: ...
+
+    def advance(self, steps: int) -> None: ...
+
+    def objective(self) -> float: ...
+
+    def best(self) -> LoraAdapter: ...
+
+
+def laps(run: Descent, learning_rate: float, epochs: int) -> Iterator[Lap]:
+    """A fresh start of the training, which goes on while laps are taken from it."""
+    begun = perf_counter()
+    run.begin(learning_rate)
+    yield Lap(perf_counter() - begun, 0, run.objective())
+    for epoch in range(run.unit, epochs + 1, run.unit):
+        run.advance(run.unit)
+        objective = run.objective()
+        yield Lap(perf_counter() - begun, epoch, objective)
+
+
+def first_passages(
+    looks: Iterable[Lap],
+    goals: Mapping[str, float],
+    adapter: Callable[[], LoraAdapter] | None = None,
+) -> dict[str, Passage | None]:
+    """The first passage of each goal; None if it is never reached.
+
+    No lap is taken after the last goal is reached.
+
+    Args:
+        goals: objectives by their names.
+        adapter: gives that of the present lap.
+    """
+    found: dict[str, Passage | None] = dict.fromkeys(goals)
+    for lap in looks:
+        for name, goal in goals.items():
+            if found[name] is None and lap.objective <= goal:
+                found[name] = Passage(lap, adapter() if adapter else None)
+        if all(found.values()):
+            break
+    return found
+
+
+def epoch_of(objectives: Float[np.ndarray, " epochs"], goal: float) -> int | None:
+    """The first epoch whose objective is no higher than the goal."""
+    there = objectives <= goal
+    return int(there.argmax()) if there.any() else None
+
+
+@dataclass(frozen=True)
+class Tuning:
+    """What each learning rate of a grid does: objectives by epoch, and its best adapter."""
+
+    histories: dict[float, Float[np.ndarray, " epochs"]]
+    adapters: dict[float, LoraAdapter]
+    seconds: float
+
+    def epochs(self, goals: Mapping[str, float]) -> dict[float, dict[str, int | None]]:
+        """Of each rate, the epoch of the first passage of each goal."""
+        return {
+            rate: {name: epoch_of(history, goal) for name, goal in goals.items()}
+            for rate, history in self.histories.items()
+        }
+
+    def chosen(self, goals: Mapping[str, float]) -> dict[str, float]:
+        """For each goal the rate that is there first; the lowest objective if none is."""
+
+        def order(rate: float, goal: float) -> tuple[Any, ...]:
+            history = self.histories[rate]
+            epoch = epoch_of(history, goal)
+            return (epoch is None, history.min() if epoch is None else epoch)
+
+        return {
+            name: min(self.histories, key=lambda rate: order(rate, goal))
+            for name, goal in goals.items()
+        }
+
+
+def tune(run: Scan, rates: Sequence[float], goal: float, epochs: int) -> Tuning:
+    """Train with each rate until the goal, or as long as the fastest rate so far took to it.
+
+    Another rate that is first at an easier goal is so in fewer steps than that: nothing is missed.
+    """
+    histories, adapters = {}, {}
+    begun, limit = perf_counter(), epochs
+    for rate in rates:
+        for lap in laps(run, rate, limit):
+            if lap.objective <= goal:
+                limit = lap.epoch
+                break
+        histories[rate], adapters[rate] = run.history(), run.best()
+    return Tuning(histories, adapters, perf_counter() - begun)
