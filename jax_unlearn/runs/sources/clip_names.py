@@ -49,7 +49,7 @@ class ClipNames:
             tuple(dict.fromkeys(prompt.label for prompt in group))
             for group in (self.dataset.forget, self.dataset.preserve)
         ]
-        self.config = config.replace(targets=(TEXT,), forget_text=names[0], preserve_text=names[1])
+        self.config = config.replace(forget_text=names[0], preserve_text=names[1])
         self.image_files = {f: find_images(f, f.name) for f in shown_folders(samples)}
         if samples.images:
             check_images(samples.images, self.image_files[samples.images], [*names[0], *names[1]])
