@@ -111,11 +111,15 @@ def extracted_again(
             "evaluated; leave it out"
         )
     changed = UserError(f"{run_dir}: its samples have changed since, or its seed; run again")
-    if file.is_file():
-        extracted = read_statistics(run_dir).extracted()
+    # The samples of a run on an earlier one's statistics need not be there any more.
+    on_statistics = config.samples.statistics is not None
+    if file.is_file() or on_statistics:
+        if file.is_file():
+            extracted = read_statistics(run_dir).extracted()
+        else:
+            extracted = open_source(config.replace(**how), console, start=config).extract()
         same = extracted.counts["fingerprint"] == fingerprint
-        # The samples of a run on an earlier one's statistics need not be there any more.
-        if same and config.samples.statistics is None:
+        if same and not on_statistics:
             dataset = collect(config.samples, config.solver.seed)
             same = dataset.fingerprint() == fingerprint
             extracted = with_files(extracted, dataset)
