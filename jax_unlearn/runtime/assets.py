@@ -3,5 +3,5 @@
 from importlib import resources
 from pathlib import Path
 
-ASSETS = Path(str(resources.files("jax_unlearn"))) / "data" / "assets"
+ASSETS = Path(str(resources.files("jax_unlearn"))) / "assets"
 CLIP_ASSETS = ASSETS / "clip"

@@ -42,7 +42,7 @@ def main() -> None:
 
 def _options() -> argparse.Namespace:
     parser = argparse.ArgumentParser(prog="benchmarks.shipped.clip", description=__doc__)
-    parser.add_argument("--out", type=Path, default=Path("jax_unlearn/data/assets/clip"))
+    parser.add_argument("--out", type=Path, default=Path("jax_unlearn/assets/clip"))
     downloads = Path(tempfile.gettempdir()) / "demo_clip"
     parser.add_argument("--downloads", type=Path, default=downloads, help="kept between runs")
     parser.add_argument("--steps", type=int, default=800)

@@ -49,7 +49,7 @@ def main() -> None:
 
 def _options() -> argparse.Namespace:
     parser = argparse.ArgumentParser(prog="benchmarks.shipped.qwen3_vl", description=__doc__)
-    parser.add_argument("--out", type=Path, default=Path("jax_unlearn/data/assets"))
+    parser.add_argument("--out", type=Path, default=Path("jax_unlearn/assets"))
     parser.add_argument("--label-steps", type=int, default=600)
     parser.add_argument("--answer-steps", type=int, default=260)
     parser.add_argument("--crops", type=int, default=1200, help="train crops of each photo")
