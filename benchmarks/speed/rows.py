@@ -8,7 +8,8 @@ rows of every image to forget, so that any target may be chosen later: the last 
 images.
 
 Peak memory is that of a fresh process for each case and phase; what it had after its imports is
-given beside it. Steps are timed in this process, in turns, on the problems that those processes left.
+given beside it. Steps are timed in this process, in turns, on the problems that those processes
+left.
 """
 
 import argparse

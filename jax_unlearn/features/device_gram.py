@@ -7,10 +7,11 @@ host adds the devices, once. The products are float32's: a row's Gram matrix is 
 of its largest direction, so directions whose singular value is below about 3e-4 of the largest are
 not resolved. That is why on a CPU rows still go through `statistics.statistics`, in float64.
 
-Two losses of precision are avoided at little cost: rows are multiplied a block at a time and the blocks' sums are
-pairs of float32 numbers (two-sum, Knuth, The Art of Computer Programming, volume 2, 4.2.2), so that
-the number of rows does no harm; and each device takes the mean of its first batch from every row,
-so that a large common mean is no part of the products. The host puts it back in float64.
+Two losses of precision are avoided at little cost: rows are multiplied a block at a time and the
+blocks' sums are pairs of float32 numbers (two-sum, Knuth, The Art of Computer Programming, volume
+2, 4.2.2), so that the number of rows does no harm; and each device takes the mean of its first
+batch from every row, so that a large common mean is no part of the products. The host puts it back
+in float64.
 """
 
 from collections.abc import Mapping

@@ -6,7 +6,6 @@ are frozen; an adapter changes some of them.
 
 from collections.abc import Collection, Iterable, Sequence
 from dataclasses import dataclass
-from typing import Protocol, runtime_checkable
 
 import jax.numpy as jnp
 import numpy as np
@@ -25,39 +24,18 @@ from jax_unlearn.runtime.errors import UserError
 ALL = "all"
 
 
-@runtime_checkable
-class Projector(Protocol):
-    """A frozen map from a tap to embeddings, some of whose Linears may be adapted."""
-
-    @property
-    def name(self) -> str: ...
-
-    @property
-    def last(self) -> FrozenLinear:
-        """The Linear that gives the embeddings; the rows of the loss are at its input."""
-
-    @property
-    def linears(self) -> tuple[FrozenLinear, ...]:
-        """Every Linear whose tap is needed."""
-
-    def change(self, samples: SampleFeatures, adapter: LoraAdapter) -> Float[np.ndarray, "n e"]:
-        """How the adapter changes each sample's mean embedding; from `image_means`."""
-
-    def problem(
-        self,
-        adapted: Collection[str],
-        forget: SampleFeatures,
-        target: Target,
-        preserve: SampleFeatures,
-    ) -> tuple[str, tuple[ProjectorProblem, ...]]:
-        """The key of this projector in the loss and its part: two, if some images choose."""
-
-
 @dataclass(frozen=True)
-class LinearProjector:
-    """A projector of which only the last Linear is ever adapted: its change is linear."""
+class Projector:
+    """A frozen map from the rows at its taps to embeddings, some of whose Linears may be adapted.
+
+    Attributes:
+        last: the Linear that gives the embeddings; the rows of the loss are at its input.
+        first: a Merger's linear_fc1, where it may be adapted and there are tokens of it. A GELU
+            lies between it and the output. None where only `last` is ever adapted.
+    """
 
     last: FrozenLinear
+    first: FrozenLinear | None = None
 
     @property
     def name(self) -> str:
@@ -65,9 +43,20 @@ class LinearProjector:
 
     @property
     def linears(self) -> tuple[FrozenLinear, ...]:
-        return (self.last,)
+        """Every Linear whose tap is needed."""
+        return (self.first, self.last) if self.first else (self.last,)
+
+    @property
+    def is_linear(self) -> bool:
+        """Whether what may be adapted changes the embeddings linearly in the rows."""
+        return self.first is None
 
     def change(self, samples: SampleFeatures, adapter: LoraAdapter) -> Float[np.ndarray, "n e"]:
+        """How the adapter changes each sample's mean embedding; from `image_means`."""
+        pairs = merger_pairs(adapter, self.name)
+        if FIRST in pairs:
+            tokens = self._tokens(samples)
+            return np.asarray(tokens.change(pairs, adapter.scale, self.last.weight))
         return linear_change(self.last, samples, adapter)
 
     def problem(
@@ -77,52 +66,28 @@ class LinearProjector:
         target: Target,
         preserve: SampleFeatures,
     ) -> tuple[str, tuple[ProjectorProblem, ...]]:
-        return linear_problems(self.last, forget, target, preserve)
+        """The key of this projector in the loss and its part: two, if some images choose.
 
-
-@dataclass(frozen=True)
-class MergerProjector:
-    """A Merger of whose linear_fc1 there are tokens: a GELU lies between it and the output."""
-
-    first: FrozenLinear
-    last: FrozenLinear
-
-    @property
-    def name(self) -> str:
-        return self.last.projector
-
-    @property
-    def linears(self) -> tuple[FrozenLinear, ...]:
-        return self.first, self.last
-
-    def change(self, samples: SampleFeatures, adapter: LoraAdapter) -> Float[np.ndarray, "n e"]:
-        pairs = merger_pairs(adapter, self.name)
-        if FIRST not in pairs:
-            return linear_change(self.last, samples, adapter)
-        tokens = self._tokens(samples)
-        return np.asarray(tokens.change(pairs, adapter.scale, self.last.weight))
-
-    def problem(
-        self,
-        adapted: Collection[str],
-        forget: SampleFeatures,
-        target: Target,
-        preserve: SampleFeatures,
-    ) -> tuple[str, tuple[ProjectorProblem, ...]]:
+        Args:
+            adapted: full names of the Linears to adapt.
+        """
         own = tuple(name for name in (FIRST, LAST) if f"{self.name}.{name}" in adapted)
+        weight, bias, name = self.last.weight, self.last.bias, self.last.name
         if FIRST not in own:
-            return linear_problems(self.last, forget, target, preserve)
-        last, tap = self.last, forget.taps[self.last.name]
-        rows = target.rows(last.output(tap.x), tap.image)
+            sides = zip(forget.statistics[name], preserve.statistics[name], strict=True)
+            return name, tuple(linear_part(weight, bias, f, target, p) for f, p in sides)
+        tap = forget.taps[name]
+        rows = target.rows(self.last.output(tap.x), tap.image)
         tokens = self._tokens(forget), self._tokens(preserve)
-        part = merger_problem(last.weight, last.bias, tokens[0], rows, tokens[1], own)
+        part = merger_problem(weight, bias, tokens[0], rows, tokens[1], own)
         if forget.choosing is None:
             return self.name, (part,)
-        f, p = (side.choosing_rows(last.name) for side in (forget, preserve))
+        f, p = (side.choosing_rows(name) for side in (forget, preserve))
         return self.name, (part.take(~f, ~p), part.take(f, p))
 
     def _tokens(self, side: SampleFeatures) -> MergerTokens:
         """Tokens at linear_fc1, grouped as the rows of the last tap are."""
+        assert self.first is not None
         tap, last = side.taps[self.first.name], side.taps[self.last.name]
         row = None if len(last.x) == len(tap.x) else tap.image
         return merger_tokens(self.first.weight, self.first.bias, tap.x, row)
@@ -138,28 +103,10 @@ def linear_change(
     return np.asarray(lora_delta(jnp.asarray(x), adapter.pairs[linear.name], adapter.scale))
 
 
-def linear_problems(
-    linear: FrozenLinear, forget: SampleFeatures, target: Target, preserve: SampleFeatures
-) -> tuple[str, tuple[ProjectorProblem, ...]]:
-    """The key and the parts of a Linear, from the statistics of its rows."""
-    sides = (side.statistics[linear.name] for side in (forget, preserve))
-    parts = (
-        linear_part(linear.weight, linear.bias, f, target, p) for f, p in zip(*sides, strict=True)
-    )
-    return linear.name, tuple(parts)
-
-
 def projectors_of(linears: Iterable[FrozenLinear]) -> list[Projector]:
     """The projectors that these Linears make up, in their order."""
-    return [
-        LinearProjector(own[0]) if len(own) == 1 else MergerProjector(*own)
-        for own in by_projector(linears).values()
-    ]
-
-
-def is_linear(projector: Projector) -> bool:
-    """Whether what may be adapted changes the embeddings linearly in the rows."""
-    return isinstance(projector, LinearProjector)
+    # In the tower's order a Merger's linear_fc1 comes before its last.
+    return [Projector(*reversed(own)) for own in by_projector(linears).values()]
 
 
 def adapted_linears(

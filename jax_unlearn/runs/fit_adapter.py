@@ -11,7 +11,6 @@ from jax_unlearn.features.extracted import Extracted
 from jax_unlearn.objective.linear import describe
 from jax_unlearn.objective.loss import Problem
 from jax_unlearn.objective.problem import adapted_in, problems, targets_of
-from jax_unlearn.objective.projectors import LinearProjector
 from jax_unlearn.runs.settings.checks import optimizer_of
 from jax_unlearn.runs.settings.config import RunConfig, SolverSettings
 from jax_unlearn.runtime.errors import UserError
@@ -85,7 +84,7 @@ def erasable(extracted: Extracted, config: RunConfig) -> dict[str, Erasable]:
     found, train = {}, extracted.train
     for projector, target in targets_of(extracted, config.objective, config.solver.seed):
         last = projector.last
-        if not isinstance(projector, LinearProjector):
+        if not projector.is_linear:
             break
         found[last.name] = Erasable(
             last.weight,

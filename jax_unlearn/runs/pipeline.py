@@ -16,7 +16,7 @@ from jax_unlearn.evaluate.vlm.questions import load_questions
 from jax_unlearn.features.extracted import Extracted
 from jax_unlearn.features.statistics_file import save_statistics
 from jax_unlearn.objective.problem import linears_to_adapt
-from jax_unlearn.objective.projectors import MergerProjector, projectors_of
+from jax_unlearn.objective.projectors import projectors_of
 from jax_unlearn.runs.fingerprint import differences
 from jax_unlearn.runs.fit_adapter import fit_adapter
 from jax_unlearn.runs.report.sweep_files import write_tradeoff
@@ -232,4 +232,4 @@ def check_questions(config: RunConfig, dataset: Dataset[Any]) -> None:
 
 def can_be_saved(extracted: Extracted) -> bool:
     """Whether statistics are all that was extracted: behind a GELU every token is needed."""
-    return not any(isinstance(p, MergerProjector) for p in projectors_of(extracted.linears))
+    return all(p.is_linear for p in projectors_of(extracted.linears))

@@ -101,4 +101,7 @@ class Trained:
         """For a table."""
         terms = dict(zip(TERMS, map(float, self.terms), strict=True))
         total = float(self.terms.sum())
-        return {**asdict(self.setting), **terms, "total": total, "stopped": self.stopped}
+        # From the adapter, not from what was asked for.
+        linears = " ".join(self.adapter.pairs)
+        facts = {"total": total, "stopped": self.stopped, "linears": linears}
+        return {**asdict(self.setting), **terms, **facts}

@@ -77,9 +77,7 @@ def test_images_to_choose_by_are_a_fifth_of_each_class_and_apart(folder):
 
 
 def test_means_of_some_images_are_kept_and_the_statistics_are_of_all(folder):
-    few, every = (
-        source(folder, granularity="tokens", keep_means=n).extract() for n in (3, None)
-    )
+    few, every = (source(folder, granularity="tokens", keep_means=n).extract() for n in (3, None))
     some, whole = few.train, every.train
     assert len(some.preserve.files) == len(some.preserve.taps[TAP].x) == 3
     assert set(some.preserve.files) < set(whole.preserve.files)
@@ -117,18 +115,13 @@ def test_devices_gather_what_the_host_gathers(folder, granularity, select, monke
 def test_sums_on_devices_go_on_from_a_snapshot(folder):
     one = source(folder)
     gathering, again = (
-        SideStatistics(
-            one.linears, False, "tokens", one.dataset.preserve, mesh=make_mesh("data=1")
-        )
+        SideStatistics(one.linears, False, "tokens", one.dataset.preserve, mesh=make_mesh("data=1"))
         for _ in range(2)
     )
     shape = one.linears[0].shape[1]
     random = np.random.default_rng(0)
     steps = [
-        {
-            name: jnp.asarray(random.normal(size=(8, shape)), jnp.float32)
-            for name in gathering.taps
-        }
+        {name: jnp.asarray(random.normal(size=(8, shape)), jnp.float32) for name in gathering.taps}
         for _ in range(4)
     ]
     owner = np.array([0, 0, 1, 1, 2, -1, -1, 2])

@@ -229,7 +229,14 @@ def facts():
 
 
 def journal(out, **options):
-    settings = {"facts": facts, "differences": differences, "seconds": 0.0, "steps": None, "resume": True, "overwrite": False}
+    settings = {
+        "facts": facts,
+        "differences": differences,
+        "seconds": 0.0,
+        "steps": None,
+        "resume": True,
+        "overwrite": False,
+    }
     return RunSnapshots(out, **settings | options)
 
 

@@ -9,8 +9,8 @@ from jax_unlearn import UserError, linear_problem, train
 from jax_unlearn.objective.loss import loss
 from jax_unlearn.solvers.adam.loop import run_chunk
 from tests import problems
-from tests.problems import published
 from tests.objective.test_loss import torch_loss
+from tests.problems import published
 
 NAME = "merger.linear_fc2"
 

@@ -8,8 +8,8 @@ from jax_unlearn.runtime.mesh import make_mesh
 from jax_unlearn.solvers.adam.loop import run_chunk
 from jax_unlearn.solvers.adam.sharding import spread
 from tests import problems
-from tests.problems import published
 from tests.objective.test_merger import BOTH, Case
+from tests.problems import published
 from tests.running import on_eight_devices
 
 # Neither is a multiple of eight.

@@ -17,7 +17,6 @@ from jax_unlearn.features.samples import SampleFeatures, Sides, images
 from jax_unlearn.features.streaming import SideStatistics
 from jax_unlearn.objective.problem import linears_to_adapt
 from jax_unlearn.objective.projectors import (
-    LinearProjector,
     adapted_linears,
     frozen_linears,
     projectors_of,
@@ -92,7 +91,7 @@ class QwenImages:
         config, extractor = self.config, self.extractor
         granularity = config.extraction.granularity
         adapted = set(linears_to_adapt(config.objective, [one.name for one in self.linears]))
-        linear = [p for p in self.projectors if isinstance(p, LinearProjector)]
+        linear = [p for p in self.projectors if p.is_linear]
         statistics = SideStatistics(
             [one.last for one in linear if one.last.name in adapted],
             forget,
