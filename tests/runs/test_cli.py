@@ -123,7 +123,7 @@ def test_evaluating_on_other_samples_is_refused(statistics, folder, tmp_path, ca
 
 
 def test_the_config_of_an_earlier_run_is_read(run, tmp_path):
-    """A setting that there was not yet has its default; a preset's label stood beside its values."""
+    """A new setting has its default; the label of a preset is not read."""
     fields = read(run / "config.json")
     assert fields.pop("linears") == ["linear_fc2"]
     assert fields.pop("sum_on") == "auto"
