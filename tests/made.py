@@ -46,7 +46,12 @@ def extracted(linears, train, test, **more):
     """Of the four groups of samples: (forget, preserve) to train on and to test with."""
     empty = {one.projector: np.zeros(one.shape[0], np.float32) for one in linears}
     return Extracted(
-        linears=tuple(linears), train=Sides(*train), test=Sides(*test), empty=empty, counts={}, **more
+        linears=tuple(linears),
+        train=Sides(*train),
+        test=Sides(*test),
+        empty=empty,
+        counts={},
+        **more,
     )
 
 

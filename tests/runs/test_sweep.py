@@ -60,7 +60,7 @@ def test_enough_is_a_tenth_of_what_was_named_before():
 
 
 def test_a_chosen_setting_keeps_what_else_the_samples_show():
-    """"Red" of "red triangle", where triangles are forgotten: nine tenths of it."""
+    """Nine tenths of it: "red" of "red triangle", where triangles are forgotten."""
     points = [
         point(0, 0.0, 0.1, kept=(0.8, 0.71)),
         point(1, 0.0, 0.2, kept=(0.8, 0.73)),
