@@ -1,4 +1,4 @@
-"""From features and settings to the problem: which seed, which step, which rows, which projectors."""
+"""From features and settings to the problem: which seed, which step, rows and projectors."""
 
 import numpy as np
 import pytest

@@ -353,7 +353,7 @@ def test_what_needs_the_encoders_is_refused(options, run, alone, tmp_path, capsy
             ("dog",),
             KEPT,
             ("--workers", "0"),
-            "--workers: has no effect here: it is for images through a Q",
+            "--workers: has no effect here: it is for images through a Qwen tower",
         ),
         (("dog",), KEPT, ("--select", "held_out"), "a name has nothing to hold out"),
         (("dog",), KEPT, ("--until-forgotten", "7"), "--until-forgotten 7.0: must be above 0"),
