@@ -39,14 +39,14 @@ class QwenImages:
     def __init__(self, config: RunConfig, console: Console) -> None:
         self.config, self.console = config, console
         samples, extraction, seed = config.samples, config.extraction, config.solver.seed
-        self.dataset = collect_images(samples, seed)
+        self.dataset = collect_images(samples, seed, config.execution.strict)
         tower = porting.load_vision_tower(samples.checkpoint, extraction.dtype)
         preprocessor = load_preprocessor(samples.checkpoint, tower.config, extraction.max_pixels)
         objective, mergers = config.objective, tower.config.mergers
         adapted = adapted_linears(objective.targets, objective.linears, mergers)
         self.linears = tuple(frozen_linears(tower, adapted))
         self.projectors = projectors_of(self.linears)
-        self.reader = ImageReader(config.execution.strict)
+        self.reader = ImageReader(config.execution.strict, [*self.dataset.unreadable])
         self.preprocessor = preprocessor
         self.mesh = make_mesh(config.execution.mesh)
         self.extractor = Extractor(
