@@ -84,7 +84,7 @@ class Preprocessor:
         """
         block = self.patch * self.merge
         if max(height, width) > LONGEST_ASPECT * min(height, width):
-            raise ValueError(f"{width} × {height} pixels: more than {LONGEST_ASPECT} times as long")
+            raise ValueError(f"{width} × {height} pixels: an aspect ratio above {LONGEST_ASPECT}")
         if self.pixels.resample is None:
             if height % block or width % block:
                 raise ValueError(
