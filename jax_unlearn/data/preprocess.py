@@ -5,14 +5,14 @@ The same arrays as transformers' processors of the PIL backend, bit for bit
 """
 
 import math
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 
 import numpy as np
 from jaxtyping import Float, Int
 from PIL import Image
 
-from jax_unlearn.data.processor_config import PixelSettings, ProcessorConfig
+from jax_unlearn.data.processor_config import PixelSettings, ProcessorConfig, processor_file
 from jax_unlearn.models.qwen3_vision.config import VisionConfig
 from jax_unlearn.runtime.errors import UserError
 
@@ -114,22 +114,26 @@ def load_preprocessor(checkpoint_dir: Path, tower: VisionConfig, max_pixels: int
     Raises:
         UserError: the file is missing, is not such a processor's, or belongs to another tower.
     """
-    config = ProcessorConfig(checkpoint_dir, QWEN)
-    patch, merge = config.whole("patch_size", 14), config.whole("merge_size", 2)
-    found = [patch, merge, frames := config.whole("temporal_patch_size", 2)]
+    path, ours = processor_file(checkpoint_dir), read_preprocessor(checkpoint_dir)
+    found = [ours.patch, ours.merge, ours.frames]
     wanted = [tower.patch_size, tower.spatial_merge_size, tower.temporal_patch_size]
     if found != wanted:
         raise UserError(
-            f"{config.path}: patch, merge and temporal patch size are {found}, but config.json's "
-            f"tower has {wanted}"
+            f"{path}: patch, merge and temporal patch size are {found}, but config.json's tower "
+            f"has {wanted}"
         )
-    smallest, largest = areas(config)
-    if max_pixels < smallest:
-        raise UserError(
-            f"--max-pixels {max_pixels}: the smallest image of {config.path} has {smallest}"
-        )
-    bounds = smallest, min(largest, max_pixels)
-    return Preprocessor(config.pixels(), patch, merge, frames, *bounds)
+    if max_pixels < ours.smallest:
+        least = ours.smallest
+        raise UserError(f"--max-pixels {max_pixels}: the smallest image of {path} has {least}")
+    return replace(ours, largest=min(ours.largest, max_pixels))
+
+
+def read_preprocessor(checkpoint_dir: Path) -> Preprocessor:
+    """The image processor of a Qwen3 checkpoint as its file has it; see `load_preprocessor`."""
+    config = ProcessorConfig(checkpoint_dir, QWEN)
+    patch, merge = config.whole("patch_size", 14), config.whole("merge_size", 2)
+    frames = config.whole("temporal_patch_size", 2)
+    return Preprocessor(config.pixels(), patch, merge, frames, *areas(config))
 
 
 def areas(config: ProcessorConfig) -> tuple[int, int]:
