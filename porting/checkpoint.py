@@ -20,6 +20,7 @@ DTYPES = {"F32": "float32", "F16": "float16", "BF16": "bfloat16"}
 NUMPY = {"float32": np.float32, "float16": np.float16, "bfloat16": ml_dtypes.bfloat16}
 # Bytes that are read at once.
 PIECE = 2**22
+LFS_POINTER = b"version https://git-lfs"
 
 # Where each tensor's bytes begin and end in a file, by its key.
 Ranges = dict[str, tuple[int, int]]
@@ -43,13 +44,15 @@ class Checkpoint:
             not given.
 
     Raises:
-        CheckpointError: no such directory, no safetensors, an index that cannot be followed, a
-            shard that is truncated, or a key that two shards hold.
+        CheckpointError: no such directory, no safetensors, an index that cannot be followed, or a
+            shard that is truncated.
     """
 
     def __init__(self, directory: str | Path, file: str | None = None):
         self.directory, self.file = Path(directory), file
         self.shard_of: dict[str, Path] = {}
+        # What is wrong with a key: a fault only for who reads it.
+        self.doubts: dict[str, str] = {}
         self._stack = ExitStack()
         self._open: dict[Path, Any] = {}
         self._ranges: dict[Path, Ranges] = {}
@@ -63,7 +66,8 @@ class Checkpoint:
         for key, name in index.items():
             shard = self.directory / name
             if shard in self._open and self.shard_of.get(key) != shard:
-                faults.append(f"{INDEX} places {key} in {name}, which does not hold it")
+                wrong = f"{INDEX} places {key} in {name}, which does not hold it"
+                self.doubts.setdefault(key, wrong)
         if faults:
             self._stack.close()
             raise CheckpointError(self.directory, faults)
@@ -81,13 +85,14 @@ class Checkpoint:
         try:
             handle = self._stack.enter_context(safe_open(shard, framework="numpy"))
         except (SafetensorError, OSError) as error:
-            faults.append(f"{shard.name} cannot be read ({error}); copy the file again")
+            faults.append(unreadable(shard, error))
             return
         self._open[shard] = handle
         self._ranges[shard] = byte_ranges(shard)
         for key in handle.keys():  # noqa: SIM118  (a safe_open handle is not a mapping)
             if key in self.shard_of:
-                faults.append(f"{key} is in {self.shard_of[key].name} and in {shard.name}")
+                both = f"{key} is in {self.shard_of[key].name} and in {shard.name}"
+                self.doubts.setdefault(key, both)
             self.shard_of[key] = shard
 
     def __iter__(self) -> Iterator[str]:
@@ -134,6 +139,28 @@ class Checkpoint:
 
     def _slice(self, key: str) -> Any:
         return self._open[self.shard_of[key]].get_slice(key)
+
+
+def unreadable(shard: Path, error: Exception) -> str:
+    """Why a shard cannot be opened; a clone without Git LFS has a pointer in its place."""
+    with shard.open("rb") as file:
+        if file.read(len(LFS_POINTER)) == LFS_POINTER:
+            return f"{shard.name} is a Git LFS pointer and holds no weights; run `git lfs pull`"
+    return f"{shard.name} cannot be read ({error}); copy the file again"
+
+
+def refuse_adapter_beside(directory: Path) -> None:
+    """Refuse a checkpoint with an adapter beside it: transformers would apply it, and we do not.
+
+    Raises:
+        UserError: names the file.
+    """
+    path = directory / "adapter_config.json"
+    if path.is_file():
+        raise UserError(
+            f"{path}: an adapter lies beside the checkpoint, and transformers applies it at "
+            "loading; merge it into the weights (PEFT's merge_and_unload), or move it away"
+        )
 
 
 def byte_ranges(shard: Path) -> Ranges:

@@ -1,5 +1,6 @@
 """jit for a tower, with the compiler's options that its backend needs."""
 
+import warnings
 from collections.abc import Callable
 from functools import cache, update_wrapper
 from typing import Any
@@ -27,7 +28,7 @@ class TowerJit:
         update_wrapper(self, function)
 
     def _on(self, backend: str) -> Any:
-        options = OPTIONS.get(backend)
+        options = known(OPTIONS.get(backend))
         return jax.jit(self.function, static_argnums=self.static_argnums, compiler_options=options)
 
     def __call__(self, *args: Any) -> Any:
@@ -37,6 +38,25 @@ class TowerJit:
         """How many programs were compiled so far."""
         count: int = self.on(jax.default_backend())._cache_size()
         return count
+
+
+def known(options: dict[str, str] | None) -> dict[str, str] | None:
+    """The options if the compiler has them, or None: they change from one version to the next.
+
+    They save time and change no result but its rounding.
+    """
+    if options is None:
+        return None
+    try:
+        jax.jit(lambda: 0, compiler_options=options)()
+    except jax.errors.JaxRuntimeError as error:
+        warnings.warn(
+            f"this jaxlib has no option {', '.join(options)} ({str(error).splitlines()[0]}); "
+            "the tower may take twice as long",
+            stacklevel=2,
+        )
+        return None
+    return options
 
 
 def tower_jit(*static_argnums: int) -> Callable[[Callable[..., Any]], TowerJit]:
