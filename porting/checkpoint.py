@@ -20,6 +20,7 @@ DTYPES = {"F32": "float32", "F16": "float16", "BF16": "bfloat16"}
 NUMPY = {"float32": np.float32, "float16": np.float16, "bfloat16": ml_dtypes.bfloat16}
 # Bytes read at once.
 PIECE = 2**22
+LFS_POINTER = b"version https://git-lfs"
 
 # (start, end) of each tensor's bytes in a file, by key.
 Ranges = dict[str, tuple[int, int]]
@@ -42,13 +43,15 @@ class Checkpoint:
         file: name of the only file to read; by default the files that transformers would read.
 
     Raises:
-        CheckpointError: there is no such directory or no safetensors file, the index is invalid, a
-            shard is truncated, or a key is in two shards.
+        CheckpointError: there is no such directory or no safetensors file, the index is invalid, or
+            a shard is truncated.
     """
 
     def __init__(self, directory: str | Path, file: str | None = None):
         self.directory, self.file = Path(directory), file
         self.shard_of: dict[str, Path] = {}
+        # Fault of a key, which matters only if its tensor is read.
+        self.doubts: dict[str, str] = {}
         self._stack = ExitStack()
         self._open: dict[Path, Any] = {}
         self._ranges: dict[Path, Ranges] = {}
@@ -62,7 +65,8 @@ class Checkpoint:
         for key, name in index.items():
             shard = self.directory / name
             if shard in self._open and self.shard_of.get(key) != shard:
-                faults.append(f"{INDEX} places {key} in {name}, which does not hold it")
+                wrong = f"{INDEX} places {key} in {name}, which does not hold it"
+                self.doubts.setdefault(key, wrong)
         if faults:
             self._stack.close()
             raise CheckpointError(self.directory, faults)
@@ -80,13 +84,14 @@ class Checkpoint:
         try:
             handle = self._stack.enter_context(safe_open(shard, framework="numpy"))
         except (SafetensorError, OSError) as error:
-            faults.append(f"{shard.name} cannot be read ({error}); copy the file again")
+            faults.append(unreadable(shard, error))
             return
         self._open[shard] = handle
         self._ranges[shard] = byte_ranges(shard)
         for key in handle.keys():  # noqa: SIM118  (a safe_open handle is not a mapping)
             if key in self.shard_of:
-                faults.append(f"{key} is in {self.shard_of[key].name} and in {shard.name}")
+                both = f"{key} is in {self.shard_of[key].name} and in {shard.name}"
+                self.doubts.setdefault(key, both)
             self.shard_of[key] = shard
 
     def __iter__(self) -> Iterator[str]:
@@ -133,6 +138,28 @@ class Checkpoint:
 
     def _slice(self, key: str) -> Any:
         return self._open[self.shard_of[key]].get_slice(key)
+
+
+def unreadable(shard: Path, error: Exception) -> str:
+    """The reason why a shard cannot be opened; it may be a Git LFS pointer."""
+    with shard.open("rb") as file:
+        if file.read(len(LFS_POINTER)) == LFS_POINTER:
+            return f"{shard.name} is a Git LFS pointer and holds no weights; run `git lfs pull`"
+    return f"{shard.name} cannot be read ({error}); copy the file again"
+
+
+def refuse_adapter_beside(directory: Path) -> None:
+    """Refuse a checkpoint directory that also has an adapter, which transformers would apply.
+
+    Raises:
+        UserError: there is an adapter; names its file.
+    """
+    path = directory / "adapter_config.json"
+    if path.is_file():
+        raise UserError(
+            f"{path}: an adapter lies beside the checkpoint, and transformers applies it at "
+            "loading; merge it into the weights (PEFT's merge_and_unload), or move it away"
+        )
 
 
 def byte_ranges(shard: Path) -> Ranges:

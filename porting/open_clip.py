@@ -140,10 +140,8 @@ def block_rules(prefix: str, side: str, depth: int) -> list[Rule]:
     qkv = f"{flax}.self_attn.qkv_proj"
     return [
         *norm(f"{torch}.ln_1", f"{flax}.layer_norm1", depth),
-        Rule(
-            f"{torch}.attn.in_proj_weight", f"{flax}.self_attn.qkv_proj.kernel", transposed, depth
-        ),
-        Rule(f"{torch}.attn.in_proj_bias", f"{flax}.self_attn.qkv_proj.bias", layers=depth),
+        Rule(f"{torch}.attn.in_proj_weight", f"{qkv}.kernel", transposed, depth),
+        Rule(f"{torch}.attn.in_proj_bias", f"{qkv}.bias", layers=depth),
         *linear(f"{torch}.attn.out_proj", f"{flax}.self_attn.out_proj", depth),
         *norm(f"{torch}.ln_2", f"{flax}.layer_norm2", depth),
         *linear(f"{torch}.mlp.c_fc", f"{flax}.mlp.fc1", depth),

@@ -12,11 +12,13 @@ from jax_unlearn.models.qwen3_vision.config import VisionConfig
 from jax_unlearn.models.qwen3_vision.tower import Qwen3VisionTower
 from jax_unlearn.runtime.errors import UserError
 from porting.adaptable_linears import AdaptableLinears, locate, read_family
-from porting.checkpoint import Checkpoint, load_config
+from porting.checkpoint import Checkpoint, load_config, refuse_adapter_beside
 from porting.families import FAMILIES, Family
 from porting.weight_table import Layout, Rule, flat_kernel, linear, norm, to_flax
 
 TOWER_DTYPES = ("float32", "bfloat16")
+# Buffers that are computed from the config, but saved by some versions of transformers.
+BUFFERS = ("rotary_pos_emb.inv_freq",)
 
 
 @dataclass(frozen=True)
@@ -137,6 +139,7 @@ def describe(directory: str | Path, dtype: str = "float32") -> VisionCheckpoint:
         UserError: the directory is not a checkpoint of a supported family with a vision tower.
     """
     model_type, config = vision_config(directory, dtype)
+    refuse_adapter_beside(Path(directory))
     with Checkpoint(directory) as checkpoint:
         place = locate(checkpoint, FAMILIES[model_type])
     config = replace(config, single_linear=place.single_linear)
@@ -168,5 +171,5 @@ def load_vision_tower(checkpoint_dir: str | Path, dtype: str = "float32") -> Qwe
     graphdef, abstract = nnx.split(abstract_tower(found.config))
     table = vision_table(found.config, found.place.family)
     with Checkpoint(checkpoint_dir) as checkpoint:
-        state = to_flax(table, checkpoint, found.key_prefix, abstract)
+        state = to_flax(table, checkpoint, found.key_prefix, abstract, BUFFERS)
     return nnx.merge(graphdef, state)

@@ -5,6 +5,7 @@ the leading axis of a stacked Flax array. The same table loads a checkpoint and 
 """
 
 import math
+import warnings
 from collections.abc import Callable, Collection, Iterable, Iterator
 from dataclasses import dataclass
 
@@ -101,6 +102,14 @@ def check(
             expected.add(prefix + key)
             faults += _key_faults(checkpoint, prefix + key, view.shape)
     faults += [f"no rule fills {'.'.join(map(str, path))}" for path in shapes]
+    doubts = [what for key, what in checkpoint.doubts.items() if key.startswith(prefix)]
+    faults += doubts
+    if elsewhere := [what for what in checkpoint.doubts.values() if what not in doubts]:
+        warnings.warn(
+            f"{checkpoint.directory}: {len(elsewhere)} faults outside {prefix!r}, where nothing is "
+            f"read: {elsewhere[0]}",
+            stacklevel=2,
+        )
     found = {key for key in checkpoint if key.startswith(prefix)}
     faults += [f"{key} is unexpected" for key in sorted(found - expected)]
     if faults:
@@ -123,19 +132,28 @@ def to_flax(
     abstract: nnx.State,
     ignored: Collection[str] = (),
 ) -> nnx.State:
-    """Load the state from a checkpoint, one tensor at a time, after `check` (same arguments)."""
+    """Load the state from a checkpoint, one tensor at a time, after `check` (same arguments).
+
+    Raises:
+        CheckpointError: see `check`; or a tensor contains NaN or infinity.
+    """
     rules = list(rules)
     check(rules, checkpoint, prefix, abstract, ignored)
     leaves = dict(nnx.to_flat_state(abstract))
     arrays = []
+    infinite: list[str] = []
     for rule in rules:
         leaf = leaves[rule.path]
         out = aligned(leaf.shape, leaf.dtype)
         for key, view in rule.views(out):
             assert np.may_share_memory(view, out), f"{key}: its layout makes a copy"
             checkpoint.read_into(prefix + key, view)
+            if not np.isfinite(view).all():
+                infinite.append(f"{prefix}{key} holds values that are not finite")
         # device_put shares the buffer (jnp.asarray would copy it), which is not written after this.
         arrays.append((rule.path, leaf.replace(jax.device_put(out))))
+    if infinite:
+        raise CheckpointError(checkpoint.directory, infinite)
     return nnx.from_flat_state(arrays)
 
 

@@ -85,6 +85,8 @@ def measure(
         "data": kind,
         "preset": preset,
         "seed": seed,
+        "linears": sorted(found.result.adapter.pairs),
+        "rank": found.result.adapter.rank,
         "trials": found.trials,
         "lambda_forget": found.lambda_forget,
         "fall": found.fall,

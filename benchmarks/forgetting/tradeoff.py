@@ -68,7 +68,8 @@ def table(results: dict[str, Any]) -> str:
         rows.append([concept, *counts, *(over_seeds([share]) for share in shares.values())])
     refuse_equal("tradeoff", measured)
     header = ["concept", "settings", "chosen: target", "λ_f", "λ_p", "rank"]
-    header += ["still named by a probe, %", "preserve, right, %", "drift, %"]
+    header += ["named by a probe before, %", "after, %", "selectivity, %", "preserve, right, %"]
+    header += ["drift, %"]
     made = caption(results["machine"], "forgetting.tradeoff")
     return f"{made}\n\n{table_of(header, rows)}"
 

@@ -2,18 +2,20 @@
 
 import hashlib
 from collections.abc import Sequence
-from dataclasses import dataclass, fields
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, Generic, TypeVar
 
-from jax_unlearn.data.digests import read_digests
+from jax_unlearn.data.digests import read_contents
 from jax_unlearn.data.folders import find_images
 from jax_unlearn.data.images import ImageFile
 from jax_unlearn.data.prompts import Prompt, check_apart, prompts, read_names
+from jax_unlearn.data.scan import LeftOut, printable
 from jax_unlearn.data.splits import check_disjoint, split_held_out
 from jax_unlearn.runtime.errors import UserError
 from jax_unlearn.runtime.used_if import used_if
 
+GROUPS = ("forget", "preserve", "forget_held_out", "preserve_held_out")
 IMAGES = ("qwen_images", "clip_images")
 NAMES = "clip_names"
 
@@ -62,16 +64,21 @@ class SampleSettings:
 
 @dataclass(frozen=True)
 class Dataset(Generic[S]):
-    """The images or prompts of a run; the held-out ones are used for evaluation only."""
+    """The images or prompts of a run; the held-out ones are used for evaluation only.
+
+    unreadable: (name, reason) of images that cannot be read; left_out: other files in the folders.
+    """
 
     forget: list[S]
     preserve: list[S]
     forget_held_out: list[S]
     preserve_held_out: list[S]
+    unreadable: Sequence[tuple[str, str]] = ()
+    left_out: LeftOut = field(default_factory=LeftOut)
 
     def groups(self) -> dict[str, list[S]]:
         """The groups by their names in metrics.json."""
-        return {field.name: getattr(self, field.name) for field in fields(self)}
+        return {name: getattr(self, name) for name in GROUPS}
 
     def labels(self) -> list[str]:
         """Sorted classes of the held-out samples, the ones that evaluation asks about."""
@@ -109,33 +116,52 @@ def collect_prompts(config: SampleSettings) -> Dataset[Prompt]:
     forget = read_names(config.forget_text, "--forget-text")
     preserve = read_names(config.preserve_text, "--preserve-text")
     check_apart(forget, preserve)
-    train = [prompts(names, config.train_templates) for names in (forget, preserve)]
-    return Dataset(*train, *(prompts(names, [config.template]) for names in (forget, preserve)))
+    train, test = config.train_templates, [config.template]
+    return Dataset(
+        prompts(forget, train),
+        prompts(preserve, train),
+        prompts(forget, test),
+        prompts(preserve, test),
+    )
 
 
-def collect_images(config: SampleSettings, seed: int) -> Dataset[ImageFile]:
-    """Find the images and split them; `seed` draws the held-out ones.
+def collect_images(config: SampleSettings, seed: int, strict: bool = False) -> Dataset[ImageFile]:
+    """Find, read and split the images.
+
+    Images that cannot be read are left out before the split, and listed in `unreadable`.
+
+    Args:
+        config: the folders and the concept.
+        seed: seed that draws the held-out images.
+        strict: stop at the first image that cannot be read.
 
     Raises:
-        UserError: a folder is missing or empty, no class matches the concept, there are too few
-            images to hold one out, or an image or a class is in two groups.
+        UserError: a folder is missing, empty or inside the other, no class matches the concept,
+            there are too few images to hold one out, an image or a class is in two groups, or with
+            `strict` an image cannot be read.
     """
     if config.forget is None or config.preserve is None:
         raise UserError(
             "--forget and --preserve: give a folder of images each, or for a CLIP checkpoint give "
             "names with --forget-text and --preserve-text"
         )
-    forget, forget_test = _side(config.concept, config.forget, config.forget_held_out, True, seed)
-    preserve, preserve_test = _side(
-        config.concept, config.preserve, config.preserve_held_out, False, seed
-    )
+    if config.concept is None:
+        check_folders_disjoint(config.forget, config.preserve)
+    found, left_out = ReadableFiles(strict), LeftOut()
+    sides = [
+        _side(config.concept, folder, held_out, forget, seed, found, left_out)
+        for folder, held_out, forget in (
+            (config.forget, config.forget_held_out, True),
+            (config.preserve, config.preserve_held_out, False),
+        )
+    ]
+    (forget, forget_test), (preserve, preserve_test) = sides
     groups = {
         "to forget": forget,
         "to preserve": preserve,
         "held out to test forgetting": forget_test,
         "held out to test preserving": preserve_test,
     }
-    read_digests([file for files in groups.values() for file in files])
     check_disjoint(groups)
     both = {f.label for f in forget + forget_test} & {f.label for f in preserve + preserve_test}
     if both:
@@ -143,18 +169,65 @@ def collect_images(config: SampleSettings, seed: int) -> Dataset[ImageFile]:
             f"{config.forget} and {config.preserve} both have a class {min(both)!r}: sub-folders "
             "are classes; rename one"
         )
-    return Dataset(forget, preserve, forget_test, preserve_test)
+    return Dataset(forget, preserve, forget_test, preserve_test, found.unreadable, left_out)
+
+
+def check_folders_disjoint(forget: Path, preserve: Path) -> None:
+    """Check that no folder is inside the other, which would make images both forget and preserve.
+
+    Raises:
+        UserError: one is inside the other, or they are the same.
+    """
+    one, other = forget.resolve(), preserve.resolve()
+    if one.is_relative_to(other) or other.is_relative_to(one):
+        name = one.name if one != other else "NAME"
+        raise UserError(
+            f"--forget {forget} and --preserve {preserve}: one is inside the other; give the outer "
+            f"folder to both and --concept {name!r}, or folders beside one another"
+        )
+
+
+@dataclass
+class ReadableFiles:
+    """Selects the files that can be decoded, and records the reason for each of the others."""
+
+    strict: bool
+    unreadable: list[tuple[str, str]] = field(default_factory=list)
+
+    def select(self, files: Sequence[ImageFile], folder: Path) -> list[ImageFile]:
+        """The files that can be decoded; at least one.
+
+        Raises:
+            UserError: no file can be decoded, or with `strict` one cannot.
+        """
+        read_contents(files)
+        faults = [(file.name, file.contents.fault) for file in files if file.contents.fault]
+        if faults and (self.strict or len(faults) == len(files)):
+            name, why = faults[0]
+            none = "" if self.strict else f"{folder}: none of its {len(files)} images can be read; "
+            raise UserError(f"{none}{name}: cannot be read ({why}); repair or remove it")
+        self.unreadable += [(name, why) for name, why in faults if why]
+        return [file for file in files if not file.contents.fault]
 
 
 def _side(
-    concept: str | None, folder: Path, held_out: Path | None, forget: bool, seed: int
+    concept: str | None,
+    folder: Path,
+    held_out: Path | None,
+    forget: bool,
+    seed: int,
+    readable: ReadableFiles,
+    left_out: LeftOut,
 ) -> tuple[list[ImageFile], list[ImageFile]]:
-    default = "forget" if forget else "preserve"
-    files = _choose(find_images(folder, default), concept, forget, folder)
-    read_digests(files)
-    if held_out is None:
-        return split_held_out(files, seed)
-    return files, _choose(find_images(held_out, default), concept, forget, held_out)
+    """(training images, held-out images) of one side."""
+
+    def images(folder: Path) -> list[ImageFile]:
+        default = "forget" if forget else "preserve"
+        files = find_images(folder, default, left_out)
+        return readable.select(_choose(files, concept, forget, folder), folder)
+
+    files = images(folder)
+    return split_held_out(files, seed) if held_out is None else (files, images(held_out))
 
 
 def _choose(
@@ -163,7 +236,7 @@ def _choose(
     """The files whose class matches the concept, or, to preserve, those whose class does not."""
     if concept is None:
         return list(files)
-    words = set(concept.lower().split())
+    words = set(printable(concept).lower().split())
     chosen = [file for file in files if (words <= set(file.label.lower().split())) == forget]
     if not chosen:
         classes = ", ".join(sorted({file.label for file in files}))

@@ -6,11 +6,20 @@ from dataclasses import dataclass, field
 from functools import cached_property
 from io import BytesIO
 from pathlib import Path
+from typing import NamedTuple
 
 import numpy as np
-from PIL import Image, ImageOps, UnidentifiedImageError
+from PIL import ExifTags, Image, UnidentifiedImageError
 
+from jax_unlearn.data.scan import printable
 from jax_unlearn.runtime.errors import UserError
+
+
+class Contents(NamedTuple):
+    """SHA-256 of a file's bytes, and the reason why it cannot be decoded, or None."""
+
+    digest: bytes
+    fault: str | None
 
 
 @dataclass(frozen=True)
@@ -23,23 +32,36 @@ class ImageFile:
     @property
     def name(self) -> str:
         """The image's name in messages."""
-        return str(self.path)
+        return printable(str(self.path))
 
     @property
     def entry(self) -> str:
         """Class, file name and size, which do not depend on where a host stores the file."""
-        return f"{self.label}/{self.path.name}: {self.path.stat().st_size}"
+        return printable(f"{self.label}/{self.path.name}: {self.path.stat().st_size}")
 
     def source(self) -> Path | BytesIO:
         """A path or buffer for Pillow to open."""
         return self.path
 
     @cached_property
+    def contents(self) -> "Contents":
+        """Digest of the file's bytes and whether they decode; read once and cached."""
+        try:
+            source = self.source()
+            data = source.read_bytes() if isinstance(source, Path) else source.getvalue()
+        except UNREADABLE as error:
+            return Contents(hashlib.sha256(self.name.encode()).digest(), reason(error))
+        digest = hashlib.sha256(data).digest()
+        try:
+            read_image(BytesIO(data))
+        except UNREADABLE as error:
+            return Contents(digest, reason(error))
+        return Contents(digest, None)
+
+    @property
     def digest(self) -> bytes:
-        """SHA-256 of the file's bytes; read once and cached."""
-        source = self.source()
-        data = source.read_bytes() if isinstance(source, Path) else source.getvalue()
-        return hashlib.sha256(data).digest()
+        """SHA-256 of the file's bytes."""
+        return self.contents.digest
 
 
 def open_image(source: Path | BytesIO) -> Image.Image:
@@ -55,12 +77,11 @@ def read_image(source: Path | BytesIO) -> Image.Image:
     """Decode as RGB: EXIF orientation applied, the first frame of a GIF, transparency on white.
 
     Raises:
-        OSError, ValueError, SyntaxError: Pillow cannot read the file.
-        PIL.Image.DecompressionBombError: the image has more pixels than Pillow's limit.
+        Exception: Pillow cannot decode the file; see `UNREADABLE`.
     """
     with open_image(source) as file:
         file.seek(0)
-        image = ImageOps.exif_transpose(file)
+        image = upright(file)
         if image.mode.startswith("I;16") or image.mode == "I":
             # Pillow clips 16-bit greys to 255 instead of scaling them.
             image = Image.fromarray((np.asarray(image, np.uint32) >> 8).clip(0, 255).astype("u1"))
@@ -71,7 +92,34 @@ def read_image(source: Path | BytesIO) -> Image.Image:
         return image.convert("RGB")
 
 
-UNREADABLE = (OSError, ValueError, SyntaxError, Image.DecompressionBombError)
+def upright(image: Image.Image) -> Image.Image:
+    """Rotate and mirror an image by its EXIF orientation, even if other tags are damaged."""
+    try:
+        orientation = image.getexif().get(ExifTags.Base.Orientation)
+    except UNREADABLE:
+        orientation = None
+    turn = TURNS.get(orientation) if isinstance(orientation, int) else None
+    return image.transpose(turn) if turn is not None else image.copy()
+
+
+# Transposition by value of EXIF 2.3, tag 0x0112.
+TURNS = {
+    2: Image.Transpose.FLIP_LEFT_RIGHT,
+    3: Image.Transpose.ROTATE_180,
+    4: Image.Transpose.FLIP_TOP_BOTTOM,
+    5: Image.Transpose.TRANSPOSE,
+    6: Image.Transpose.ROTATE_270,
+    7: Image.Transpose.TRANSVERSE,
+    8: Image.Transpose.ROTATE_90,
+}
+# Decoders raise almost any exception for damaged files: struct.error, IndexError, zlib.error, …
+UNREADABLE = (Exception,)
+
+
+def reason(error: Exception) -> str:
+    """Why a file cannot be read, in one line."""
+    text = printable(" ".join(str(error).split()))
+    return text if isinstance(error, (OSError, ValueError)) else f"{type(error).__name__}: {text}"
 
 
 @dataclass
@@ -90,7 +138,7 @@ class ImageReader:
             try:
                 image = read_image(file.source())
             except UNREADABLE as error:
-                self.skip(file, str(error))
+                self.skip(file, reason(error))
                 continue
             yield index, image
 

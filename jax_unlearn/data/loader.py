@@ -13,7 +13,7 @@ import numpy as np
 from jaxtyping import Float, Int
 
 from jax_unlearn.data.batches import Batch, Item
-from jax_unlearn.data.images import UNREADABLE, ImageFile, open_image, read_image
+from jax_unlearn.data.images import UNREADABLE, ImageFile, open_image, read_image, reason
 from jax_unlearn.data.preprocess import Preprocessor
 from jax_unlearn.models.qwen3_vision.packing import PackedPatches, pack
 from jax_unlearn.runtime.no_torch import hide_torch
@@ -82,7 +82,7 @@ class CountPatches:
             with open_image(file.source()) as image:
                 return self.preprocessor.patches(image.size)
         except UNREADABLE as error:
-            return str(error)
+            return reason(error)
 
 
 @dataclass(frozen=True)
@@ -135,7 +135,7 @@ class PackStep:
                 raise ValueError(f"has {len(pixels)} patches, and {item.patches} by its header")
             return pixels, grid
         except UNREADABLE as error:
-            failed[item.index] = str(error)
+            failed[item.index] = reason(error)
         size = self.preprocessor.patch_dim
         grid = np.array([[1, self.merge, item.patches // self.merge]])
         return np.zeros((item.patches, size), np.float32), grid

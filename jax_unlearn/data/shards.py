@@ -8,9 +8,9 @@ from pathlib import Path, PurePosixPath
 from typing import Any
 
 from jax_unlearn.data.images import ImageFile
+from jax_unlearn.data.scan import PREFIX, LeftOut, hidden, is_image, other_kind, printable
 from jax_unlearn.runtime.errors import UserError
 
-IMAGES = {".jpg", ".jpeg", ".png", ".webp", ".gif"}
 SHARDS = {".tar", ".arrayrecord", ".array_record"}
 
 
@@ -24,11 +24,11 @@ class TarMember(ImageFile):
 
     @property
     def name(self) -> str:
-        return f"{self.path}/{self.member}"
+        return printable(f"{self.path}/{self.member}")
 
     @property
     def entry(self) -> str:
-        return f"{self.label}/{self.path.name}/{self.member}: {self.size}"
+        return printable(f"{self.label}/{self.path.name}/{self.member}: {self.size}")
 
     def source(self) -> BytesIO:
         with self.path.open("rb") as file:
@@ -44,11 +44,11 @@ class Record(ImageFile):
 
     @property
     def name(self) -> str:
-        return f"{self.path}[{self.number}]"
+        return printable(f"{self.path}[{self.number}]")
 
     @property
     def entry(self) -> str:
-        return f"{self.label}/{self.path.name}[{self.number}]"
+        return printable(f"{self.label}/{self.path.name}[{self.number}]")
 
     def source(self) -> BytesIO:
         return BytesIO(records(self.path)[self.number])
@@ -63,18 +63,22 @@ def records(path: Path) -> Any:
     return ArrayRecordDataSource([str(path)])
 
 
-def images_of(shard: Path, label: str) -> list[ImageFile]:
+def images_of(shard: Path, label: str, left_out: LeftOut) -> list[ImageFile]:
     """All images of a shard, in its order.
 
     Args:
+        shard: the shard.
         label: the class of images for which the shard gives none. A tar gives it in a .cls file
             next to the image (its text is the class), or as the first folder of the image's path.
+        left_out: counts the members of a tar that are not images.
 
     Raises:
         UserError: the shard cannot be read.
     """
     try:
-        return _members(shard, label) if shard.suffix.lower() == ".tar" else _records(shard, label)
+        if shard.suffix.lower() == ".tar":
+            return _members(shard, label, left_out)
+        return _records(shard, label)
     except (tarfile.TarError, OSError, RuntimeError, ValueError) as error:
         raise UserError(f"{shard}: cannot be read ({error}); repair or remove it") from error
 
@@ -83,15 +87,25 @@ def _records(shard: Path, label: str) -> list[ImageFile]:
     return [Record(shard, label, number) for number in range(len(records(shard)))]
 
 
-def _members(shard: Path, label: str) -> list[ImageFile]:
+def _members(shard: Path, label: str, left_out: LeftOut) -> list[ImageFile]:
     with tarfile.open(shard, "r:") as tar:
         members = [member for member in tar if member.isfile()]
         classes = {_key(m.name): _text(tar, m) for m in members if m.name.endswith(".cls")}
-    images = [m for m in members if PurePosixPath(m.name).suffix.lower() in IMAGES]
+    images = []
+    with shard.open("rb") as file:
+        for member in members:
+            if any(map(hidden, PurePosixPath(member.name).parts)):
+                left_out.add("hidden or system file", shard / member.name)
+                continue
+            file.seek(member.offset_data)
+            if is_image(member.name, file.read(min(PREFIX, member.size))):
+                images.append(member)
+            elif not member.name.endswith(".cls"):
+                left_out.add(other_kind(member.name), shard / member.name)
     return [
         TarMember(
             shard,
-            classes.get(_key(m.name)) or _folder(m.name) or label,
+            printable(classes.get(_key(m.name)) or _folder(m.name) or label),
             m.name,
             m.offset_data,
             m.size,

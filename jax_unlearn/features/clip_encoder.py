@@ -1,6 +1,7 @@
 """Encode texts and images with CLIP and the checkpoint's tokenizer and image processor."""
 
 from collections.abc import Iterator, Sequence
+from functools import cached_property
 from itertools import islice
 from pathlib import Path
 from typing import Any
@@ -14,7 +15,7 @@ from rich.console import Console
 from rich.progress import track
 
 from jax_unlearn.data.images import ImageFile, ImageReader
-from jax_unlearn.data.preprocess import Preprocessor
+from jax_unlearn.data.preprocess import CropPreprocessor, load_clip_preprocessor
 from jax_unlearn.data.prompts import Prompt
 from jax_unlearn.features.samples import SampleFeatures, TapRows
 from jax_unlearn.models.clip.model import LINEARS, Clip, ClipFeatures
@@ -36,25 +37,22 @@ class ClipEncoder:
         console: where the progress bar is drawn.
 
     Raises:
-        UserError: the tokenizer or the image processor is missing.
+        UserError: the tokenizer is missing.
     """
 
     def __init__(self, clip: Clip, checkpoint: Path, console: Console) -> None:
-        self.clip, self.console = clip, console
+        self.clip, self.checkpoint, self.console = clip, checkpoint, console
         # Imported here because transformers imports torch if it is installed (see `no_torch`).
-        from transformers import AutoImageProcessor, AutoTokenizer
+        from transformers import AutoTokenizer
 
         options: dict[str, Any] = {"local_files_only": True, "trust_remote_code": False}
         try:
             self.tokenizer = AutoTokenizer.from_pretrained(checkpoint, **options)
-            self.processor = AutoImageProcessor.from_pretrained(
-                checkpoint, backend="pil", **options
-            )
         except (KeyError, OSError, TypeError, ValueError) as error:
             text = " ".join(str(error).split())
             raise UserError(
-                f"{checkpoint}: its tokenizer or image processor cannot be read ({text}); copy "
-                "those files from the model's original directory"
+                f"{checkpoint}: its tokenizer cannot be read ({text}); copy its files from the "
+                "model's original directory"
             ) from error
 
     def tokens(self, texts: Sequence[str]) -> tuple[np.ndarray, np.ndarray]:
@@ -124,13 +122,21 @@ class ClipEncoder:
 
     def image_batch(self, images: Sequence[Image.Image]) -> ClipFeatures:
         """Encode at most BATCH images, padded to BATCH."""
-        pixels = self.processor(images=list(images), return_tensors="np")["pixel_values"]
-        return self.clip.encode_image(padded(np.asarray(pixels, np.float32)))
+        return self.clip.encode_image(padded(np.stack([self.processor(one) for one in images])))
 
     def blank(self) -> Image.Image:
         """A uniform image that is zero after normalisation."""
-        size = self.clip.config.vision.image_size
-        return Preprocessor(self.processor).blank((size, size))
+        side = self.clip.config.vision.image_size
+        return self.processor.blank((side, side))
+
+    @cached_property
+    def processor(self) -> CropPreprocessor:
+        """The checkpoint's image processor, loaded at first use.
+
+        Raises:
+            UserError: it is missing, or belongs to another model.
+        """
+        return load_clip_preprocessor(self.checkpoint, self.clip.config.vision.image_size)
 
 
 def padded(x: np.ndarray) -> np.ndarray:

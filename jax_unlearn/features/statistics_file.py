@@ -2,7 +2,7 @@
 
 import json
 from collections.abc import Mapping
-from dataclasses import dataclass, fields
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
@@ -10,7 +10,7 @@ import numpy as np
 from safetensors import SafetensorError, safe_open
 from safetensors.numpy import save_file
 
-from jax_unlearn.data.dataset import Dataset
+from jax_unlearn.data.dataset import GROUPS, Dataset
 from jax_unlearn.data.images import ImageFile
 from jax_unlearn.data.prompts import Prompt
 from jax_unlearn.features.extracted import KINDS, Extracted, SourceKind, kind_of
@@ -21,7 +21,6 @@ from jax_unlearn.models.qwen3_vision.config import LINEARS
 from jax_unlearn.runtime.errors import UserError
 
 FILE = "statistics.safetensors"
-GROUPS = tuple(field.name for field in fields(Dataset))
 PARTS = ("weight", "bias")
 FACTS = ("paths", "summed", "samples", "groups")
 
@@ -101,7 +100,8 @@ class StatisticsFile:
 
     def dataset(self) -> Dataset[Any]:
         """All samples of the run."""
-        return Dataset(*map(self.samples, GROUPS))
+        forget, preserve, forget_test, preserve_test = map(self.samples, GROUPS)
+        return Dataset(forget, preserve, forget_test, preserve_test)
 
     def features(self, group: str) -> SampleFeatures:
         arrays, taps = self.arrays, self.facts["groups"][group]["taps"]

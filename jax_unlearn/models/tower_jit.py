@@ -1,5 +1,6 @@
 """jit for a tower, with compiler options for its backend."""
 
+import warnings
 from collections.abc import Callable
 from functools import cache, update_wrapper
 from typing import Any
@@ -28,7 +29,7 @@ class TowerJit:
         update_wrapper(self, function)
 
     def _on(self, backend: str) -> Any:
-        options = OPTIONS.get(backend)
+        options = supported(OPTIONS.get(backend))
         return jax.jit(self.function, static_argnums=self.static_argnums, compiler_options=options)
 
     def __call__(self, *args: Any) -> Any:
@@ -38,6 +39,25 @@ class TowerJit:
         """Number of programs compiled so far."""
         count: int = self.on(jax.default_backend())._cache_size()
         return count
+
+
+def supported(options: dict[str, str] | None) -> dict[str, str] | None:
+    """The options, or None if this version of the compiler does not have them.
+
+    They save time, and do not change results except for rounding.
+    """
+    if options is None:
+        return None
+    try:
+        jax.jit(lambda: 0, compiler_options=options)()
+    except jax.errors.JaxRuntimeError as error:
+        warnings.warn(
+            f"this jaxlib has no option {', '.join(options)} ({str(error).splitlines()[0]}); "
+            "the tower may take twice as long",
+            stacklevel=2,
+        )
+        return None
+    return options
 
 
 def tower_jit(*static_argnums: int) -> Callable[[Callable[..., Any]], TowerJit]:

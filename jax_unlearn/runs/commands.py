@@ -124,11 +124,15 @@ def extracted_again(
             f"read from {file}; leave it out"
         )
     changed = UserError(f"{run_dir}: its samples or its seed have changed since; run again")
-    if file.is_file():
-        extracted = read_statistics(run_dir).extracted()
+    # The samples of a run that used --statistics may no longer exist.
+    on_statistics = config.samples.statistics is not None
+    if file.is_file() or on_statistics:
+        if file.is_file():
+            extracted = read_statistics(run_dir).extracted()
+        else:
+            extracted = open_source(config.replace(**how), console, start=config).extract()
         unchanged = extracted.counts["fingerprint"] == fingerprint
-        # The samples of a run that used --statistics may no longer exist.
-        if unchanged and config.samples.statistics is None:
+        if unchanged and not on_statistics:
             dataset = collect(config.samples, config.solver.seed)
             unchanged = dataset.fingerprint() == fingerprint
             extracted = with_files(extracted, dataset)

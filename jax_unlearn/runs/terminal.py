@@ -22,6 +22,8 @@ def finish(metrics: Metrics, out: Path) -> None:
     """
     for file in metrics["samples"]["skipped"]:
         print(f"skipped {file}", file=sys.stderr)
+    for line in metrics["samples"].get("left_out", ()):
+        print(line, file=sys.stderr)
     if not (found := metrics["search"])["reached"]:
         fall, trials = percent(found["fall"]), found["trials"]
         print(

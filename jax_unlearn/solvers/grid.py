@@ -102,4 +102,7 @@ class Trained:
         """The setting and its terms, as a row of a table."""
         terms = dict(zip(TERMS, map(float, self.terms), strict=True))
         total = float(self.terms.sum())
-        return {**asdict(self.setting), **terms, "total": total, "stopped": self.stopped}
+        # Taken from the adapter rather than the settings, so that they are what was fitted.
+        linears = " ".join(self.adapter.pairs)
+        facts = {"total": total, "stopped": self.stopped, "linears": linears}
+        return {**asdict(self.setting), **terms, **facts}

@@ -4,6 +4,7 @@ import numpy as np
 import pytest
 
 from jax_unlearn.evaluate.probes import Split, drift, headline, neighbour_classes, read_all
+from jax_unlearn.evaluate.score import fit_probes, score
 
 CLASSES = ("a", "b", "c", "d")
 CENTRES = {"a": 0, "b": 1, "c": 5, "d": 20}
@@ -97,3 +98,27 @@ def test_drift_is_relative():
     assert drift(x, x) == {"relative": 0.0, "cosine": pytest.approx(1.0)}
     assert drift(x, 1.5 * x) == {"relative": pytest.approx(0.5), "cosine": pytest.approx(1.0)}
     assert drift(x, -x)["cosine"] == pytest.approx(-1.0)
+
+
+def test_any_forgotten_class_names_the_concept():
+    """Kills: "forget" of a probe counting only the right class (`Groups.score`, `score`).
+
+    Both triangles are forgotten, and every red one looks blue: the concept is named all the same.
+    """
+    labels = np.repeat(("red triangle", "blue triangle", "red circle", "cat"), 10)
+    is_forget = np.char.endswith(labels, "triangle")
+    random = np.random.default_rng(0)
+
+    def split(swapped):
+        place = np.repeat([1 if swapped else 0, 1, 2, 3], 10)
+        x = (np.eye(4)[place] + random.normal(size=(40, 4)) / 100).astype(np.float32)
+        return {"p": Split(x, x, labels, is_forget)}
+
+    train, test = split(False), split(True)
+    readers = read_all(train, test)[0]["p"]["readers"]
+    for reader in ("nearest_mean", "linear_probe", "refitted_probe", "refitted_neighbour"):
+        assert readers[reader]["before"]["forget"] == readers[reader]["after"]["forget"] == 1.0
+    found = score(fit_probes(train), test)
+    assert (found.before, found.forget, found.chance) == (1.0, 1.0, 0.5)
+    # What is right all the same is selectivity: the colour of half of them is another.
+    assert (found.selectivity_before, found.selectivity) == (0.5, 0.5)

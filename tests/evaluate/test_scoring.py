@@ -75,6 +75,24 @@ def test_a_model_that_forgot_the_shape_but_kept_the_colour():
     assert scores["others"] == 1.0
 
 
+def test_selectivity_is_of_the_images_to_forget():
+    """Kills: selectivity computed on preserve images."""
+
+    def answer(question, label):
+        wrong = question is COLOR and "triangle" in label
+        return "green" if wrong else question.answers[label]
+
+    scores = scored("triangle", answer)
+    # The medium is right, the colour is not; on the images to keep both are.
+    assert scores["selectivity"] == 0.5
+    assert scores["selectivity_of"] == {"what color?": 0.0, "photo?": 1.0}
+    assert scores["others_rest"] == 1.0
+    # And the other way round.
+    scores = scored("circle", answer)
+    assert scores["selectivity"] == 1.0
+    assert scores["others_rest"] == pytest.approx(1 - 4 / 10)
+
+
 # Asked of the images to forget only.
 CIRCLE = Question("a circle?", {"red triangle": "no", "blue triangle": "no"})
 

@@ -226,8 +226,44 @@ def test_an_index_that_names_a_missing_file(sharded):
 
 
 def test_an_index_that_places_a_key_wrongly(sharded):
-    edit_index(sharded, extra="model-00000.safetensors")
-    assert f"{INDEX} places extra in model-00000.safetensors" in faults(sharded)
+    edit_index(sharded, **{"model.visual.extra": "model-00000.safetensors"})
+    assert f"{INDEX} places model.visual.extra in model-00000.safetensors" in faults(sharded)
+
+
+def test_faults_outside_the_tower_are_a_warning(sharded, tensors):
+    """transformers loads such checkpoints, and we read the tower alone."""
+    other = next(key for key in sorted(tensors) if "visual" not in key)
+    edit_index(sharded, **{"model.language_model.gone.weight": "model-00000.safetensors"})
+    holder = json.loads((sharded / INDEX).read_text())["weight_map"][other]
+    again = next(f"model-0000{i}.safetensors" for i in range(3) if f"-0000{i}" not in holder)
+    save_file(load_file(sharded / again) | {other: tensors[other]}, sharded / again)
+    with pytest.warns(UserWarning, match=r"2 faults outside 'model\.visual\.'"):
+        load_vision_tower(sharded)
+
+
+def test_a_buffer_that_is_no_weight_may_be_there(copy, tensors):
+    buffer = {"model.visual.rotary_pos_emb.inv_freq": np.ones(4, np.float32)}
+    save_file(tensors | buffer, copy / SINGLE)
+    load_vision_tower(copy)
+
+
+@pytest.mark.parametrize("value", [np.nan, np.inf])
+def test_weights_that_are_not_finite_are_named(copy, tensors, value):
+    key = "model.visual.blocks.1.mlp.linear_fc1.weight"
+    broken = np.array(tensors[key])
+    broken[3, 4] = value
+    save_file(tensors | {key: broken}, copy / SINGLE)
+    assert f"{key} holds values that are not finite" in faults(copy)
+
+
+def test_an_adapter_beside_the_checkpoint_is_refused(copy):
+    (copy / "adapter_config.json").write_text("{}")
+    assert "an adapter lies beside the checkpoint" in faults(copy)
+
+
+def test_a_pointer_of_git_lfs_is_called_that(copy):
+    (copy / SINGLE).write_bytes(b"version https://git-lfs.github.com/spec/v1\noid sha256:0\n")
+    assert f"{SINGLE} is a Git LFS pointer" in faults(copy)
 
 
 @pytest.mark.parametrize("text", ["", "[]", "{}", '{"weight_map": [1]}', '{"weight_map": "x"}'])

@@ -32,6 +32,7 @@ def test_a_run_leaves_every_file_of_the_contract(run):
     assert metrics["objective"].keys() >= {"forget", "preserve", "weight", "total", "initial"}
     assert metrics["forget"].keys() == {"accuracy_before", "accuracy_after", "chance"}
     assert metrics["preserve"].keys() == {"accuracy_before", "accuracy_after"}
+    assert metrics["refitted"].keys() == {"accuracy_before", "accuracy_after"}
     assert metrics["seconds"].keys() >= {"extract", "optimise", "total"}
     assert metrics["adapter"].keys() == {"rank", "alpha", "targets", "bytes"}
     assert len(metrics["adapter"]["targets"]) == 3
@@ -84,17 +85,45 @@ def test_the_saved_adapter_has_the_saved_objective_and_a_blank_image(run):
         np.testing.assert_allclose(kept[f"blank.{path}"], row, rtol=1e-4, atol=1e-5)
 
 
-def test_evaluating_again_gives_the_same_reading(run, folder):
+def test_evaluating_again_gives_the_same_reading(run, folder, monkeypatch):
     again = folder / "again"
     shutil.copytree(run, again)
-    main(["evaluate", str(again)])
+    with monkeypatch.context() as patch:
+        # What is evaluated lies in the run's statistics: no tower is run.
+        patch.setattr(porting, "load_vision_tower", None)
+        main(["evaluate", str(again)])
     first, second = read(run / "metrics.json"), read(again / "metrics.json")
-    for key in ("forget", "preserve", "paths", "neighbours"):
+    assert first == second
+
+
+def test_evaluating_again_without_statistics_runs_the_tower_again(run, folder):
+    again = folder / "tower again"
+    shutil.copytree(run, again)
+    (again / "statistics.safetensors").unlink()
+    main(["evaluate", str(again), "--batch-patches", "512"])
+    first, second = read(run / "metrics.json"), read(again / "metrics.json")
+    for key in ("forget", "preserve", "refitted", "neighbours"):
         assert first[key] == second[key]
+    for path, entry in first["paths"].items():
+        assert entry["readers"] == second["paths"][path]["readers"]
+        assert entry["drift"] == pytest.approx(second["paths"][path]["drift"], rel=1e-4, abs=1e-6)
+
+
+@pytest.mark.parametrize("statistics", [True, False])
+def test_evaluating_on_other_samples_is_refused(statistics, folder, tmp_path, capsys):
+    for name in ("forget", "preserve"):
+        shutil.copytree(folder / name, tmp_path / name)
+    out, options = tmp_path / "run", {} if statistics else {"no_save_statistics": []}
+    main(arguments(tmp_path, out, checkpoint=folder / "checkpoint", **options))
+    before = (out / "metrics.json").read_text()
+    next((tmp_path / "preserve" / "astronaut").iterdir()).unlink()
+    capsys.readouterr()
+    assert "its samples have changed since" in fails(["evaluate", out], capsys)
+    assert (out / "metrics.json").read_text() == before
 
 
 def test_the_config_of_an_earlier_run_is_read(run, tmp_path):
-    """A setting that there was not yet has its default; a preset's label stood beside its values."""
+    """A new setting has its default; the label of a preset is not read."""
     fields = read(run / "config.json")
     assert fields.pop("linears") == ["linear_fc2"]
     assert fields.pop("sum_on") == "auto"

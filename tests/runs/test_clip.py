@@ -4,39 +4,55 @@ import json
 import shutil
 import subprocess
 import sys
-from dataclasses import replace
 
 import numpy as np
 import pytest
 import torch
 from peft import PeftModel
-from rich.console import Console
 from transformers import AutoTokenizer, CLIPModel, CLIPTextModelWithProjection
 
 import porting
 from jax_unlearn.data.images import ImageReader
+from jax_unlearn.evaluate.judges import judge_of
+from jax_unlearn.features.clip_encoder import TEXT
 from jax_unlearn.features.similarity import Named, classify, unit
 from jax_unlearn.models.lora import LoraAdapter, LoraPair
-from jax_unlearn.runs.cli import main, parse
-from jax_unlearn.runs.sources import clip_names
-from jax_unlearn.runs.sources.clip_names import TEXT, TextSession
+from jax_unlearn.objective.problem import blank_targets, problems
+from jax_unlearn.runs import commands
+from jax_unlearn.runs.cli import main
+from jax_unlearn.runs.settings.config import flat
+from jax_unlearn.runs.sources import clip_images, clip_names
+from jax_unlearn.runs.sources.clip_names import ClipNames
 from jax_unlearn.runtime.assets import ASSETS, CLIP_ASSETS
 from jax_unlearn.solvers.adam.loop import train
 from porting import load_peft
+from tests.running import QUIET, parse
 
 CHECKPOINT, IMAGES = CLIP_ASSETS / "checkpoint", CLIP_ASSETS / "images"
 KEPT = ("red circle", "blue triangle", "cat", "airplane", "guitar")
-QUIET = Console(quiet=True)
+# Of Adam, which the presets have; the closed form refuses them.
+EPOCHS = ("--epochs", "200")
 
 
 def text_arguments(out, *options, forget=("red triangle",), preserve=KEPT):
-    words = ["run", "--checkpoint", CHECKPOINT, "--out", out, "--epochs", "200"]
+    words = ["run", "--checkpoint", CHECKPOINT, "--out", out]
     words += ["--forget-text", *forget, "--preserve-text", *preserve, *options]
     return [str(word) for word in words]
 
 
-def session(tmp_path, *options, **lists):
-    return TextSession(parse(text_arguments(tmp_path / "run", *options, **lists)), QUIET)
+def source(tmp_path, *options, **lists):
+    return ClipNames(parse(text_arguments(tmp_path / "run", *options, **lists)), QUIET)
+
+
+def blank(extracted, seed=0):
+    """Where the target of that name sends the names."""
+    return blank_targets(extracted, seed)[TEXT]
+
+
+def named(extracted):
+    """The names to train on by their original embeddings."""
+    (projection,), sides = extracted.linears, extracted.train
+    return Named(projection.output(sides.both(TEXT)), sides.labels)
 
 
 def read(path):
@@ -69,7 +85,7 @@ def image_run(tmp_path_factory):
     words = ["run", "--checkpoint", CHECKPOINT, "--out", out, "--targets", "visual_projection"]
     words += ["--forget", IMAGES / "train", "--preserve", IMAGES / "train"]
     words += ["--forget-held-out", IMAGES / "test", "--preserve-held-out", IMAGES / "test"]
-    main([str(word) for word in [*words, "--concept", "red triangle", "--epochs", "300"]])
+    main([str(word) for word in [*words, "--concept", "red triangle"]])
     return out
 
 
@@ -102,7 +118,7 @@ def test_hugging_faces_model_forgets_with_the_adapter(run, kind):
             theirs = getattr(theirs, "pooler_output", theirs)
         else:
             theirs = model.base_model.model(**tokens).text_embeds
-    one = TextSession(parse(text_arguments(run.parent / "other")), QUIET)
+    one = source(run.parent / "other")
     ids, mask = one.encoder.tokens(texts)
     ours = one.encoder.clip.encode_text(ids, mask, adapter=load_peft(run / "adapter")).embeds
     largest = np.abs(theirs.numpy()).max()
@@ -133,7 +149,7 @@ def test_the_merged_checkpoint_forgets_too(run, tmp_path):
 
 
 def test_without_images_the_names_themselves_are_classified(tmp_path):
-    main(text_arguments(tmp_path / "run", "--preset", "clip-rn50"))
+    main(text_arguments(tmp_path / "run", "--preset", "clip-rn50", *EPOCHS))
     metrics = read(tmp_path / "run" / "metrics.json")
     assert metrics["zero_shot"]["on"] == "names"
     assert metrics["forget"]["accuracy_before"] == 1.0
@@ -154,35 +170,32 @@ def test_without_images_the_names_themselves_are_classified(tmp_path):
     ],
 )
 def test_presets_of_names(preset, expected, tmp_path):
-    config = parse(text_arguments(tmp_path, "--preset", preset, "--rank", "3"))
-    assert {key: getattr(config, key) for key in expected} == expected
-    assert config.rank == 3
+    config = flat(parse(text_arguments(tmp_path, "--preset", preset, "--rank", "3")))
+    assert {key: config[key] for key in expected} == expected
+    # The published code's search ends with a rise of the forget norm too; its fault is kept there.
+    assert config["count_rise"] == (preset == "faithful")
+    assert config["rank"] == 3
 
 
 def test_the_target_is_the_unit_embedding_of_nothing(tmp_path):
-    one = session(tmp_path)
-    sides = one.train_features("images")
-    target = one.blank(sides)[TEXT]
+    one = source(tmp_path)
+    extracted = one.extract()
     ids, mask = one.encoder.tokens([""])
     plain = np.asarray(one.encoder.clip.encode_text(ids, mask).embeds)
-    names = Named(one.path.output(sides.both(TEXT)), sides.labels)
-    assert classify(plain, names)[0] != "red triangle"
-    np.testing.assert_allclose(target, unit(plain)[0], rtol=1e-5, atol=1e-6)
+    assert classify(plain, named(extracted))[0] != "red triangle"
+    np.testing.assert_allclose(blank(extracted), unit(plain)[0], rtol=1e-5, atol=1e-6)
 
 
 def test_noise_is_added_while_the_target_names_what_is_forgotten(tmp_path):
-    plain = session(tmp_path)
-    sides = plain.train_features("images")
-    names = Named(plain.path.output(sides.both(TEXT)), sides.labels)
-    nearest = classify(plain.blank(sides)[TEXT][None], names)[0]
+    plain = source(tmp_path).extract()
+    names = named(plain)
+    nearest = classify(blank(plain)[None], names)[0]
     kept = [name for name in ("red triangle", *KEPT) if name != nearest]
-    one = session(tmp_path, forget=(nearest,), preserve=kept)
-    sides = one.train_features("images")
-    target = one.blank(sides)[TEXT]
+    target = blank(source(tmp_path, forget=(nearest,), preserve=kept).extract())
     assert classify(target[None], names)[0] != nearest
-    assert np.abs(target - plain.blank(plain.train_features("images"))[TEXT]).max() > 0.1
-    again = session(tmp_path, forget=(nearest,), preserve=kept)
-    np.testing.assert_array_equal(again.blank(again.train_features("images"))[TEXT], target)
+    assert np.abs(target - blank(plain)).max() > 0.1
+    again = source(tmp_path, forget=(nearest,), preserve=kept).extract()
+    np.testing.assert_array_equal(blank(again), target)
 
 
 def test_the_published_loop_in_torch(tmp_path):
@@ -195,17 +208,17 @@ def test_the_published_loop_in_torch(tmp_path):
     forget, preserve = ([f"{c} {s}" for c in colours for s in shapes] for shapes in
                         (("triangle",), ("circle", "rectangle")))  # fmt: skip
     options = ("--preset", "clip-rn50", "--images", IMAGES / "test")
-    one = session(tmp_path, *options, forget=forget, preserve=preserve)
-    config = replace(one.config, epochs=100, select="last")
-    sides = one.train_features("images")
-    problem, _ = one.problems(sides)
-    adapter = config.init(problem)
-    result = train(problem, config, init=adapter)
+    one = source(tmp_path, *options, forget=forget, preserve=preserve)
+    config, extracted = one.config.replace(epochs=100, select="last"), one.extract()
+    (projection,), sides = extracted.linears, extracted.train
+    problem, _ = problems(extracted, config.objective, config.solver.seed, held_out=False)
+    adapter = config.solver.init(problem)
+    result = train(problem, config.solver, init=adapter)
     ours = [row["total"] for row in result.history]
 
-    weight = torch.from_numpy(np.array(one.path.weight))
+    weight = torch.from_numpy(np.array(projection.weight))
     x_f, x_p = (torch.from_numpy(np.array(s.taps[TEXT].x)) for s in (sides.forget, sides.preserve))
-    target = torch.from_numpy(np.array(one.blank(sides)[TEXT]))
+    target = torch.from_numpy(np.array(blank(extracted)))
     a, b = (torch.from_numpy(np.array(f)).requires_grad_() for f in
             (adapter.pairs[TEXT].a, adapter.pairs[TEXT].b))  # fmt: skip
     optimiser = torch.optim.Adam([a, b], lr=0.01)
@@ -223,9 +236,9 @@ def test_the_published_loop_in_torch(tmp_path):
         optimiser.step()
     np.testing.assert_allclose(ours, theirs, rtol=1e-4)
     pair = LoraPair(a=a.detach().numpy(), b=b.detach().numpy())
-    test = one.test_features()
+    judge = judge_of(extracted, config.samples)
     shown = [
-        one.evaluate(sides, test, made)["zero_shot"]["after"]
+        judge.evaluate(made)["zero_shot"]["after"]
         for made in (result.adapter, LoraAdapter({TEXT: pair}, alpha=1.0, rank=5))
     ]
     assert shown[0] == shown[1]
@@ -250,8 +263,13 @@ def alone(monkeypatch):
 
     monkeypatch.setattr(porting, "load_clip", forbidden)
     monkeypatch.setattr(ImageReader, "read", forbidden)
-    for name in ("find_images", "collect_images", "collect_prompts"):
-        monkeypatch.setattr(clip_names, name, forbidden)
+    for module, name in (
+        (clip_names, "find_images"),
+        (clip_names, "collect_prompts"),
+        (clip_images, "collect_images"),
+        (commands, "collect"),
+    ):
+        monkeypatch.setattr(module, name, forbidden)
 
 
 def again(run, out, *options, command="run"):
@@ -330,8 +348,13 @@ def test_what_needs_the_encoders_is_refused(options, run, alone, tmp_path, capsy
         (("dog",), KEPT, ("--template", "a photo"), "needs one {}"),
         (("dog",), KEPT, ("--images", "nowhere"), "nowhere: no such folder"),
         (("dog",), KEPT, ("--targets", "merger"), "must be all or text_projection"),
-        (("dog",), KEPT, ("--concept", "cat"), "--concept: it is for images"),
-        (("dog",), KEPT, ("--workers", "0"), "--workers: is for images through a Qwen tower"),
+        (("dog",), KEPT, ("--concept", "cat"), "--concept: has no effect here: it is for images"),
+        (
+            ("dog",),
+            KEPT,
+            ("--workers", "0"),
+            "--workers: has no effect here: it is for images through a Qwen tower",
+        ),
         (("dog",), KEPT, ("--select", "held_out"), "names have nothing to hold out"),
         (("dog",), KEPT, ("--until-forgotten", "7"), "--until-forgotten 7.0: must be above 0"),
     ],
@@ -374,7 +397,8 @@ def test_a_broken_image_is_left_out_and_other_data_are_judged(tmp_path, capsys):
     shapes = tmp_path / "shapes"
     for name in ("blue circle", "gray circle"):
         shutil.copytree(IMAGES / "test" / name, shapes / name)
-    options = ("--preset", "faithful", "--train-templates", "{}", "a {}.", "--images", folder)
+    options = ("--preset", "faithful", *EPOCHS, "--images", folder)
+    options += ("--train-templates", "{}", "a {}.")
     main(text_arguments(tmp_path / "run", *options, "--other-images", shapes))
     printed = capsys.readouterr().err
     assert "has no images of airplane" in printed
@@ -430,7 +454,8 @@ def test_names_need_clip(tmp_path, capsys):
 
 def test_what_is_for_names_needs_names(tmp_path, capsys):
     words = ["run", "--checkpoint", CHECKPOINT, "--out", tmp_path / "run", "--images", IMAGES]
-    assert "--images: it needs --forget-text" in error_of([str(word) for word in words], capsys)
+    line = error_of([str(word) for word in words], capsys)
+    assert "--images: has no effect here: it is for names (--forget-text)" in line
 
 
 def test_a_preset_of_names_needs_names(tmp_path, capsys):

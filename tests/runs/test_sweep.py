@@ -10,7 +10,7 @@ import porting
 from jax_unlearn.evaluate.score import Score
 from jax_unlearn.models.lora import LoraAdapter
 from jax_unlearn.runs.cli import main
-from jax_unlearn.runs.sources.saved_statistics import SavedSession
+from jax_unlearn.runs.sources.saved_statistics import SavedStatistics
 from jax_unlearn.runs.sweep import Point, choose, front
 from jax_unlearn.solvers.grid import Setting, Trained
 from tests.running import arguments, read
@@ -19,9 +19,9 @@ SETTING = Setting("near", 0, 1.0, 1.0, 1.0, 0.01, 1)
 NOTHING = LoraAdapter({}, 1.0, 1)
 
 
-def point(number, forget, drift, preserve=0.9):
+def point(number, forget, drift, preserve=0.9, before=1.0, kept=(None, None)):
     trained = Trained(replace(SETTING, seed=number), NOTHING, np.zeros(3), False)
-    return Point(trained, Score(forget, 0.1, preserve, drift))
+    return Point(trained, Score(before, forget, 0.1, preserve, drift, *kept))
 
 
 POINTS = [
@@ -49,8 +49,36 @@ def test_the_rule_is_enough_forgetting_then_the_least_price():
     assert choose(POINTS[3:5], 0.1, "drift") == (POINTS[3], False)
 
 
+def test_enough_is_a_tenth_of_what_was_named_before():
+    """Not what a guess would score: of ten named once before, one is enough, of five it is not."""
+    assert choose(POINTS, None, "drift") == (POINTS[1], True)
+    weak = [replace(p, score=replace(p.score, before=0.5)) for p in POINTS]
+    assert choose(weak, None, "drift") == (weak[0], True)
+    # Whatever a guess would score.
+    lucky = [replace(p, score=replace(p.score, chance=0.95)) for p in POINTS]
+    assert choose(lucky, None, "drift") == (lucky[1], True)
+
+
+def test_a_chosen_setting_keeps_what_else_the_samples_show():
+    """Nine tenths of it: "red" of "red triangle", where triangles are forgotten."""
+    points = [
+        point(0, 0.0, 0.1, kept=(0.8, 0.71)),
+        point(1, 0.0, 0.2, kept=(0.8, 0.73)),
+        point(2, 0.0, 0.3, kept=(0.8, 0.80)),
+        point(3, 0.5, 0.0, kept=(0.8, 0.80)),
+    ]
+    assert choose(points, None, "drift") == (points[1], True)
+    # Without one: the most selective of those that forget enough.
+    assert choose([points[0], points[3]], None, "drift") == (points[0], False)
+    lost = point(4, 0.0, 0.05, kept=(0.8, 0.1))
+    assert choose([lost, points[0], points[3]], None, "drift") == (points[0], False)
+    # Where class names say nothing else, forgetting is all.
+    assert choose([point(5, 0.0, 0.1), points[1]], None, "drift")[0].setting.seed == 5
+
+
 COMMON = ["--lambda-forgets", "0.5", "5", "--lambda-preserves", "1"]
 COMMON += ["--target-kinds", "mean", "random", "--seeds", "0", "1"]
+# The earlier run's were for Adam.
 OPTIONS = {
     "adam": ["--epochs", "20", "--learning-rates", "0.01", "0.02", "--sample", "16"],
     "closed_form": [],
@@ -109,7 +137,7 @@ def test_a_sweep_from_images_is_one_from_their_statistics(folder, tmp_path):
     images, out, chosen = (tmp_path / name for name in ("images", "statistics", "chosen"))
     # A target that the sweep's own settings do not name.
     options += ["--target-kinds", "blank"]
-    main(["sweep", *arguments(folder, images, epochs=10)[1:], *options])
+    main(["sweep", *arguments(folder, images, epochs=10, rank=None)[1:], *options])
     main(["sweep", "--statistics", str(images), "--out", str(out), *options])
     assert (out / "sweep.csv").read_text() == (images / "sweep.csv").read_text()
     main(["run", "--statistics", str(images), "--out", str(chosen)])
@@ -122,22 +150,42 @@ def test_bad_sweeps_leave_nothing_and_see_no_image(run, tmp_path, capsys, monkey
     def late(*_):
         raise AssertionError("the samples were asked for")
 
-    monkeypatch.setattr(SavedSession, "train_features", late)
+    monkeypatch.setattr(SavedStatistics, "extract", late)
     for command, options, expected in (
         ("sweep", ["--ranks", "1", "999"], "--rank 999: must be from 1 to"),
         ("sweep", ["--seeds", "0", "-1"], "--seed -1: must not be negative"),
         ("sweep", ["--sample", "0"], "--sample 0: must be at least 1"),
         ("sweep", ["--select", "held_out"], "--select held_out: a sweep has no images"),
         ("sweep", ["--optimizer", "leace"], "--optimizer leace: has nothing to sweep"),
-        ("sweep", ["--until-forgotten", "0.5"], "--until-forgotten: a sweep tries"),
-        ("sweep", ["--auto"], "--auto: is of run"),
+        (
+            "sweep",
+            ["--until-forgotten", "0.5"],
+            "--until-forgotten: has no effect here: a sweep tries λ's of its own",
+        ),
+        ("sweep", ["--auto"], "--auto: has no effect here: it is not an option of this command"),
         (
             "sweep",
             ["--optimizer", "closed_form", "--learning-rates", "0.1"],
-            "--learning-rates: the closed form takes no steps",
+            "--learning-rates: has no effect here: it is for --optimizer adam",
         ),
+        (
+            "sweep",
+            ["--optimizer", "closed_form", "--target-kinds", "mean", "--seeds", "0", "1"],
+            "--seeds: nothing is drawn for these targets by the closed form; give one value",
+        ),
+        (
+            "sweep",
+            ["--lambda-forget", "2"],
+            "--lambda-forget: has no effect here: the sweep tries 0.65 1.3 2.6",
+        ),
+        ("sweep", ["--preset", "faithful"], "--preset: --statistics starts from the earlier run"),
         ("run", ["--auto", "--select", "held_out"], "--select held_out: a sweep has no images"),
-        ("run", ["--auto", "--until-forgotten", "0.5"], "--until-forgotten: a sweep tries"),
+        (
+            "run",
+            ["--auto", "--until-forgotten", "0.5"],
+            "--until-forgotten: has no effect here: a sweep tries λ's of its own",
+        ),
+        ("run", ["--auto", "--rank", "3"], "--rank: has no effect here: the sweep tries 1 5"),
     ):
         with pytest.raises(SystemExit) as caught:
             main([command, "--statistics", str(run), "--out", str(tmp_path / "out"), *options])

@@ -10,10 +10,12 @@ from jax_unlearn.runtime.errors import UserError
 from jax_unlearn.solvers import many_settings
 from jax_unlearn.solvers.adam.loop import train
 from jax_unlearn.solvers.adam.vmapped import run_all
+from jax_unlearn.solvers.closed_form.solve import solve
 from jax_unlearn.solvers.grid import Grid, Setting, target_of
 from jax_unlearn.solvers.many_settings import solve_all, train_all
 from tests import problems
 from tests.problems import published
+from tests.solvers.test_solve import linear
 
 COMMON = published(epochs=20, chunk=20)
 GRID = Grid(("shift", "random"), (0, 1), (0.5, 1.3), (0.4, 2.0), (1.0,), (0.01, 0.05), (1, 3))
@@ -112,6 +114,17 @@ def test_a_seed_of_what_is_not_drawn_is_tried_once():
     # A name's blank is moved at random, with the setting's own seed.
     assert target_of(replace(settings[0], target="blank", seed=3)) == ("blank", 3)
     assert target_of(replace(settings[0], target="shift", seed=3)) == ("shift", 0)
+
+
+def test_a_target_of_one_step_is_tried_with_the_smallest_rank():
+    settings = GRID.settings(one_rank=True)
+    assert {one.rank for one in settings if one.target == "shift"} == {1}
+    assert {one.rank for one in settings if one.target == "random"} == {1, 3}
+    assert len(settings) == 16 + 32
+    # For the closed form finds the same change with any.
+    problem = {"x": linear(0, kind="one step")}
+    small, large = (solve(problem, published(rank=rank)).history[-1] for rank in (1, 3))
+    assert large["total"] == pytest.approx(small["total"], rel=1e-6)
 
 
 def test_settings_that_cannot_be_meant():

@@ -14,6 +14,8 @@ from typing import Any
 import numpy as np
 from PIL import Image
 
+from jax_unlearn.data.preprocess import Preprocessor, read_preprocessor
+from jax_unlearn.data.processor_config import read_object
 from jax_unlearn.runtime.errors import UserError
 
 # Do not download files, and do not run code from a checkpoint.
@@ -31,7 +33,7 @@ class VLM:
 
     model: Any
     tokenizer: Any
-    image_processor: Any
+    preprocessor: Preprocessor
 
 
 def load_vlm(checkpoint_dir: str | Path, adapter_dir: str | Path | None = None) -> VLM:
@@ -41,7 +43,7 @@ def load_vlm(checkpoint_dir: str | Path, adapter_dir: str | Path | None = None) 
         UserError: torch or peft is not installed, or a directory is missing or has other content.
     """
     torch, peft = need_torch()
-    from transformers import AutoImageProcessor, AutoModelForImageTextToText, AutoTokenizer
+    from transformers import AutoModelForImageTextToText, AutoTokenizer
 
     folder = _directory(checkpoint_dir, "config.json")
     try:
@@ -49,16 +51,32 @@ def load_vlm(checkpoint_dir: str | Path, adapter_dir: str | Path | None = None) 
             folder, dtype=torch.float32, use_safetensors=True, **LOCAL
         )
         tokenizer = AutoTokenizer.from_pretrained(folder, **LOCAL)
-        # The default backend needs torchvision.
-        processor = AutoImageProcessor.from_pretrained(folder, backend="pil", **LOCAL)
     except (KeyError, OSError, RuntimeError, TypeError, ValueError) as error:
         raise UserError(
             f"{folder}: not a vision-language checkpoint: {_first_line(error)}"
         ) from error
+    if tokenizer.chat_template is None:
+        tokenizer.chat_template = chat_template(folder)
     if adapter_dir is not None:
         adapter = _directory(adapter_dir, "adapter_config.json")
         model = peft.PeftModel.from_pretrained(model, str(adapter))
-    return VLM(model.eval(), tokenizer, processor)
+    return VLM(model.eval(), tokenizer, read_preprocessor(folder))
+
+
+def chat_template(folder: Path) -> str:
+    """The template in chat_template.json, as written by processors of transformers 4.
+
+    Raises:
+        UserError: the checkpoint has no chat template.
+    """
+    path = folder / "chat_template.json"
+    found = read_object(path).get("chat_template") if path.is_file() else None
+    if not isinstance(found, str):
+        raise UserError(
+            f"{folder}: has no chat template (chat_template.jinja, chat_template.json or in "
+            "tokenizer_config.json); copy it from the model's original directory"
+        )
+    return found
 
 
 def ask(
@@ -86,9 +104,9 @@ def ask(
 
 
 def _preprocess(vlm: VLM, image: Image.Image) -> tuple[Patches, Grid]:
-    inputs = vlm.image_processor(images=[image.convert("RGB")], return_tensors="np")
-    t, h, w = (int(n) for n in inputs["image_grid_thw"][0])
-    return inputs["pixel_values"], (t, h, w)
+    patches, grid = vlm.preprocessor(image)
+    t, h, w = (int(n) for n in grid[0])
+    return patches, (t, h, w)
 
 
 def _prompt(vlm: VLM, question: str, grid: Grid) -> list[int]:

@@ -35,11 +35,11 @@ class ClipImages:
 
     def __init__(self, config: RunConfig, console: Console) -> None:
         samples = config.samples
-        self.dataset = collect_images(samples, config.solver.seed)
+        self.dataset = collect_images(samples, config.solver.seed, config.execution.strict)
         clip = porting.load_clip(samples.checkpoint, config.extraction.dtype)
         self.encoder = ClipEncoder(clip, samples.checkpoint, console)
         self.linears = (self.encoder.projection(IMAGE),)
-        self.reader = ImageReader(config.execution.strict)
+        self.reader = ImageReader(config.execution.strict, [*self.dataset.unreadable])
         self.config = config
 
     def fingerprint(self) -> Facts:

@@ -49,8 +49,10 @@ class ClipNames:
             tuple(dict.fromkeys(prompt.label for prompt in group))
             for group in (self.dataset.forget, self.dataset.preserve)
         ]
-        self.config = config.replace(targets=(TEXT,), forget_text=names[0], preserve_text=names[1])
-        self.image_files = {f: find_images(f, f.name) for f in shown_folders(samples)}
+        self.config = config.replace(forget_text=names[0], preserve_text=names[1])
+        left_out = self.dataset.left_out
+        folders = shown_folders(samples)
+        self.image_files = {f: find_images(f, f.name, left_out) for f in folders}
         if samples.images:
             check_images(samples.images, self.image_files[samples.images], [*names[0], *names[1]])
 

@@ -11,6 +11,7 @@ import porting
 from jax_unlearn.data.dataset import collect_images
 from jax_unlearn.data.images import ImageFile, ImageReader, read_image
 from jax_unlearn.data.preprocess import load_preprocessor
+from jax_unlearn.data.processor_config import processor_file
 from jax_unlearn.features.extracted import Extracted
 from jax_unlearn.features.extractor import Extractor
 from jax_unlearn.features.samples import SampleFeatures, Sides, images
@@ -38,14 +39,14 @@ class QwenImages:
     def __init__(self, config: RunConfig, console: Console) -> None:
         self.config, self.console = config, console
         samples, extraction, seed = config.samples, config.extraction, config.solver.seed
-        self.dataset = collect_images(samples, seed)
+        self.dataset = collect_images(samples, seed, config.execution.strict)
         tower = porting.load_vision_tower(samples.checkpoint, extraction.dtype)
         preprocessor = load_preprocessor(samples.checkpoint, tower.config, extraction.max_pixels)
         objective, mergers = config.objective, tower.config.mergers
         adapted = adapted_linears(objective.targets, objective.linears, mergers)
         self.linears = tuple(frozen_linears(tower, adapted))
         self.projectors = projectors_of(self.linears)
-        self.reader = ImageReader(config.execution.strict)
+        self.reader = ImageReader(config.execution.strict, [*self.dataset.unreadable])
         self.preprocessor = preprocessor
         self.mesh = make_mesh(config.execution.mesh)
         self.extractor = Extractor(
@@ -65,8 +66,9 @@ class QwenImages:
     def contents(self) -> Iterator[np.ndarray | bytes]:
         """The contents of the tower's weights and of the checkpoint's config files."""
         yield from map(np.asarray, jax.tree.leaves(self.extractor.state))
-        for name in ("config.json", "preprocessor_config.json"):
-            yield (self.config.samples.checkpoint / name).read_bytes()
+        checkpoint = self.config.samples.checkpoint
+        for path in (checkpoint / "config.json", processor_file(checkpoint)):
+            yield path.read_bytes()
 
     def extract(self, stage_of: StageOf = unsaved) -> Extracted:
         data = self.dataset

@@ -31,10 +31,10 @@ class SavedStatistics:
         self.extracted = self.file.extracted()
         self.linears = self.extracted.linears
         if self.file.splits != (split_seed(config) is not None):
+            made, cure = ("with", "select") if self.file.splits else ("without", "do not select")
             raise UserError(
-                f"--select {config.solver.select}: {run} was made "
-                f"{'with' if self.file.splits else 'without'} images to choose by; select held_out "
-                "only if it did"
+                f"--select {config.solver.select}: {run} was made {made} images to choose by; {cure} "
+                "held_out"
             )
 
     def fingerprint(self) -> Facts:

@@ -58,7 +58,9 @@ def sample_counts(dataset: Dataset[Any], skipped: Sequence[tuple[str, str]]) -> 
         for name, group in dataset.groups().items()
     }
     named = [f"{name}: {reason}" for name, reason in skipped]
-    return {**counts, "skipped": named, "fingerprint": dataset.fingerprint()}
+    found = {**counts, "skipped": named, "fingerprint": dataset.fingerprint()}
+    left_out = dataset.left_out.lines()
+    return found | {"left_out": left_out} if left_out else found
 
 
 def with_statistics(sides: Sides, linears: Sequence[FrozenLinear], split: int | None) -> Sides:
