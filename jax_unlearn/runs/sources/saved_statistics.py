@@ -33,8 +33,8 @@ class SavedStatistics:
         if self.file.splits != (split_seed(config) is not None):
             made, cure = ("with", "select") if self.file.splits else ("without", "do not select")
             raise UserError(
-                f"--select {config.solver.select}: {run} was made {made} images to choose by; {cure} "
-                "held_out"
+                f"--select {config.solver.select}: {run} was made {made} images to choose by; "
+                f"{cure} held_out"
             )
 
     def fingerprint(self) -> Facts:
