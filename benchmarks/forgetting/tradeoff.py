@@ -2,6 +2,7 @@
 
 import argparse
 import json
+from dataclasses import fields
 from pathlib import Path
 from typing import Any
 
@@ -11,13 +12,14 @@ from rich.console import Console
 from benchmarks.forgetting.targets import machine
 from benchmarks.markdown import caption, over_seeds, refuse_equal, table_of
 from jax_unlearn.evaluate.judges import judge_of
+from jax_unlearn.evaluate.score import Score
 from jax_unlearn.objective.targets import TARGETS
 from jax_unlearn.runs.demo import Demo, demo_config
 from jax_unlearn.runs.report.sweep_files import draw
 from jax_unlearn.runs.settings.config import build
 from jax_unlearn.runs.settings.sweep_config import SweepConfig
 from jax_unlearn.runs.sources.qwen_images import QwenImages
-from jax_unlearn.runs.sweep import explore
+from jax_unlearn.runs.sweep import explore, forgets, selective
 
 RESULTS = Path(__file__).parents[1] / "results" / "tradeoff.json"
 
@@ -65,11 +67,14 @@ def table(results: dict[str, Any]) -> str:
         measured.append((concept, shares))
         setting = [str(chosen[key]) for key in VARIED]
         counts = [f"{len(settings)}", *setting]
-        rows.append([concept, *counts, *(over_seeds([share]) for share in shares.values())])
+        score = Score(**{f.name: chosen[f"held_out_{f.name}"] for f in fields(Score)})
+        met = "yes" if forgets(score, None) and selective(score) else "**no setting does**"
+        cells = (over_seeds([share]) for share in shares.values())
+        rows.append([concept, *counts, *cells, met])
     refuse_equal("tradeoff", measured)
     header = ["concept", "settings", "chosen: target", "λ_f", "λ_p", "rank"]
     header += ["named by a probe before, %", "after, %", "selectivity, %", "preserve, right, %"]
-    header += ["drift, %"]
+    header += ["drift, %", "forgets enough and is selective"]
     made = caption(results["machine"], "forgetting.tradeoff")
     return f"{made}\n\n{table_of(header, rows)}"
 

@@ -369,7 +369,7 @@ def test_run_and_export(family, tmp_path):
         for file in sorted((ASSETS / "images" / "train" / name).iterdir())[:6]:
             shutil.copy(file, tmp_path / side / name)
     folders = {name: tmp_path / name for name in ("checkpoint", "forget", "preserve")}
-    options = folders | {"out": tmp_path / "run", "epochs": 5, "rank": 2}
+    options = folders | {"out": tmp_path / "run", "rank": 2}
     pairs = ([f"--{key}", str(value)] for key, value in options.items())
     main(["run", *(part for pair in pairs for part in pair)])
 

@@ -215,7 +215,7 @@ def test_run_and_export(tmp_path):
         for file in sorted((ASSETS / "images" / "train" / name).iterdir())[:6]:
             shutil.copy(file, tmp_path / side / name)
     options = {name: tmp_path / name for name in ("checkpoint", "forget", "preserve")}
-    options |= {"out": tmp_path / "run", "epochs": 5, "rank": 2}
+    options |= {"out": tmp_path / "run", "rank": 2}
     main(["run", *(str(part) for key, value in options.items() for part in (f"--{key}", value))])
     command = ["export", tmp_path / "run", "--format", "merged", "--out", tmp_path / "merged"]
     main([str(part) for part in command])
