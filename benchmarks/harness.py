@@ -1,4 +1,4 @@
-"""What the benchmarks of training share: the command line, the clock, ratios, JSON and plots."""
+"""Shared parts of the benchmarks: command line, timing, ratios, JSON and plots."""
 
 import argparse
 import json
@@ -21,9 +21,12 @@ PUBLISHED = SolverConfig(**{name: value for name, value in FAITHFUL.items() if n
 
 
 def command(name: str, doc: str | None, rounds: int | None = None) -> argparse.ArgumentParser:
-    """A parser with what every benchmark takes; `doc` is its module's.
+    """A parser with the options of every benchmark.
 
-    rounds: how many there are by default, if it has rounds.
+    Args:
+        name: name of the module below `benchmarks`.
+        doc: its docstring.
+        rounds: default number of rounds, for benchmarks with rounds.
     """
     parser = argparse.ArgumentParser(
         prog=f"python -m benchmarks.{name}",
@@ -31,22 +34,24 @@ def command(name: str, doc: str | None, rounds: int | None = None) -> argparse.A
         formatter_class=argparse.ArgumentDefaultsHelpFormatter,
     )
     if rounds:
-        help_text = "how often all take their turn"
+        help_text = "number of rounds, in each of which every variant is timed"
         parser.add_argument("--rounds", type=int, default=rounds, help=help_text)
     out = RESULTS / f"{name}.json"
-    parser.add_argument("--out", type=Path, default=out, help="JSON; a plot lies beside it")
+    parser.add_argument(
+        "--out", type=Path, default=out, help="JSON file; a plot is written next to it"
+    )
     return parser
 
 
 def clocked(run: Callable[[], Any]) -> tuple[float, Any]:
-    """(Seconds, what `run` gives)."""
+    """(seconds, result of `run`)."""
     begun = time.perf_counter()
     value = run()
     return time.perf_counter() - begun, value
 
 
 def ratio(theirs: Sequence[float], ours: Sequence[float]) -> dict[str, Any]:
-    """How many times ours goes into theirs: the median over the rounds, and each of them."""
+    """The ratio theirs / ours: its median over the rounds, and its value in each round."""
     ratios = [a / b for a, b in zip(theirs, ours, strict=True)]
     return {"ratio": median(ratios), "ratios": ratios}
 

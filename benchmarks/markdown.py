@@ -1,4 +1,4 @@
-"""Markdown tables, the marks between which they are written, and the check of their rows."""
+"""Write Markdown tables between marks, and check their rows."""
 
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from itertools import combinations
@@ -8,15 +8,15 @@ import numpy as np
 
 Row = dict[str, Any]
 
-# Tables in which two rows may have the same numbers, and why that is no mistake.
+# Tables in which two rows may have the same numbers, with the reason.
 EQUAL_ROWS: dict[str, str] = {
-    "exam": "counts of right answers: two kinds of questions may be answered alike",
-    "clip exam": "counts of right answers: two prompts or lists of names may do alike",
+    "exam": "counts of right answers may be equal for two kinds of questions",
+    "clip exam": "counts of right answers may be equal for two prompts or lists of names",
 }
 
 
 def replace(text: str, name: str, content: str) -> str:
-    """Put `content` between the two marks of that name."""
+    """Replace the text between the two marks of a name by `content`."""
     start, end = f"<!-- {name} -->", f"<!-- end {name} -->"
     head, found, rest = text.partition(start)
     _, closed, tail = rest.partition(end)
@@ -33,11 +33,11 @@ def table_of(header: Iterable[str], rows: Iterable[Iterable[str]]) -> str:
 
 
 def caption(facts: Mapping[str, Any], module: str) -> str:
-    """When, on what, and by which command: the line that a block begins with.
+    """The first line of a block: date, machine, versions and command.
 
     Args:
-        facts: what a benchmark writes as `machine`.
-        module: below `benchmarks`, as `speed.tower`.
+        facts: the `machine` entry of a benchmark's results.
+        module: the module below `benchmarks`, such as `speed.tower`.
     """
     versions = facts.get("versions") or {name: facts[name] for name in ("jax", "torch")}
     parts = [facts["date"]]
@@ -50,15 +50,15 @@ def caption(facts: Mapping[str, Any], module: str) -> str:
 
 
 def refuse_equal(table: str, rows: Sequence[tuple[str, Any]]) -> None:
-    """End the program if two rows of a table were measured as equal to the last digit.
+    """Exit if all measured numbers of two rows of a table are equal to the last digit.
 
-    Such rows are most likely one measurement under two names. A row may say why it is not, in a
-    field `equal_because`; a whole table is excused by `EQUAL_ROWS`.
+    Such rows are most likely one measurement under two names. A row may give the reason in a field
+    `equal_because`; tables in `EQUAL_ROWS` are not checked.
 
     Args:
-        table: its name.
-        rows: label and measured part of each row, as the JSON has them. Rows of one label, such as
-            those of several seeds, are not compared.
+        table: name of the table.
+        rows: label and measured part of each row, from the JSON. Rows of one label, such as those
+            of several seeds, are not compared.
     """
     if table in EQUAL_ROWS:
         return
@@ -88,7 +88,7 @@ def numbers(part: Any) -> Iterator[float]:
 
 
 def over_seeds(values: Iterable[float | None]) -> str:
-    """The mean in per cent, and the range where seeds differ by more than the digit shown."""
+    """The mean in per cent, with the range if seeds differ in the digits shown."""
     known = [100 * value for value in values if value is not None]
     if not known:
         return "–"
@@ -97,7 +97,7 @@ def over_seeds(values: Iterable[float | None]) -> str:
 
 
 def shown(number: float) -> str:
-    """Three digits, or all before the point; no exponent."""
+    """A number with three digits, or all digits before the point, without an exponent."""
     return f"{number:,.0f}" if abs(number) >= 100 else f"{number:.3g}"
 
 
@@ -106,7 +106,7 @@ def times(number: float) -> str:
 
 
 def right_answers(what: str, scores: Mapping[str, Sequence[int]]) -> str:
-    """A shipped model's accuracy on held-out images, a kind of question a row."""
+    """A shipped model's accuracy on held-out images, one row per kind of question."""
     rows = [
         [family, f"{right} of {total}", f"{100 * right / total:.1f}"]
         for family, (right, total) in scores.items()

@@ -1,4 +1,4 @@
-"""docs/settings.md: every option of every command, from the dataclasses that the options are."""
+"""docs/settings.md: every option of every command, generated from the dataclasses."""
 
 import ast
 import inspect
@@ -22,7 +22,7 @@ POSITIONAL = get_args(Positional[int])[1]
 
 @dataclass(frozen=True)
 class Option:
-    """One option: the dataclass that declares it, its name, and its row of the table."""
+    """An option: the dataclass that declares it, its name, and its row of the table."""
 
     group: type
     name: str
@@ -30,12 +30,12 @@ class Option:
 
 
 def settings() -> str:
-    """A section a command; one that takes most of the options of `run` does not list them again."""
+    """A section per command; a command that has most options of `run` does not repeat them."""
     sections, run = [], dict[str, Option]()
     for name, command, description in commands():
         options = list(options_of(command))
         sections.append(f"## {name}\n\n{description}")
-        shared = {option.name for option in options if same(option, run.get(option.name))}
+        shared = {option.name for option in options if same_meaning(option, run.get(option.name))}
         if 2 * len(shared) > len(run) > 0:
             without = ", ".join(f"`--{n.replace('_', '-')}`" for n in run if n not in shared)
             but = f" but {without}" if without else ""
@@ -50,8 +50,8 @@ def settings() -> str:
     return "\n\n".join(sections).replace("---:", "---")
 
 
-def same(one: Option, other: Option | None) -> bool:
-    """Whether two commands have this option with one meaning."""
+def same_meaning(one: Option, other: Option | None) -> bool:
+    """Whether an option has the same meaning in two commands."""
     return other is not None and one.cells[3] == other.cells[3]
 
 
@@ -65,13 +65,13 @@ def commands() -> Iterator[tuple[str, type, str]]:
 
 
 def summary(kind: type) -> str:
-    """The first paragraph of a dataclass's own docstring, in one line."""
+    """The first paragraph of a dataclass's docstring, on one line."""
     text = inspect.cleandoc(kind.__doc__ or "").split("\n\n")[0]
     return " ".join(text.split())
 
 
 def options_of(kind: type) -> Iterator[Option]:
-    """Every option of a dataclass; one whose field is a dataclass is replaced by its options."""
+    """Every option of a dataclass, including those of nested dataclasses."""
     hints = get_type_hints(kind, include_extras=True)
     for field in fields(kind):
         hint, marks = stripped(hints[field.name])
@@ -91,12 +91,12 @@ def options_of(kind: type) -> Iterator[Option]:
 
 
 def owner_of(kind: type, name: str) -> type:
-    """The class that declares a field, or declares it anew."""
+    """The class that declares, or redeclares, a field."""
     return next(c for c in kind.__mro__ if name in inspect.get_annotations(c))
 
 
 def stripped(hint: Any) -> tuple[Any, tuple[Any, ...]]:
-    """A type without its annotations, and these."""
+    """(type without annotations, annotations)."""
     if get_origin(hint) is Annotated:
         inner, *marks = get_args(hint)
         return inner, tuple(marks)
@@ -121,7 +121,7 @@ def default_text(default: Any) -> str:
 
 
 def values_of(hint: Any) -> str:
-    """The values that an option takes, in words."""
+    """The values of an option, in words."""
     hint, _ = stripped(hint)
     origin, arguments = get_origin(hint), get_args(hint)
     if origin in (Union, UnionType):

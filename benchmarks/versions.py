@@ -1,7 +1,7 @@
-"""The demo beside other versions of Python and transformers, each in an environment of its own.
+"""Run the demo with other versions of Python and transformers, each in a fresh environment.
 
-`.ci/matrix` runs it. Every environment installs this checkout from the package index, without
-constraints.txt, runs `jax-unlearn demo`, and is removed.
+`.ci/matrix` runs this. Each environment installs this checkout and its dependencies from the
+package index, without constraints.txt, runs `jax-unlearn demo`, and is removed.
 """
 
 import argparse
@@ -50,7 +50,7 @@ def main() -> None:
 
 
 def measure(python: str, requirement: str) -> dict[str, Any]:
-    """The demo's figures with one version of Python and of transformers; `failed` says why not."""
+    """The demo's figures with one version of Python and of transformers, or why it `failed`."""
     interpreter = shutil.which(f"python{python}")
     if interpreter is None:
         return {"python": python, "asked": requirement, "failed": "no such Python on this machine"}
@@ -86,7 +86,7 @@ def measure(python: str, requirement: str) -> dict[str, Any]:
 
 
 def table(results: dict[str, Any]) -> str:
-    """The demo's figures with each version."""
+    """The demo's figures, one row per version."""
     rows = []
     for row in results["rows"]:
         if "failed" in row:

@@ -1,8 +1,8 @@
-"""Writes every generated part of the README and of docs/ from benchmarks/results/ and the code.
+"""Write the generated parts of the README and of docs/, from benchmarks/results/ and the code.
 
-Each block stands between two marks, `<!-- name -->` and `<!-- end name -->`; a benchmark's own
-module formats its table. Two rows of a table that are equal in all their measured numbers end the
-program (`markdown.refuse_equal`).
+Each block is between two marks, `<!-- name -->` and `<!-- end name -->`; the module of a benchmark
+formats its table. The program exits if two rows of a table are equal in all measured numbers
+(`markdown.refuse_equal`).
 """
 
 import json
@@ -37,7 +37,7 @@ AWAITED = {"linears", "optimisers", "jit_vs_eager", "time_to_objective"}
 
 @dataclass(frozen=True)
 class Block:
-    """What stands between the marks `name` of a page, and the results that it is made of."""
+    """A generated block between the marks `name` of a page, and the results it is made from."""
 
     page: str
     name: str
@@ -112,7 +112,7 @@ PAGES = tuple(dict.fromkeys(block.page for block in BLOCKS))
 
 
 def written(page: str) -> str:
-    """The text of a page, with its generated parts as they are to be now."""
+    """The text of a page with its generated parts up to date."""
     text = (ROOT / page).read_text()
     for block in BLOCKS:
         if block.page == page:

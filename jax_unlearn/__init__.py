@@ -12,7 +12,7 @@ from jax_unlearn.solvers.config import SolverConfig
 from jax_unlearn.solvers.result import Result
 
 __version__ = version("jax-unlearn")
-# Its name before the solvers shared it.
+# SolverConfig's former name, kept importable.
 TrainConfig = SolverConfig
 
 __all__ = [

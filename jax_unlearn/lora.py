@@ -1,4 +1,4 @@
-"""LoraAdapter and LoraPair by the name that the public interface gives their module."""
+"""Public module of LoraAdapter and LoraPair; they are defined in models/lora.py."""
 
 from jax_unlearn.models.lora import LoraAdapter, LoraPair, init_adapter, lora_delta
 

@@ -1,4 +1,4 @@
-"""torch layout ↔ Flax layout: checkpoints in, adapters and merged checkpoints out."""
+"""Load torch checkpoints into Flax; save adapters for PEFT and merged checkpoints."""
 
 from porting.checkpoint import CheckpointError
 from porting.clip import is_clip, load_clip

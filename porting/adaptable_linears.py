@@ -1,4 +1,4 @@
-"""Where a checkpoint's adaptable Linears live: in its files, and in the HF model made of them."""
+"""Locate a checkpoint's adaptable Linears, by key in its files and by path in the HF model."""
 
 import json
 from dataclasses import dataclass
@@ -16,9 +16,10 @@ AnyFamily = TypeVar("AnyFamily", bound=Family | ClipFamily)
 
 @dataclass(frozen=True)
 class AdaptableLinears(Generic[AnyFamily]):
-    """The tower's place, or CLIP's.
+    """Names of the adaptable Linears of a tower or of CLIP, in files and in the HF model.
 
-    single_linear: each of the tower's Mergers is one Linear (`VisionConfig`).
+    family: the model family. key_prefix: prefix of the tower's keys in the files. single_linear:
+    whether each Merger is a single Linear (`VisionConfig`).
     """
 
     family: AnyFamily
@@ -26,22 +27,23 @@ class AdaptableLinears(Generic[AnyFamily]):
     single_linear: bool = False
 
     def key(self, linear: str, tensor: str = "weight") -> str:
-        """Key of the weight, or of the bias, of a Linear that we call `linear`.
+        """Key in the files of the weight or bias of the Linear with canonical name `linear`.
 
         Raises:
-            ValueError: it is none of a Merger's or of CLIP's, or this one has none of that name.
+            ValueError: it is not a Linear of a Merger or of CLIP, or this model has none of that
+                name.
         """
-        own = self.family.own_linear(linear, self.single_linear)
-        return f"{self.key_prefix}{own}.{tensor}"
+        name = self.family.family_linear(linear, self.single_linear)
+        return f"{self.key_prefix}{name}.{tensor}"
 
     def live_path(self, linear: str) -> str:
         """The Linear's path in the HF model; raises as `key` does."""
-        return self.family.live + self.family.own_linear(linear, self.single_linear)
+        return self.family.live + self.family.family_linear(linear, self.single_linear)
 
     def keys(self, adapter: LoraAdapter) -> dict[tuple[str, str], str]:
-        """Key of each tensor that the adapter changes; without those that have none.
+        """Key of each tensor that the adapter changes, by (canonical name, `weight` or `bias`).
 
-        By our name for the Linear, and `weight` or `bias`.
+        Linears that this model does not have are left out.
         """
         keys = {}
         for name, pair in adapter.pairs.items():
@@ -57,7 +59,7 @@ def locate(checkpoint: Checkpoint, family: AnyFamily) -> AdaptableLinears[AnyFam
     """Find the tower, or CLIP's projections, among the keys of a checkpoint.
 
     Raises:
-        CheckpointError: no key belongs to them, or keys under two prefixes do.
+        CheckpointError: there are no such keys, or there are under two prefixes.
     """
     stems = {prefix: tuple(prefix + stem for stem in family.stems) for prefix in family.keys}
     found = [p for p in family.keys if any(key.startswith(stems[p]) for key in checkpoint)]
@@ -72,10 +74,10 @@ def locate(checkpoint: Checkpoint, family: AnyFamily) -> AdaptableLinears[AnyFam
 
 
 def read_model_type(directory: Path) -> object:
-    """What config.json says.
+    """The model_type in config.json.
 
     Raises:
-        UserError: it says nothing.
+        UserError: config.json cannot be read or has no model_type.
     """
     path = config_path(directory)
     try:
@@ -85,25 +87,28 @@ def read_model_type(directory: Path) -> object:
 
 
 def read_family(directory: Path) -> Family:
-    """The family of Qwen3 towers that config.json names.
+    """The family of a checkpoint with a Qwen3 tower, from config.json.
 
     Raises:
-        UserError: it names none that we know.
+        UserError: the model_type is missing or not supported.
     """
     return family_of(read_model_type(directory), str(directory / "config.json"))
 
 
 def read_adaptable_family(directory: Path) -> Family | ClipFamily:
-    """The same for all that an adapter can be of."""
+    """The family of a checkpoint with a Qwen3 tower or CLIP projections; see `read_family`."""
     return adaptable_family_of(read_model_type(directory), str(directory / "config.json"))
 
 
 def adapter_faults(
     adapter: LoraAdapter, place: AdaptableLinears[Any], checkpoint: Checkpoint | None = None
 ) -> list[str]:
-    """What keeps an adapter from a model: no pair, a name that it lacks, a wrong rank or shape.
+    """Reasons why an adapter does not fit a model: no pairs, unknown names, wrong ranks or shapes.
 
-    The weights' shapes are those of `checkpoint`, where it is given.
+    Args:
+        adapter: the adapter.
+        place: the model's adaptable Linears.
+        checkpoint: compare with the shapes of its weights, if given.
     """
     faults = [] if adapter.pairs else ["it has no pair"]
     for name, pair in adapter.pairs.items():
@@ -133,18 +138,20 @@ def _weight_faults(key: str, name: str, pair: LoraPair, checkpoint: Checkpoint) 
 def place_of_base(
     adapter: LoraAdapter, base: Path, model_type: str
 ) -> tuple[AdaptableLinears[Any], list[str]]:
-    """Where an adapter's base has its Linears, and what keeps the adapter from it.
+    """The adaptable Linears of an adapter's base model, and why the adapter does not fit it.
 
-    A base without files, of which only the config is here or nothing but a name of the Hub, is
-    taken to have Mergers as its family makes them.
+    A base without local weights, such as the name of a Hub repository, is assumed to have Mergers
+    as usual in its family.
 
     Args:
-        model_type: the family of a base that has no config.json here.
+        adapter: the adapter.
+        base: directory of the base model, or its name on the Hub.
+        model_type: family of a base without a local config.json.
 
     Raises:
-        UserError: the family is not known, or the checkpoint cannot be read.
+        UserError: the family is not supported, or the checkpoint cannot be read.
     """
-    # Beside OpenCLIP's weights there may be timm's config.json, which names no model_type.
+    # Next to OpenCLIP's weights there may be timm's config.json, which has no model_type.
     known = (base / "config.json").is_file() and open_clip_weights(base) is None
     family = read_adaptable_family(base) if known else adaptable_family_of(model_type, str(base))
     if known and any(base.glob("*.safetensors")):

@@ -1,4 +1,4 @@
-"""A checkpoint directory: its config, and its safetensors shards, read lazily by key."""
+"""Read a checkpoint directory: its config, and tensors of its safetensors shards by key."""
 
 import json
 import math
@@ -18,16 +18,16 @@ from jax_unlearn.runtime.errors import UserError
 SINGLE, INDEX = "model.safetensors", "model.safetensors.index.json"
 DTYPES = {"F32": "float32", "F16": "float16", "BF16": "bfloat16"}
 NUMPY = {"float32": np.float32, "float16": np.float16, "bfloat16": ml_dtypes.bfloat16}
-# Bytes that are read at once.
+# Bytes read at once.
 PIECE = 2**22
 LFS_POINTER = b"version https://git-lfs"
 
-# Where each tensor's bytes begin and end in a file, by its key.
+# (start, end) of each tensor's bytes in a file, by key.
 Ranges = dict[str, tuple[int, int]]
 
 
 class CheckpointError(UserError):
-    """Every fault of a checkpoint, collected and raised once."""
+    """All faults of a checkpoint, collected and raised together."""
 
     def __init__(self, directory: Path, faults: list[str]):
         self.faults = faults
@@ -39,19 +39,18 @@ class Checkpoint:
     """Tensors of a checkpoint by key. Use as a context manager; only headers are read up front.
 
     Args:
-        directory: of the checkpoint.
-        file: the one of its files to read, by name; all that transformers would read where it is
-            not given.
+        directory: directory of the checkpoint.
+        file: name of the only file to read; by default the files that transformers would read.
 
     Raises:
-        CheckpointError: no such directory, no safetensors, an index that cannot be followed, or a
-            shard that is truncated.
+        CheckpointError: there is no such directory or no safetensors file, the index is invalid, or
+            a shard is truncated.
     """
 
     def __init__(self, directory: str | Path, file: str | None = None):
         self.directory, self.file = Path(directory), file
         self.shard_of: dict[str, Path] = {}
-        # What is wrong with a key: a fault only for who reads it.
+        # Fault of a key, which matters only if its tensor is read.
         self.doubts: dict[str, str] = {}
         self._stack = ExitStack()
         self._open: dict[Path, Any] = {}
@@ -105,27 +104,27 @@ class Checkpoint:
         return tuple(self._slice(key).get_shape())
 
     def dtype(self, key: str) -> str:
-        """NumPy's name of the dtype, or safetensors' own where we do not read it."""
+        """NumPy's name of the dtype, or safetensors' name if it is not supported."""
         name: str = self._slice(key).get_dtype()
         return DTYPES.get(name, name)
 
     def dtype_faults(self, key: str) -> list[str]:
-        """A dtype that `read` does not know."""
+        """A fault if the tensor has a dtype that `read` does not support."""
         if (dtype := self.dtype(key)) in NUMPY:
             return []
         return [f"{key} has dtype {dtype}, expected {', '.join(DTYPES)}"]
 
     def read(self, key: str) -> Shaped[np.ndarray, "..."]:
-        """One tensor, in its own dtype (see `dtype_faults`; bfloat16 through ml_dtypes)."""
+        """Read a tensor in its own dtype (see `dtype_faults`; bfloat16 is ml_dtypes')."""
         tensor = np.empty(self.shape(key), NUMPY[self.dtype(key)])
         self.read_into(key, tensor)
         return tensor
 
     def read_into(self, key: str, out: Shaped[np.ndarray, "..."]) -> None:
-        """Fill `out`, of the tensor's shape and any dtype, a few megabytes at a time.
+        """Read a tensor into `out`, of the same shape and any dtype, a few megabytes at a time.
 
-        Read as a file: safetensors maps it into memory, and the pages of the map would stay beside
-        the copies of all tensors until the shard is closed.
+        Not through safetensors, which maps the file into memory: the mapped pages would stay in
+        memory next to the copies until the shard is closed.
         """
         shard, dtype = self.shard_of[key], np.dtype(NUMPY[self.dtype(key)])
         out = np.atleast_1d(out)
@@ -142,7 +141,7 @@ class Checkpoint:
 
 
 def unreadable(shard: Path, error: Exception) -> str:
-    """Why a shard cannot be opened; a clone without Git LFS has a pointer in its place."""
+    """The reason why a shard cannot be opened; it may be a Git LFS pointer."""
     with shard.open("rb") as file:
         if file.read(len(LFS_POINTER)) == LFS_POINTER:
             return f"{shard.name} is a Git LFS pointer and holds no weights; run `git lfs pull`"
@@ -150,10 +149,10 @@ def unreadable(shard: Path, error: Exception) -> str:
 
 
 def refuse_adapter_beside(directory: Path) -> None:
-    """Refuse a checkpoint with an adapter beside it: transformers would apply it, and we do not.
+    """Refuse a checkpoint directory that also has an adapter, which transformers would apply.
 
     Raises:
-        UserError: names the file.
+        UserError: there is an adapter; names its file.
     """
     path = directory / "adapter_config.json"
     if path.is_file():
@@ -164,10 +163,10 @@ def refuse_adapter_beside(directory: Path) -> None:
 
 
 def byte_ranges(shard: Path) -> Ranges:
-    """Where the bytes of each tensor of a safetensors file begin and end.
+    """(start, end) of the bytes of each tensor of a safetensors file.
 
-    Source: the format's description, https://huggingface.co/docs/safetensors: eight bytes of
-    header length (little endian), the header as JSON, then the data that its offsets count from.
+    Source: the description of the format, https://huggingface.co/docs/safetensors: eight bytes of
+    header length (little endian), the header as JSON, then the data, from which offsets count.
     """
     with shard.open("rb") as file:
         length = int.from_bytes(file.read(8), "little")
@@ -178,7 +177,7 @@ def byte_ranges(shard: Path) -> Ranges:
 
 
 def read_index(directory: Path, faults: list[str]) -> dict[str, str]:
-    """The index's key → file name; empty where the checkpoint has none."""
+    """File name by key, from the index; empty if the checkpoint has no index."""
     path = directory / INDEX
     if not path.is_file():
         return {}
@@ -190,12 +189,12 @@ def read_index(directory: Path, faults: list[str]) -> dict[str, str]:
 
 
 def shards(directory: Path, index: dict[str, str], faults: list[str]) -> list[Path]:
-    """The files to open: the index's, each a plain name inside the directory, or the only one."""
+    """The files to open: those of the index, which must be in the directory, or the only one."""
     if not directory.is_dir():
         raise CheckpointError(directory, ["no such directory"])
     if not index:
         if (directory / SINGLE).is_file():
-            # What else lies there, such as OpenCLIP's copy, transformers does not read.
+            # transformers ignores other files, such as OpenCLIP's copy of the weights.
             return [directory / SINGLE]
         found = sorted(directory.glob("*.safetensors"))
         if not found:
@@ -215,10 +214,10 @@ def shards(directory: Path, index: dict[str, str], faults: list[str]) -> list[Pa
 
 
 def config_path(directory: Path) -> Path:
-    """config.json of a checkpoint.
+    """The path of a checkpoint's config.json.
 
     Raises:
-        UserError: no such directory, or no such file in it.
+        UserError: the directory or the file does not exist.
     """
     path = directory / "config.json"
     if not directory.is_dir():
@@ -229,14 +228,14 @@ def config_path(directory: Path) -> Path:
 
 
 def load_config(directory: Path) -> Any:
-    """The checkpoint's config through transformers, whose defaults fill what the file leaves out.
+    """Load a checkpoint's config with transformers, including its defaults.
 
     Raises:
-        UserError: no such directory, no config.json, or one that transformers does not know.
+        UserError: there is no config.json, or transformers cannot read it.
     """
     path = config_path(directory)
 
-    # Not at the top: transformers imports torch where it is installed, and we must not.
+    # Imported here because transformers imports torch if it is installed (see `no_torch`).
     from huggingface_hub.errors import StrictDataclassError
     from transformers import AutoConfig
 

@@ -1,4 +1,4 @@
-"""CLIP's weight table by transformers' names, and `load_clip`."""
+"""Load CLIP checkpoints: the weight table with transformers' names, and `load_clip`."""
 
 from collections.abc import Iterator
 from dataclasses import dataclass, fields
@@ -16,17 +16,17 @@ from porting.adaptable_linears import read_model_type
 from porting.checkpoint import Checkpoint, load_config
 from porting.open_clip import OPEN_CONFIG, open_clip_parts, open_clip_table, open_clip_weights
 from porting.qwen3_vision import TOWER_DTYPES
-from porting.weight_table import Rule, Tensor, flat_kernel, linear, norm, to_flax, turned
+from porting.weight_table import Rule, Tensor, flat_kernel, linear, norm, to_flax, transposed
 
 # Buffers that older checkpoints keep.
 POSITION_IDS = tuple(f"{side}_model.embeddings.position_ids" for side in ("text", "vision"))
-# What is no size; the others are positive integers.
+# Fields that are not sizes; all others are positive integers.
 NO_SIZE = ("hidden_act", "layer_norm_eps", "eos_token_id")
 
 
 @dataclass(frozen=True)
 class QkvRule(Rule):
-    """torch keeps apart what Flax keeps in one array; its key says `qkv_proj` for all three."""
+    """A rule whose Flax array is q, k and v together; `qkv_proj` in its torch key means each."""
 
     def views(self, array: Tensor) -> Iterator[tuple[str, Tensor]]:
         for key, view in super().views(array):
@@ -35,7 +35,7 @@ class QkvRule(Rule):
 
 
 def clip_table(config: ClipConfig) -> list[Rule]:
-    """Every tensor of the model, in the order of the forward, by the names of `CLIPModel`."""
+    """Every tensor of the model, in the order of the forward pass, with `CLIPModel`'s names."""
     text, vision = "text_model.embeddings", "vision_model.embeddings"
     size, channels = config.vision.patch_size, config.vision.num_channels
     kernel = flat_kernel((config.vision.hidden_size, channels, size, size))
@@ -44,14 +44,14 @@ def clip_table(config: ClipConfig) -> list[Rule]:
         Rule(f"{text}.position_embedding.weight", "text_model.position_embedding.embedding"),
         *block_rules("text_model", config.text.num_hidden_layers),
         *norm("text_model.final_layer_norm", "text_model.final_layer_norm"),
-        Rule("text_projection.weight", "text_projection.kernel", turned),
+        Rule("text_projection.weight", "text_projection.kernel", transposed),
         Rule(f"{vision}.class_embedding", "vision_model.class_embedding"),
         Rule(f"{vision}.patch_embedding.weight", "vision_model.patch_embedding.kernel", kernel),
         Rule(f"{vision}.position_embedding.weight", "vision_model.position_embedding.embedding"),
         *norm("vision_model.pre_layrnorm", "vision_model.pre_layrnorm"),
         *block_rules("vision_model", config.vision.num_hidden_layers),
         *norm("vision_model.post_layernorm", "vision_model.post_layernorm"),
-        Rule("visual_projection.weight", "visual_projection.kernel", turned),
+        Rule("visual_projection.weight", "visual_projection.kernel", transposed),
         Rule("logit_scale", "logit_scale"),
     ]
 
@@ -61,7 +61,7 @@ def block_rules(side: str, depth: int) -> list[Rule]:
     qkv, attention = "self_attn.qkv_proj", "self_attn.out_proj"
     return [
         *norm(f"{torch}.layer_norm1", f"{flax}.layer_norm1", depth),
-        QkvRule(f"{torch}.{qkv}.weight", f"{flax}.{qkv}.kernel", turned, depth),
+        QkvRule(f"{torch}.{qkv}.weight", f"{flax}.{qkv}.kernel", transposed, depth),
         QkvRule(f"{torch}.{qkv}.bias", f"{flax}.{qkv}.bias", layers=depth),
         *linear(f"{torch}.{attention}", f"{flax}.{attention}", depth),
         *norm(f"{torch}.layer_norm2", f"{flax}.layer_norm2", depth),
@@ -71,10 +71,10 @@ def block_rules(side: str, depth: int) -> list[Rule]:
 
 
 def clip_parts(directory: Path) -> tuple[dict[str, Any], dict[str, Any], Any]:
-    """The fields of both sides' configs, and projection_dim, by config.json.
+    """The fields of the text and vision configs, and projection_dim, from config.json.
 
     Raises:
-        UserError: the checkpoint is not of CLIP.
+        UserError: the checkpoint is not a CLIP.
     """
     if (model_type := read_model_type(directory)) != "clip":
         cure = "load_clip takes 'clip', load_vision_tower the Qwen3 families"
@@ -88,7 +88,7 @@ def clip_parts(directory: Path) -> tuple[dict[str, Any], dict[str, Any], Any]:
 
 
 def part_faults(side: str, part: dict[str, Any]) -> list[str]:
-    """What no CLIP can have."""
+    """Values that a CLIP cannot have."""
     sizes = {name: value for name, value in part.items() if name not in NO_SIZE}
     faults = [f"{n} is {size!r}" for n, size in sizes.items() if type(size) is not int or size < 1]
     if not faults and part["hidden_size"] % part["num_attention_heads"]:
@@ -106,10 +106,10 @@ def part_faults(side: str, part: dict[str, Any]) -> list[str]:
 
 
 def clip_config(directory: str | Path, dtype: str = "float32") -> ClipConfig:
-    """The model's shape, by transformers' config.json or by OpenCLIP's own file.
+    """The model's shape, from transformers' config.json or OpenCLIP's config file.
 
     Raises:
-        UserError: the checkpoint is of neither, or its shape is not one of ours.
+        UserError: the checkpoint has neither, or the shape is not supported.
     """
     directory = Path(directory)
     is_open = open_clip_weights(directory) is not None
@@ -124,22 +124,23 @@ def clip_config(directory: str | Path, dtype: str = "float32") -> ClipConfig:
 
 
 def abstract_clip(config: ClipConfig) -> Clip:
-    """The model with shapes and dtypes for arrays; no memory is taken."""
+    """The model with shapes and dtypes instead of arrays, which takes no memory."""
     return nnx.eval_shape(lambda: Clip(config, rngs=nnx.Rngs(0)))
 
 
 def load_clip(checkpoint_dir: str | Path, dtype: str = "float32") -> Clip:
-    """Port a CLIP checkpoint, both sides, into Flax.
+    """Load a CLIP checkpoint, text and image encoder, into Flax.
 
     Args:
-        checkpoint_dir: config.json and one or more safetensors files, as transformers saves a
-            `CLIPModel`; or open_clip_config.json and open_clip_model.safetensors or
-            model.safetensors, as OpenCLIP does. Where both are complete, transformers' is read.
-        dtype: of the weights and activations, `float32` or `bfloat16`.
+        checkpoint_dir: directory with config.json and one or more safetensors files, as saved by
+            transformers' `CLIPModel`; or with open_clip_config.json and open_clip_model.safetensors
+            or model.safetensors, as saved by OpenCLIP. If both are complete, transformers' files
+            are read.
+        dtype: dtype of the weights and activations, `float32` or `bfloat16`.
 
     Raises:
-        UserError: the directory is no checkpoint of CLIP, or `dtype` is not one of ours.
-        CheckpointError: names every tensor that is missing, unexpected, or wrong.
+        UserError: the directory is not a CLIP checkpoint, or `dtype` is not supported.
+        CheckpointError: tensors are missing, unexpected or wrong; names all of them.
     """
     if dtype not in TOWER_DTYPES:
         raise UserError(f"dtype {dtype!r} is not one of {', '.join(TOWER_DTYPES)}")
@@ -153,10 +154,10 @@ def load_clip(checkpoint_dir: str | Path, dtype: str = "float32") -> Clip:
 
 
 def is_clip(checkpoint_dir: str | Path) -> bool:
-    """Whether a checkpoint is CLIP's, by transformers' config.json or by OpenCLIP's own file.
+    """Whether a checkpoint is a CLIP, by transformers' config.json or OpenCLIP's config file.
 
     Raises:
-        UserError: no such directory, or neither file names what it is.
+        UserError: the directory does not exist, or neither file gives a model type.
     """
     directory = Path(checkpoint_dir)
     return open_clip_weights(directory) is not None or read_model_type(directory) == "clip"

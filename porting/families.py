@@ -1,7 +1,7 @@
-"""The families that carry a Qwen3 ViT, and what each calls the parts of its Mergers; and CLIP's.
+"""Model families with a Qwen3 ViT, with their names for the parts of Mergers; and CLIP.
 
-Facts of transformers 5.23. Everywhere else a Linear has the name that `qwen3_vl` gives it, and a
-projection of CLIP its own.
+Names are those of transformers 5.23. Everywhere else Linears have their canonical names, which are
+those of `qwen3_vl` and of CLIP's projections.
 """
 
 import re
@@ -15,20 +15,19 @@ DEEPSTACK = "deepstack_merger_list"
 PART = re.compile(rf"(merger|{DEEPSTACK}\.\d+)\.(norm|linear_fc[12])")
 # The Linears that an adapter may change.
 LINEAR = re.compile(rf"(merger|{DEEPSTACK}\.\d+)\.linear_fc[12]")
-# The only part of a Merger that is one Linear.
+# The canonical name of the Linear of a Merger that is a single Linear.
 LAST = "linear_fc2"
-
-# A Merger's parts, as we name them.
+# Canonical names of a Merger's parts.
 PARTS = ("norm", "linear_fc1", "linear_fc2")
 
 
 @dataclass(frozen=True)
 class Family:
-    """The names of one model_type.
+    """The names that one model_type uses.
 
-    live: path of the tower in the HF class that the model_type loads into. keys: prefixes that the
-    tower's keys are seen with in files, today's first. deepstack: its list of DeepStack mergers, ""
-    if it has none. parts: its names for `PARTS`.
+    live: path of the tower in the HF class that the model_type loads into. keys: prefixes of the
+    tower's keys in files, the current one first. deepstack: name of the list of DeepStack mergers,
+    "" if there is none. parts: names of the canonical `PARTS`.
     """
 
     live: str
@@ -38,12 +37,12 @@ class Family:
 
     @property
     def stems(self) -> tuple[str, ...]:
-        """What the tower's keys begin with, behind the prefix."""
+        """Beginnings of the tower's keys, after the prefix."""
         lists = (f"{self.deepstack}.",) if self.deepstack else ()
         return ("patch_embed.", "pos_embed.", "blocks.", "merger.", *lists)
 
-    def own_merger(self, merger: str) -> str:
-        """The family's name for a Merger: `merger`, or one of its DeepStack mergers.
+    def family_merger(self, merger: str) -> str:
+        """The family's name of a Merger with this canonical name.
 
         Raises:
             ValueError: the family has no DeepStack.
@@ -54,26 +53,27 @@ class Family:
 
     @property
     def absent(self) -> str:
-        """What to say of a checkpoint without any of the tower's keys."""
+        """Fault of a checkpoint without any of the tower's keys."""
         sought = " or ".join(f"{prefix}…" if prefix else "blocks.…" for prefix in self.keys)
         return f"holds no vision tensor ({sought}): text only?"
 
-    def own_linear(self, name: str, single_linear: bool = False) -> str:
-        """`own_name` of a Linear that an adapter may change.
+    def family_linear(self, name: str, single_linear: bool = False) -> str:
+        """`family_name` of a Linear that an adapter may change.
 
         Raises:
-            ValueError: it is none of a Merger's, or the family's towers have none of that name.
+            ValueError: it is not a Merger's linear_fc1 or linear_fc2, or the family has no such
+                Linear.
         """
         if not LINEAR.fullmatch(name):
             raise ValueError(f"{name} is not a Merger's linear_fc1 or linear_fc2")
-        return self.own_name(name, single_linear)
+        return self.family_name(name, single_linear)
 
-    def own_name(self, name: str, single_linear: bool = False) -> str:
-        """The family's name for the part of a Merger that we call `name`.
+    def family_name(self, name: str, single_linear: bool = False) -> str:
+        """The family's name of a part of a Merger.
 
         Args:
-            name: `merger.linear_fc2`, `deepstack_merger_list.0.norm`, …
-            single_linear: each Merger is one Linear, and its path is the Merger's.
+            name: canonical name, such as `merger.linear_fc2` or `deepstack_merger_list.0.norm`.
+            single_linear: each Merger is a single Linear, at the Merger's path.
 
         Raises:
             ValueError: the family's towers have no such part.
@@ -83,27 +83,27 @@ class Family:
             raise ValueError(f"{name} is not a part of a Merger")
         merger, part = found.groups()
         if not single_linear:
-            return f"{self.own_merger(merger)}.{self.parts[PARTS.index(part)]}"
+            return f"{self.family_merger(merger)}.{self.parts[PARTS.index(part)]}"
         if part != LAST:
             raise ValueError(f"{name} is not in this tower: each Merger is one Linear, {LAST}")
-        return self.own_merger(merger)
+        return self.family_merger(merger)
 
-    def our_name(self, own: str) -> str | None:
-        """Our name for the Linear of a Merger that the family calls `own`; None for all else."""
+    def canonical_name(self, family_name: str) -> str | None:
+        """The canonical name of a Merger's Linear; None for any other part of the model."""
         lists = rf"|{re.escape(self.deepstack)}(\.\d+)" if self.deepstack else "()"
-        found = re.fullmatch(rf"(?:merger{lists})(?:\.(.+))?", own)
+        found = re.fullmatch(rf"(?:merger{lists})(?:\.(.+))?", family_name)
         if not found:
             return None
         index, part = found.groups()
         merger = DEEPSTACK + index if index else "merger"
-        ours = dict(zip(self.parts, PARTS, strict=True)).get(part) if part else LAST
-        name = f"{merger}.{ours}"
+        canonical = dict(zip(self.parts, PARTS, strict=True)).get(part) if part else LAST
+        name = f"{merger}.{canonical}"
         return name if LINEAR.fullmatch(name) else None
 
 
 @dataclass(frozen=True)
 class ClipFamily:
-    """CLIP, or one side of it with its projection: the projections lie at the top, by our names."""
+    """CLIP, or one of its encoders with its projection; names are the canonical ones."""
 
     projections: tuple[str, ...] = PROJECTIONS
     live: str = ""
@@ -111,26 +111,26 @@ class ClipFamily:
 
     @property
     def stems(self) -> tuple[str, ...]:
-        """What the projections' keys begin with."""
+        """Beginnings of the projections' keys."""
         return tuple(f"{name}." for name in self.projections)
 
     @property
     def absent(self) -> str:
-        """What to say of a checkpoint without any of them."""
+        """Fault of a checkpoint without any of the projections."""
         return f"holds no {' or '.join(self.projections)}; save the model with its projections"
 
-    def own_linear(self, name: str, single_linear: bool = False) -> str:
-        """The same name.
+    def family_linear(self, name: str, single_linear: bool = False) -> str:
+        """The name itself, since CLIP's names are canonical.
 
         Raises:
-            ValueError: it is no projection of this model.
+            ValueError: it is not a projection of this model.
         """
         if name not in self.projections:
             raise ValueError(f"{name} is not CLIP's {' or '.join(self.projections)}")
         return name
 
 
-# Of today's full model, of yesterday's (and of today's without its head), of the tower alone.
+# Key prefixes of: a full model today; an older full model, or one without its head; a tower only.
 VISUAL = ("model.visual.", "visual.", "")
 
 OMNI = ("ln_q", "mlp.0", "mlp.2")
@@ -138,7 +138,7 @@ OMNI = ("ln_q", "mlp.0", "mlp.2")
 FAMILIES = {
     "qwen3_vl": Family("model.visual.", VISUAL),
     "qwen3_vl_moe": Family("model.visual.", VISUAL),
-    # While it loads the files' `thinker.visual.`, transformers renames it.
+    # transformers renames the files' `thinker.visual.` when it loads them.
     "qwen3_omni_moe": Family(
         "thinker.model.visual.", ("thinker.visual.", "thinker.model.visual."), "merger_list", OMNI
     ),
@@ -148,7 +148,7 @@ FAMILIES = {
     "qwen3_5": Family("model.visual.", VISUAL, deepstack=""),
     "qwen3_5_moe": Family("model.visual.", VISUAL, deepstack=""),
     "qwen4_exp": Family("model.visual.", VISUAL, deepstack=""),
-    # The tower alone.
+    # Checkpoints of a tower only.
     "qwen3_vl_vision": Family("", ("",)),
     "qwen3_vl_moe_vision": Family("", ("",)),
     "qwen3_omni_moe_vision_encoder": Family("", ("",), "merger_list", OMNI),
@@ -165,10 +165,14 @@ CLIPS = {
 
 
 def family_of(model_type: object, where: str) -> Family:
-    """The family of a config's model_type that carries a Qwen3 ViT.
+    """The family of a model_type with a Qwen3 ViT.
+
+    Args:
+        model_type: the model_type in a config.
+        where: path of the config, for the message.
 
     Raises:
-        UserError: begins with `where` and lists the families that we know.
+        UserError: the model_type is not supported; lists those that are.
     """
     if not isinstance(model_type, str) or model_type not in FAMILIES:
         raise unknown(model_type, where, "Qwen3 vision tower", FAMILIES)
@@ -176,7 +180,7 @@ def family_of(model_type: object, where: str) -> Family:
 
 
 def adaptable_family_of(model_type: object, where: str) -> Family | ClipFamily:
-    """The same for all that an adapter can be of."""
+    """The family of a model_type with a Qwen3 ViT or CLIP projections; raises as `family_of`."""
     known: dict[str, Family | ClipFamily] = {**FAMILIES, **CLIPS}
     if not isinstance(model_type, str) or model_type not in known:
         raise unknown(model_type, where, "Qwen3 vision tower or CLIP projection", known)
@@ -189,17 +193,19 @@ def unknown(model_type: object, where: str, what: str, known: Iterable[str]) -> 
 
 
 def linear_of_live_path(path: str) -> str | None:
-    """Our name for the Linear at a path of an HF model of any family.
+    """The canonical name of the Linear at a path of an HF model of any family.
 
-    None if it is neither a Merger's nor a projection of CLIP.
+    Prefixes of keys in files are accepted too, since they are the paths in other versions of
+    transformers.
 
-    The prefixes of files are taken too: they are the paths in other versions of transformers.
+    Returns:
+        The name; None if it is neither a Merger's Linear nor a projection of CLIP.
     """
     if path in PROJECTIONS:
         return path
     for family in FAMILIES.values():
         for prefix in (family.live, *family.keys):
-            name = family.our_name(path.removeprefix(prefix))
+            name = family.canonical_name(path.removeprefix(prefix))
             if name and path.startswith(prefix):
                 return name
     return None

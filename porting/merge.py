@@ -1,7 +1,8 @@
-"""Adapter → merged checkpoint, for servers that apply LoRA to the language model only; and back.
+"""Merge an adapter into a copy of its checkpoint, and undo it.
 
-The changed tensors keep their dtype and shape, so their bytes are replaced where they lie in the
-copied shard: headers, index, configs and all other tensors stay identical to the last byte.
+Merged checkpoints are for servers that apply LoRA to the language model only. The changed tensors
+keep their dtype and shape, so their bytes are replaced in place in the copied shard; headers,
+index, configs and all other tensors stay identical byte for byte.
 """
 
 import os
@@ -18,7 +19,7 @@ from jax_unlearn.runtime.errors import UserError
 from porting.adaptable_linears import adapter_faults, locate, read_adaptable_family
 from porting.checkpoint import Checkpoint, CheckpointError, byte_ranges
 
-# A folder of its own: servers take every *.safetensors beside config.json for weights.
+# A folder of its own, because servers load every *.safetensors next to config.json as weights.
 UNDO = "jax_unlearn_undo"
 ORIGINALS = "originals.safetensors"
 
@@ -33,21 +34,26 @@ def merge_checkpoint(
 ) -> None:
     """Copy a checkpoint with W + alpha / rank · b @ a in place of each adapted W [E, D_in].
 
-    Where a pair has a bias, alpha / rank times it is added to the Linear's. Each sum is made in
-    float64 and cast to the file's dtype. `jax_unlearn_undo/` in the copy keeps the original tensors
-    for `unmerge_checkpoint`.
+    If a pair has a bias, alpha / rank times it is added to the Linear's bias. Sums are computed in
+    float64 and cast to the dtype of the file. The original tensors are kept in `jax_unlearn_undo/`
+    in the copy, for `unmerge_checkpoint`.
+
+    Args:
+        adapter: the adapter.
+        checkpoint_dir: the checkpoint.
+        out_dir: directory of the copy.
+        overwrite: replace an existing `out_dir`.
 
     Raises:
-        UserError: the checkpoint is merged already or of an unknown family, or `out_dir` exists or
-            overlaps with it.
-        CheckpointError: names every Linear, or bias of one, that the checkpoint lacks or that has
-            another shape.
+        UserError: the checkpoint is already merged or of an unsupported family, or `out_dir` exists
+            or overlaps with it.
+        CheckpointError: a Linear or its bias is missing or has another shape; names all of them.
     """
     source = Path(checkpoint_dir)
     if (source / UNDO).exists():
         cure = "undo that first (unmerge_checkpoint), or merge from the original"
         raise UserError(f"{source}: is a merged checkpoint; {cure}")
-    _check_apart(source, Path(out_dir))
+    _check_no_overlap(source, Path(out_dir))
     with Checkpoint(source) as checkpoint:
         keys = _changed_keys(adapter, checkpoint)
         with fresh_directory(out_dir, overwrite) as fresh:
@@ -65,16 +71,21 @@ def merge_checkpoint(
 def unmerge_checkpoint(
     merged_dir: str | Path, out_dir: str | Path, overwrite: bool = False
 ) -> None:
-    """The exact undo of `merge_checkpoint`: the original checkpoint, byte for byte.
+    """Undo `merge_checkpoint`: write the original checkpoint, byte for byte.
+
+    Args:
+        merged_dir: the merged checkpoint.
+        out_dir: directory of the original checkpoint.
+        overwrite: replace an existing `out_dir`.
 
     Raises:
-        UserError: `merged_dir` holds no record of a merge, or `out_dir` exists or overlaps with it.
-        CheckpointError: the record does not belong to the checkpoint.
+        UserError: `merged_dir` is not a merged checkpoint, or `out_dir` exists or overlaps with it.
+        CheckpointError: the saved tensors do not belong to the checkpoint.
     """
     source = Path(merged_dir)
     if source.is_dir() and not (source / UNDO).is_dir():
         raise UserError(f"{source / UNDO}: no such directory; {source} is not a merged checkpoint")
-    _check_apart(source, Path(out_dir))
+    _check_no_overlap(source, Path(out_dir))
     with Checkpoint(source) as checkpoint, Checkpoint(source / UNDO) as record:
         if faults := [fault for key in record for fault in _undo_faults(key, checkpoint, record)]:
             raise CheckpointError(source, faults)
@@ -85,7 +96,7 @@ def unmerge_checkpoint(
                 patch(fresh / checkpoint.shard_of[key].name, key, record.read(key))
 
 
-def _check_apart(source: Path, out_dir: Path) -> None:
+def _check_no_overlap(source: Path, out_dir: Path) -> None:
     here, there = source.resolve(), out_dir.resolve()
     if here.is_relative_to(there) or there.is_relative_to(here):
         raise UserError(f"{out_dir}: overlaps with {source}; choose a folder outside it")
@@ -133,7 +144,7 @@ def _link_faults(checkpoint: Checkpoint, key: str) -> list[str]:
 
 
 def _change(pair: LoraPair, tensor: str) -> Float64[np.ndarray, "..."]:
-    """What a pair adds to the weight or the bias, but for the scale."""
+    """The change of the weight or the bias, without the scale."""
     if tensor == "bias":
         return np.asarray(pair.bias, np.float64)
     return np.asarray(pair.b, np.float64) @ np.asarray(pair.a, np.float64)
@@ -148,7 +159,7 @@ def _merged(key: str, original: Tensor, delta: Float64[np.ndarray, "..."], sourc
 
 
 def patch(shard: Path, key: str, tensor: Tensor) -> None:
-    """Replace one tensor's bytes in a safetensors file; dtype and shape are those it has."""
+    """Replace the bytes of one tensor in a safetensors file; dtype and shape must be the same."""
     data = np.ascontiguousarray(tensor).tobytes()
     start, end = byte_ranges(shard)[key]
     assert end - start == len(data), f"{key}: {end - start} bytes in {shard}, {len(data)} new"
@@ -158,9 +169,9 @@ def patch(shard: Path, key: str, tensor: Tensor) -> None:
 
 
 def copy_tree(source: Path, target: Path, root: Path | None = None) -> None:
-    """Copy every file below `source`. Links that lead out of it stay links, and are not followed.
+    """Copy every file below `source`; symbolic links that lead out of it are kept as links.
 
-    A Hugging Face cache keeps a snapshot's files as links to its own blobs: those are copied.
+    The files of a snapshot in a Hugging Face cache are links to its blobs; those are copied.
     """
     root = root or source
     for entry in sorted(source.iterdir()):
@@ -173,7 +184,7 @@ def copy_tree(source: Path, target: Path, root: Path | None = None) -> None:
             place.mkdir()
             copy_tree(entry, place, root)
         else:
-            # Contents alone: a read-only original would leave a copy that cannot be patched.
+            # copyfile, without permissions: the copy of a read-only file must be writable.
             shutil.copyfile(entry, place)
 
 

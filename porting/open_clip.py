@@ -1,4 +1,4 @@
-"""OpenCLIP's checkpoints of CLIP: their config, and the weight table by their names.
+"""OpenCLIP's CLIP checkpoints: their config, and the weight table with their names.
 
 Source: https://github.com/mlfoundations/open_clip, src/open_clip/model.py and transformer.py.
 """
@@ -11,7 +11,7 @@ from typing import Any
 from jax_unlearn.models.clip.model import OLD_EOS, ClipConfig
 from jax_unlearn.runtime.errors import UserError
 from porting.checkpoint import SINGLE
-from porting.weight_table import Rule, flat_kernel, linear, norm, turned
+from porting.weight_table import Rule, flat_kernel, linear, norm, transposed
 
 OPEN_CONFIG, OPEN_WEIGHTS = "open_clip_config.json", "open_clip_model.safetensors"
 
@@ -32,17 +32,17 @@ VISION = {
     "layers": 12,
     "mlp_ratio": 4.0,
 }
-# Fields that change nothing in a forward, and values of others that mean a plain CLIP.
+# Fields without effect on the forward pass, and values of other fields that a plain CLIP has.
 HARMLESS = {"hf_tokenizer_name", "tokenizer_kwargs", "pad_id", "patch_dropout", "init_logit_scale"}
 PLAIN = {"pool_type": ("argmax", "tok"), "proj_type": ("linear",), "pos_embed_type": ("learnable",)}
 MODEL = {"text_cfg", "vision_cfg", "embed_dim", "quick_gelu"}
 
 
 def open_clip_weights(directory: Path) -> str | None:
-    """The file of OpenCLIP's weights; None where the checkpoint is not OpenCLIP's, or not only.
+    """Name of the file of OpenCLIP's weights; None if the checkpoint can be read by transformers.
 
-    Beside OpenCLIP's files there may be those of transformers, or those of timm, whose config.json
-    names no model_type.
+    Next to OpenCLIP's files there may be those of transformers, or those of timm, whose config.json
+    has no model_type.
     """
     if not (directory / OPEN_CONFIG).is_file():
         return None
@@ -56,10 +56,10 @@ def _text(path: Path) -> str:
 
 
 def open_clip_parts(directory: Path) -> tuple[dict[str, Any], dict[str, Any], Any]:
-    """The fields of our configs of both sides, and projection_dim.
+    """The fields of the text and vision configs, and projection_dim, from OpenCLIP's config.
 
     Raises:
-        UserError: the file is none of OpenCLIP's, or the model is not a plain CLIP.
+        UserError: the file is not a config of OpenCLIP, or the model is not a plain CLIP.
     """
     path = directory / OPEN_CONFIG
     try:
@@ -69,7 +69,7 @@ def open_clip_parts(directory: Path) -> tuple[dict[str, Any], dict[str, Any], An
         parts = text_part(TEXT | text, act), vision_part(VISION | vision, act)
         width = model["embed_dim"]
     except (ArithmeticError, AttributeError, KeyError, TypeError, ValueError) as error:
-        raise UserError(f"{path}: is not a config of a CLIP by OpenCLIP ({error!r})") from error
+        raise UserError(f"{path}: is not OpenCLIP's config of a CLIP ({error!r})") from error
     faults = plain_faults("model_cfg", model, MODEL)
     faults += plain_faults("text_cfg", text, TEXT) + plain_faults("vision_cfg", vision, VISION)
     if faults:
@@ -78,7 +78,7 @@ def open_clip_parts(directory: Path) -> tuple[dict[str, Any], dict[str, Any], An
 
 
 def plain_faults(where: str, part: dict[str, Any], read: Collection[str]) -> list[str]:
-    """Fields that make another model of it; those that we do not know, too, unless they are off."""
+    """Faults for fields that change the model, and for unknown fields unless they are falsy."""
     known = {*read, *HARMLESS}
     return [
         f"{where} {name} = {value!r} is not supported"
@@ -112,9 +112,9 @@ def _part(part: dict[str, Any], heads: int, act: str) -> dict[str, Any]:
 
 
 def open_clip_table(config: ClipConfig) -> list[Rule]:
-    """Every tensor of the model, in the order of the forward, by OpenCLIP's names.
+    """Every tensor of the model, in the order of the forward pass, with OpenCLIP's names.
 
-    The projections are parameters [d, E] there, as Flax's kernels are.
+    The projections are parameters [d, E], in the layout of Flax's kernels.
     """
     size, channels = config.vision.patch_size, config.vision.num_channels
     kernel = flat_kernel((config.vision.hidden_size, channels, size, size))
@@ -137,10 +137,11 @@ def open_clip_table(config: ClipConfig) -> list[Rule]:
 
 def block_rules(prefix: str, side: str, depth: int) -> list[Rule]:
     torch, flax = f"{prefix}transformer.resblocks.{{layer}}", f"{side}.layers"
+    qkv = f"{flax}.self_attn.qkv_proj"
     return [
         *norm(f"{torch}.ln_1", f"{flax}.layer_norm1", depth),
-        Rule(f"{torch}.attn.in_proj_weight", f"{flax}.self_attn.qkv_proj.kernel", turned, depth),
-        Rule(f"{torch}.attn.in_proj_bias", f"{flax}.self_attn.qkv_proj.bias", layers=depth),
+        Rule(f"{torch}.attn.in_proj_weight", f"{qkv}.kernel", transposed, depth),
+        Rule(f"{torch}.attn.in_proj_bias", f"{qkv}.bias", layers=depth),
         *linear(f"{torch}.attn.out_proj", f"{flax}.self_attn.out_proj", depth),
         *norm(f"{torch}.ln_2", f"{flax}.layer_norm2", depth),
         *linear(f"{torch}.mlp.c_fc", f"{flax}.mlp.fc1", depth),

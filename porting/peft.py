@@ -1,6 +1,7 @@
-"""Adapter ↔ PEFT directory: `adapter_config.json` and `adapter_model.safetensors`.
+"""Save and load adapters as PEFT directories: adapter_config.json and adapter_model.safetensors.
 
-PEFT loads with strict=False, so a wrong prefix is silent there. Here every key has its place.
+PEFT loads with strict=False and silently ignores keys with a wrong prefix. Here every key is
+checked.
 """
 
 import json
@@ -23,11 +24,11 @@ from porting.families import linear_of_live_path
 CONFIG = "adapter_config.json"
 WEIGHTS = "adapter_model.safetensors"
 ROOT = "base_model.model."
-# What PEFT calls a pair's parts.
+# PEFT's names of a pair's parts.
 PARTS = {"a": "lora_A.weight", "b": "lora_B.weight", "bias": "lora_B.bias"}
 
-# Fields of PEFT's LoraConfig that change what the tensors mean, with the values that we read.
-# The other initialisations that PEFT knows have changed the base weights as well.
+# Fields of PEFT's LoraConfig that change the meaning of the tensors, with the supported values.
+# PEFT's other initialisations also change the base weights.
 PLAIN: dict[str, tuple[object, ...]] = {
     "alpha_pattern": ({}, None),
     "bias": ("none",),
@@ -53,18 +54,19 @@ def save_peft(
     """Write an adapter that `PeftModel.from_pretrained` loads.
 
     Args:
-        adapter: pairs of a [r, D_in] and b [E, r], by the names of `qwen3_vl` or of CLIP. All of
-            them have a bias or none has: PEFT's `lora_bias` is one switch. Where the Linear itself
-            has no bias, PEFT runs the adapter with a warning, and cannot merge it.
-        out_dir: the PEFT directory to make.
-        base_model_name_or_path: the checkpoint that the adapter belongs to. A local one says which
-            family it is of and how its Mergers are made.
+        adapter: pairs of a [r, D_in] and b [E, r], by the canonical names of `qwen3_vl` or CLIP.
+            Either all pairs have a bias or none has, since PEFT's `lora_bias` is a single switch.
+            If the Linear itself has no bias, PEFT runs the adapter with a warning, and cannot merge
+            it.
+        out_dir: the PEFT directory to create.
+        base_model_name_or_path: the checkpoint that the adapter belongs to. The family and the
+            structure of the Mergers are read from a local one.
         overwrite: replace an existing `out_dir`.
-        model_type: the family of a base that is not a local checkpoint, `clip` for CLIP.
+        model_type: family of a base that is not a local checkpoint; `clip` for CLIP.
 
     Raises:
-        UserError: the adapter is not one of this model, `out_dir` exists, or the base checkpoint is
-            of an unknown family.
+        UserError: the adapter does not fit the model, `out_dir` exists, or the base checkpoint is
+            of an unsupported family.
     """
     place, faults = place_of_base(adapter, Path(base_model_name_or_path), model_type)
     if faults := faults + _mixed_faults(adapter):
@@ -98,10 +100,10 @@ def _float32(tensor: Any) -> Float32[np.ndarray, "..."]:
 
 
 def _config(adapter: LoraAdapter, paths: list[str], base: str) -> dict[str, Any]:
-    """The fields that every PEFT of the last years knows: newer ones would make older ones warn."""
+    """A LoraConfig with old fields only, since older versions of PEFT warn about newer fields."""
     alpha = adapter.alpha
     biased = any(pair.bias is not None for pair in adapter.pairs.values())
-    # Since PEFT 0.14, so only where it is needed.
+    # Only if needed, since the field is new in PEFT 0.14.
     extra = {"lora_bias": True} if biased else {}
     return {
         **extra,
@@ -114,7 +116,7 @@ def _config(adapter: LoraAdapter, paths: list[str], base: str) -> dict[str, Any]
         "init_lora_weights": True,
         "layers_pattern": None,
         "layers_to_transform": None,
-        # PEFT's annotation says int, and some servers believe it.
+        # PEFT annotates it as int, and some servers require one.
         "lora_alpha": int(alpha) if float(alpha).is_integer() else alpha,
         "lora_dropout": 0.0,
         "modules_to_save": None,
@@ -122,9 +124,9 @@ def _config(adapter: LoraAdapter, paths: list[str], base: str) -> dict[str, Any]
         "r": adapter.rank,
         "rank_pattern": {},
         "revision": None,
-        # Whole paths: PEFT compares the ends, and every ViT block has a `linear_fc2` too.
+        # Full paths, because PEFT matches suffixes and every ViT block has a `linear_fc2` too.
         "target_modules": paths,
-        # None of PEFT's tasks: CAUSAL_LM and the others wrap the forward in their own.
+        # None, because PEFT's task types (CAUSAL_LM, ...) replace the forward function.
         "task_type": None,
         "use_dora": False,
         "use_rslora": False,
@@ -132,12 +134,12 @@ def _config(adapter: LoraAdapter, paths: list[str], base: str) -> dict[str, Any]
 
 
 def load_peft(adapter_dir: str | Path) -> LoraAdapter:
-    """Read a PEFT directory of any family back: the adapter that `save_peft` wrote, bit for bit.
+    """Load an adapter from a PEFT directory of any family; the exact inverse of `save_peft`.
 
     Raises:
-        UserError: no such directory, neither a plain LoRA nor one with `lora_bias`, or tensors that
-            are missing, unknown, misshapen, not float32, or not of the Mergers or of CLIP; names
-            every fault.
+        UserError: there is no such directory, it is not a plain LoRA (with or without `lora_bias`),
+            or tensors are missing, unknown, of a wrong shape or not float32, or do not belong to
+            Mergers or CLIP projections; names all faults.
     """
     directory = Path(adapter_dir)
     config = _read_config(directory)
@@ -186,7 +188,7 @@ def _config_faults(config: Any) -> Iterator[str]:
 
 
 def _read_pairs(path: Path, file: Any, rank: int, parts: Sequence[str]) -> dict[str, LoraPair]:
-    """parts: what each pair must have of `PARTS`."""
+    """The pairs in a file, by canonical name; each must have these `parts`."""
     keys = sorted(file.keys())
     if faults := [fault for key in keys for fault in _key_faults(key, file, rank, parts)]:
         raise UserError(f"{path}: {'; '.join(faults)}")
@@ -239,7 +241,10 @@ def _bias_faults(name: str, pair: dict[str, Any]) -> list[str]:
 
 
 def _place(key: str) -> tuple[str, str]:
-    """(name of the Linear, which of `PARTS`); the name is "" where none can be, both otherwise."""
+    """(canonical name of the Linear, key of `PARTS`) of a tensor.
+
+    The name is "" if the path is unknown; both are "" if the key has another form.
+    """
     for part, ending in PARTS.items():
         if key.startswith(ROOT) and key.endswith(f".{ending}"):
             path = key.removeprefix(ROOT).removesuffix(f".{ending}")

@@ -1,4 +1,4 @@
-"""The Qwen3 tower's weight table, `load_vision_tower`, and what a checkpoint says of its tower."""
+"""Load Qwen3 vision towers: the weight table, a checkpoint's tower, and `load_vision_tower`."""
 
 from dataclasses import dataclass, replace
 from functools import partial
@@ -17,13 +17,13 @@ from porting.families import FAMILIES, Family
 from porting.weight_table import Layout, Rule, flat_kernel, linear, norm, to_flax
 
 TOWER_DTYPES = ("float32", "bfloat16")
-# Computed from the config, and saved by some versions of transformers.
+# Buffers that are computed from the config, but saved by some versions of transformers.
 BUFFERS = ("rotary_pos_emb.inv_freq",)
 
 
 @dataclass(frozen=True)
 class VisionCheckpoint:
-    """What a checkpoint directory says of its tower: its family, its shape, and where it lives."""
+    """The tower of a checkpoint: its family, its shape, and its location in files and model."""
 
     model_type: str
     config: VisionConfig
@@ -31,23 +31,23 @@ class VisionCheckpoint:
 
     @property
     def key_prefix(self) -> str:
-        """What the tower's keys begin with in the checkpoint's files."""
+        """Prefix of the tower's keys in the checkpoint's files."""
         return self.place.key_prefix
 
     @property
     def live_prefix(self) -> str:
-        """The tower's path in the HF model that `from_pretrained` makes of this checkpoint."""
+        """The tower's path in the HF model that `from_pretrained` returns."""
         return self.place.family.live
 
 
 def patch_layout(config: VisionConfig) -> Layout:
-    """The Conv3d [D, C, tp, p, p]."""
+    """Layout of the patch embedding, a Conv3d [D, C, tp, p, p]."""
     p = config.patch_size
     return flat_kernel((config.hidden_size, config.in_channels, config.temporal_patch_size, p, p))
 
 
 def vision_table(config: VisionConfig, family: Family = FAMILIES["qwen3_vl"]) -> list[Rule]:
-    """Every tensor of the tower, in the order of the forward, by the family's names."""
+    """Every tensor of the tower, in the order of the forward pass, with the family's names."""
     rules = [
         Rule("patch_embed.proj.weight", "patch_embed.kernel", patch_layout(config)),
         Rule("patch_embed.proj.bias", "patch_embed.bias"),
@@ -60,22 +60,24 @@ def vision_table(config: VisionConfig, family: Family = FAMILIES["qwen3_vl"]) ->
     rules += norm(f"{block}norm2", "blocks.norm2", depth)
     rules += linear(f"{block}mlp.linear_fc1", "blocks.mlp.linear_fc1", depth)
     rules += linear(f"{block}mlp.linear_fc2", "blocks.mlp.linear_fc2", depth)
-    own = partial(family.own_name, single_linear=config.single_linear)
+    named = partial(family.family_name, single_linear=config.single_linear)
     for merger in config.mergers:
         if not config.single_linear:
-            rules += norm(own(f"{merger}.norm"), f"{merger}.norm")
-            rules += linear(own(f"{merger}.linear_fc1"), f"{merger}.linear_fc1")
-        rules += linear(own(f"{merger}.linear_fc2"), f"{merger}.linear_fc2")
+            rules += norm(named(f"{merger}.norm"), f"{merger}.norm")
+            rules += linear(named(f"{merger}.linear_fc1"), f"{merger}.linear_fc1")
+        rules += linear(named(f"{merger}.linear_fc2"), f"{merger}.linear_fc2")
     return rules
 
 
 def vision_config(directory: str | Path, dtype: str = "float32") -> tuple[str, VisionConfig]:
-    """The checkpoint's model_type and the shape of its tower, as far as config.json tells it.
+    """The checkpoint's model_type and the shape of its tower, from config.json.
+
+    Whether Mergers are single Linears is not in config.json (see `describe`).
 
     Raises:
-        UserError: the family is not known, or the tower's shape is not one of ours.
+        UserError: the family or the tower's shape is not supported.
     """
-    # Before transformers reads it: ours is the shorter list of what is known.
+    # Checked before transformers reads it, because fewer families are supported here.
     family = read_family(Path(directory))
     hf = load_config(Path(directory))
     path = Path(directory) / "config.json"
@@ -109,14 +111,14 @@ def _from_hf(vision: Any, family: Family, dtype: str) -> VisionConfig:
 
 
 def config_faults(config: VisionConfig) -> list[str]:
-    """Numbers that no tower can have."""
+    """Values that a tower cannot have."""
     sizes = {
         name: getattr(config, name)
         for name in ("depth", "hidden_size", "intermediate_size", "num_heads", "out_hidden_size")
     }
     patch = ("in_channels", "temporal_patch_size", "patch_size", "spatial_merge_size")
     sizes |= {name: getattr(config, name) for name in patch}
-    # A patch size may be a list in transformers' configs, though no tower of theirs takes one.
+    # transformers' configs allow a list as patch size, but its towers do not.
     faults = [f"{n} is {size}" for n, size in sizes.items() if type(size) is not int or size < 1]
     if not faults and config.hidden_size % (4 * config.num_heads):
         faults.append(
@@ -131,10 +133,10 @@ def config_faults(config: VisionConfig) -> list[str]:
 
 
 def describe(directory: str | Path, dtype: str = "float32") -> VisionCheckpoint:
-    """What the loader and `inspect` need to know, from config.json and the files' headers.
+    """The tower of a checkpoint, from config.json and the headers of the files.
 
     Raises:
-        UserError: the directory is no checkpoint of a known family with a vision tower.
+        UserError: the directory is not a checkpoint of a supported family with a vision tower.
     """
     model_type, config = vision_config(directory, dtype)
     refuse_adapter_beside(Path(directory))
@@ -145,22 +147,23 @@ def describe(directory: str | Path, dtype: str = "float32") -> VisionCheckpoint:
 
 
 def abstract_tower(config: VisionConfig) -> Qwen3VisionTower:
-    """The tower with shapes and dtypes for arrays; no memory is taken."""
+    """The tower with shapes and dtypes instead of arrays, which takes no memory."""
     return nnx.eval_shape(lambda: Qwen3VisionTower(config, rngs=nnx.Rngs(0)))
 
 
 def load_vision_tower(checkpoint_dir: str | Path, dtype: str = "float32") -> Qwen3VisionTower:
-    """Port the vision tower of a Qwen3 checkpoint into Flax.
+    """Load the vision tower of a Qwen3 checkpoint into Flax.
 
     Args:
-        checkpoint_dir: config.json and one or more safetensors files, float32, float16 or bfloat16;
-            the full model of one of `FAMILIES` or its tower alone. Only the vision tensors are
-            read, one at a time, into the memory that the tower keeps.
-        dtype: of the tower's weights and activations, `float32` or `bfloat16`.
+        checkpoint_dir: directory with config.json and one or more safetensors files in float32,
+            float16 or bfloat16: a full model of one of `FAMILIES`, or its tower only. Only vision
+            tensors are read, one at a time, directly into the tower's memory.
+        dtype: dtype of the tower's weights and activations, `float32` or `bfloat16`.
 
     Raises:
-        UserError: the directory is no checkpoint of a known family, or `dtype` is not one of ours.
-        CheckpointError: names every tensor that is missing, unexpected, or wrong.
+        UserError: the directory is not a checkpoint of a supported family, or `dtype` is not
+            supported.
+        CheckpointError: tensors are missing, unexpected or wrong; names all of them.
     """
     if dtype not in TOWER_DTYPES:
         raise UserError(f"dtype {dtype!r} is not one of {', '.join(TOWER_DTYPES)}")

@@ -1,7 +1,7 @@
-"""Weight tables: which tensor of the torch checkpoint is which array of the Flax tree, both ways.
+"""Weight tables: map tensors of a torch checkpoint to arrays of a Flax state, in both directions.
 
-A table is a list of rules that reads like the architecture. `{layer}` in a torch key is a place on
-the leading axis of a stacked Flax array. The same list loads a checkpoint and writes one.
+A table is a list of rules in the order of the architecture. `{layer}` in a torch key is an index on
+the leading axis of a stacked Flax array. The same table loads a checkpoint and writes one.
 """
 
 import math
@@ -21,30 +21,30 @@ Tensor = Shaped[np.ndarray, "..."]
 Path = tuple[str | int, ...]
 ALIGNMENT = 64  # bytes
 
-# Shows a Flax array as torch lays it out, without a copy: both directions look through it.
+# Returns a view of a Flax array in torch's layout, without a copy; used for reading and writing.
 Layout = Callable[[Tensor], Tensor]
 
 
-def same(array: Tensor) -> Tensor:
+def unchanged(array: Tensor) -> Tensor:
     return array
 
 
-# torch's Linear keeps [out, in], Flax's [in, out].
-turned = np.transpose
+# torch's Linear stores [out, in], Flax's [in, out].
+transposed = np.transpose
 
 
 def flat_kernel(shape: tuple[int, ...]) -> Layout:
-    """A convolution [D, C, …] whose kernel equals its stride is a Linear [C·…, D]."""
+    """Layout of a convolution [D, C, …] with kernel = stride, a Linear [C·…, D] in Flax."""
     return lambda array: array.T.reshape(shape)
 
 
 @dataclass(frozen=True)
 class Rule:
-    """One line of a table. `layers` is the length of the stack that `{layer}` runs over."""
+    """A line of a table: torch key, Flax path, layout, and number of layers for `{layer}`."""
 
     torch: str
     flax: str
-    layout: Layout = same
+    layout: Layout = unchanged
     layers: int | None = None
 
     @property
@@ -52,7 +52,7 @@ class Rule:
         return tuple(int(p) if p.isdigit() else p for p in self.flax.split("."))
 
     def views(self, array: Tensor) -> Iterator[tuple[str, Tensor]]:
-        """Each torch key with its part of the Flax array, as torch lays it out."""
+        """Yields each torch key with a view of its part of the Flax array in torch's layout."""
         if self.layers is None:
             yield self.torch, self.layout(array)
         else:
@@ -62,15 +62,15 @@ class Rule:
 
 def linear(torch: str, flax: str, layers: int | None = None) -> list[Rule]:
     return [
-        Rule(f"{torch}.weight", f"{flax}.kernel", turned, layers),
-        Rule(f"{torch}.bias", f"{flax}.bias", same, layers),
+        Rule(f"{torch}.weight", f"{flax}.kernel", transposed, layers),
+        Rule(f"{torch}.bias", f"{flax}.bias", unchanged, layers),
     ]
 
 
 def norm(torch: str, flax: str, layers: int | None = None) -> list[Rule]:
     return [
-        Rule(f"{torch}.weight", f"{flax}.scale", same, layers),
-        Rule(f"{torch}.bias", f"{flax}.bias", same, layers),
+        Rule(f"{torch}.weight", f"{flax}.scale", unchanged, layers),
+        Rule(f"{torch}.bias", f"{flax}.bias", unchanged, layers),
     ]
 
 
@@ -81,19 +81,23 @@ def check(
     state: nnx.State,
     ignored: Collection[str] = (),
 ) -> None:
-    """Compare the checkpoint's keys under `prefix` with the table and the Flax tree's shapes.
+    """Compare the checkpoint's keys under `prefix` with the table and the shapes of the Flax state.
 
     Args:
-        ignored: keys that may be there and are no weights, without the prefix.
+        rules: the table.
+        checkpoint: the checkpoint.
+        prefix: prefix of the keys.
+        state: the Flax state, or its shapes.
+        ignored: keys, without the prefix, that may exist and are not weights.
 
     Raises:
-        CheckpointError: names every key that is missing, unexpected, or of a wrong shape or dtype.
+        CheckpointError: keys are missing, unexpected, or of a wrong shape or dtype; names all.
     """
     shapes = {path: leaf.shape for path, leaf in nnx.to_flat_state(state)}
     faults: list[str] = []
     expected = {prefix + key for key in ignored}
     for rule in rules:
-        # An array of any shape that takes no memory.
+        # A broadcast array has the shape without taking memory.
         for key, view in rule.views(np.broadcast_to(np.int8(0), shapes.pop(rule.path))):
             expected.add(prefix + key)
             faults += _key_faults(checkpoint, prefix + key, view.shape)
@@ -128,15 +132,15 @@ def to_flax(
     abstract: nnx.State,
     ignored: Collection[str] = (),
 ) -> nnx.State:
-    """Fill the abstract tree from the checkpoint, one tensor at a time; strict (see `check`).
+    """Load the state from a checkpoint, one tensor at a time, after `check` (same arguments).
 
     Raises:
-        CheckpointError: see `check`, or a tensor that holds NaN or infinity.
+        CheckpointError: see `check`; or a tensor contains NaN or infinity.
     """
     rules = list(rules)
     check(rules, checkpoint, prefix, abstract, ignored)
     leaves = dict(nnx.to_flat_state(abstract))
-    filled = []
+    arrays = []
     infinite: list[str] = []
     for rule in rules:
         leaf = leaves[rule.path]
@@ -146,17 +150,17 @@ def to_flax(
             checkpoint.read_into(prefix + key, view)
             if not np.isfinite(view).all():
                 infinite.append(f"{prefix}{key} holds values that are not finite")
-        # The array takes the buffer over (jnp.asarray would copy it); nobody writes it after this.
-        filled.append((rule.path, leaf.replace(jax.device_put(out))))
+        # device_put shares the buffer (jnp.asarray would copy it), which is not written after this.
+        arrays.append((rule.path, leaf.replace(jax.device_put(out))))
     if infinite:
         raise CheckpointError(checkpoint.directory, infinite)
-    return nnx.from_flat_state(filled)
+    return nnx.from_flat_state(arrays)
 
 
 def aligned(shape: tuple[int, ...], dtype: DTypeLike) -> Tensor:
-    """An array not yet filled that JAX's CPU backend can use where it lies: it begins at 64 bytes.
+    """An uninitialised array aligned to 64 bytes, which JAX's CPU backend can use without a copy.
 
-    NumPy promises 16, and JAX copies what does not begin where its vector code expects it.
+    NumPy guarantees 16 bytes only.
     """
     size = math.prod(shape) * np.dtype(dtype).itemsize
     space = np.empty(size + ALIGNMENT, np.uint8)
@@ -167,7 +171,7 @@ def aligned(shape: tuple[int, ...], dtype: DTypeLike) -> Tensor:
 def to_torch(
     rules: Iterable[Rule], state: nnx.State, prefix: str = ""
 ) -> Iterator[tuple[str, Tensor]]:
-    """The same table the other way: torch keys and tensors, one at a time."""
+    """Yields the torch keys and tensors of a Flax state, one at a time."""
     leaves = dict(nnx.to_flat_state(state))
     for rule in rules:
         for key, view in rule.views(np.asarray(leaves[rule.path][...])):

@@ -1,4 +1,4 @@
-"""Labels and cells that the tables of forgetting share; rows as `targets.Bench.run` gives them."""
+"""Labels and cells of the forgetting tables; rows are those of `targets.Bench.run`."""
 
 from collections import Counter
 from collections.abc import Iterable, Sequence
@@ -6,7 +6,7 @@ from typing import Any
 
 from benchmarks.markdown import Row, over_seeds, refuse_equal
 
-# Beside the naming questions, in the order of the columns.
+# Scores shown next to the naming questions, in the order of the columns.
 SCORES = {
     "selectivity": "selectivity",
     "others": "others",
@@ -35,7 +35,7 @@ def mergers(row: Row) -> set[str]:
 
 
 def where(row: Row) -> str:
-    """Which Mergers those are, in words."""
+    """The adapted Mergers, in words."""
     changed = mergers(row)
     if changed == set(row["paths"]):
         return "all Mergers"
@@ -43,22 +43,22 @@ def where(row: Row) -> str:
 
 
 def parts(row: Row) -> str:
-    """Which Linears of those Mergers."""
+    """The adapted Linears within those Mergers."""
     return " and ".join(sorted({linear.rpartition(".")[2] for linear in row["linears"]}))
 
 
 def adapted(row: Row) -> str:
-    """Which Linears the saved adapter changes, and by which rank."""
+    """The Linears that the saved adapter changes, and its rank."""
     return f"{parts(row)} of {where(row)}, rank {row['rank']}"
 
 
 def is_default(row: Row) -> bool:
-    same = all(row["setting"][key] == value for key, value in DEFAULT.items())
-    return same and (where(row), parts(row)) == ("all Mergers", "linear_fc2")
+    as_default = all(row["setting"][key] == value for key, value in DEFAULT.items())
+    return as_default and (where(row), parts(row)) == ("all Mergers", "linear_fc2")
 
 
 def label(row: Row) -> str:
-    """What a row was fitted with: its target and optimiser, and the Linears of its adapter."""
+    """The label of a row: target, optimiser, and the Linears of the saved adapter."""
     setting = row["setting"]
     if setting["optimizer"] == "leace":
         return f"LEACE, {where(row)}"
@@ -75,7 +75,7 @@ def label(row: Row) -> str:
 
 
 def by_label(concept: str, rows: Iterable[Row]) -> dict[str, list[Row]]:
-    """The rows of each label, one a seed; refuses those that cannot be what they say."""
+    """The rows of each label, one per seed; exits if rows are inconsistent with their labels."""
     groups: dict[str, list[Row]] = {}
     for row in rows:
         check_drift(concept, row)
@@ -89,22 +89,23 @@ def by_label(concept: str, rows: Iterable[Row]) -> dict[str, list[Row]]:
 
 
 def measured(row: Row) -> Row:
-    """What was measured of an adapter, but for the seconds, which chance makes differ."""
+    """The measurements of a row, without the seconds, which vary by chance."""
     keys = ("after", "paths", "equal_because")
     return {key: row[key] for key in keys if key in row}
 
 
 def check_drift(concept: str, row: Row) -> None:
-    """Refuse a row that has moved a path whose Linears the saved adapter does not change."""
-    for path in set(row["paths"]) - mergers(row):
-        if (moved := row["paths"][path]["drift"]["relative"]) != 0.0:
+    """Exit if a row has drift at a projector that the saved adapter does not change."""
+    for projector in set(row["paths"]) - mergers(row):
+        if (moved := row["paths"][projector]["drift"]["relative"]) != 0.0:
             raise SystemExit(
-                f"{concept}: the row “{label(row)}” does not adapt {path}, and moved it by {moved}"
+                f"{concept}: the row “{label(row)}” does not adapt {projector}, and moved it by "
+                f"{moved}"
             )
 
 
 def count(images: Row) -> str:
-    """How many images, and of how many regions: crops of one photograph overlap."""
+    """The number of forget images, and of regions, since crops of a photograph overlap."""
     regions = images["forget_regions"]
     return f"{images['forget']}" + (f" ({regions} regions)" if regions is not None else "")
 
@@ -130,13 +131,13 @@ def instead(scores: Sequence[Row], question: str) -> str:
 
 
 def clean(answer: str) -> str:
-    """An answer of the model as a part of a cell."""
+    """An answer of the model, shortened for a cell."""
     text = " ".join(answer.replace("|", "/").split())
     return text if len(text) <= 32 else f"{text[:31]}…"
 
 
 def score_cells(scores: Sequence[Row]) -> list[str]:
-    """Selectivity, what is kept, and the yes/no question that is most often answered wrongly."""
+    """The SCORES, and the yes/no question that is most often answered wrongly."""
     cells = [over_seeds(one[key] for one in scores) for key in SCORES]
     return [*cells, over_seeds(false_yes(one) for one in scores)]
 
@@ -147,15 +148,15 @@ def false_yes(scores: Row) -> float | None:
 
 
 def change_cells(rows: Sequence[Row]) -> list[str]:
-    """The adapted Linears, and how far the path moved that moved most."""
+    """The adapted Linears, and the largest drift over the projectors."""
     return [adapted(rows[0]), over_seeds(drift(row) for row in rows)]
 
 
 def drift(row: Row) -> float:
-    return max(float(path["drift"]["relative"]) for path in row["paths"].values())
+    return max(float(one["drift"]["relative"]) for one in row["paths"].values())
 
 
 def found_by(row: Row, readers: Sequence[str]) -> float:
-    """The largest share of forget images that one of these readers finds, on any path."""
-    paths: Iterable[dict[str, Any]] = row["paths"].values()
-    return max(float(path["readers"][r]["after"]["forget"]) for path in paths for r in readers)
+    """The largest share of forget images that one of these readers finds, at any projector."""
+    projectors: Iterable[dict[str, Any]] = row["paths"].values()
+    return max(float(one["readers"][r]["after"]["forget"]) for one in projectors for r in readers)

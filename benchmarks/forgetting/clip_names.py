@@ -1,7 +1,8 @@
-"""What the shipped CLIP still recognises after each preset: the README's table of names.
+"""Zero-shot accuracy of the shipped CLIP after each preset: the table of names.
 
-The 24 easy-VQA classes are one data set and the named drawings another: names of one are forgotten
-and kept, the images of both are classified, each among its own names, in the held-out template.
+The 24 easy-VQA classes are one data set, the named drawings another. Names of one data set are
+forgotten or preserved; the images of both are classified, each among its own names, with the
+held-out template.
 """
 
 import argparse
@@ -52,7 +53,7 @@ def main() -> None:
 
 
 def split(folder: Path) -> dict[str, Path]:
-    """The two data sets as folders of links."""
+    """Create the two data sets as folders of links."""
     data = {name: folder / name for name in ("easy-VQA", "drawings")}
     for path in data.values():
         path.mkdir()
@@ -100,7 +101,7 @@ MEASURED = ("before", "after", "classes", "other_data", "fall", "trials", "lambd
 
 
 def table(results: dict[str, Any]) -> str:
-    """Zero-shot accuracy of the shipped CLIP before and after, a name and preset a row."""
+    """Zero-shot accuracy of the shipped CLIP before and after, one row per name and preset."""
     groups: dict[str, list[dict[str, Any]]] = {}
     for row in results["rows"]:
         groups.setdefault(f"{', '.join(row['forget'])}, {row['preset']}", []).append(row)

@@ -1,4 +1,4 @@
-"""The default setting on linear_fc2, on linear_fc1 and on both: what it forgets, and the price."""
+"""The default setting on linear_fc2, on linear_fc1 and on both: forgetting, drift and seconds."""
 
 import argparse
 import json
@@ -12,7 +12,7 @@ from benchmarks.forgetting.targets import brief, machine, make_bench
 from benchmarks.markdown import caption, over_seeds, table_of
 
 RESULTS = Path(__file__).parents[1] / "results" / "linears.json"
-# linear_fc1 takes a fifth of a second a step, and its loss is flat by then.
+# With linear_fc1 a step takes a fifth of a second, and the loss has converged by then.
 EPOCHS = 500
 CHOICES = (("linear_fc2",), ("linear_fc1",), ("linear_fc1", "linear_fc2"))
 
@@ -35,7 +35,7 @@ def main() -> None:
 
 
 def table(results: dict[str, Any]) -> str:
-    """One concept with each choice of Linears, by the naming question that does worst."""
+    """One concept with each choice of Linears, by the worst naming question."""
     before = results["before"]
     groups = cells.by_label(results["concept"], results["rows"])
     worst = cells.worst(before, [row["after"] for row in results["rows"]])

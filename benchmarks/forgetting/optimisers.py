@@ -1,4 +1,4 @@
-"""The default setting by each optimiser, on every concept of the README's tables."""
+"""The default setting with each optimiser, on every concept of the tables."""
 
 import argparse
 import json
@@ -37,7 +37,7 @@ def main() -> None:
 
 
 def table(results: dict[str, Any]) -> str:
-    """Every concept by each optimiser, by the naming question that does worst."""
+    """Every concept with each optimiser, by the worst naming question."""
     rows = []
     for concept in results["concepts"]:
         groups = cells.by_label(concept["concept"], concept["rows"])

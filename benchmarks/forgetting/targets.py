@@ -1,8 +1,8 @@
-"""What the shipped model still says after each setting: docs/results/forgetting.md.
+"""The shipped model's answers after each setting: docs/results/forgetting.md.
 
-For every concept, kind of target, choice of Mergers and seed: fit the adapter, save it, and ask the
-Hugging Face model about the held-out images; read each path with the probes. A row is labelled from
-the adapter that was saved, not from the setting that was asked for.
+For every concept, target, choice of Mergers and seed: fit the adapter, save it, ask the Hugging
+Face model about the held-out images, and fit probes for each projector. Rows are labelled from the
+saved adapter, not from the settings.
 """
 
 import itertools
@@ -43,8 +43,8 @@ from jax_unlearn.runs.sources.qwen_images import QwenImages
 from jax_unlearn.runtime.assets import ASSETS
 
 RESULTS = Path(__file__).parents[1] / "results" / "forgetting.json"
-# The four open questions, and whether there is a triangle, are put to all images; the other yes/no
-# questions to the images to forget.
+# Numbers of the questions asked about all images: the four open ones, and whether there is a
+# triangle. The other yes/no questions are asked about forget images only.
 ALL_IMAGES = (0, 1, 2, 3, 6)
 
 
@@ -53,9 +53,9 @@ class Options:
     """Which settings to run; the defaults are those of the tables."""
 
     concepts: tuple[str, ...] = ("astronaut", "triangle", "red triangle")
-    """Every target, on the main Merger and on all."""
+    """Concepts for every target, on the main Merger and on all Mergers."""
     others: tuple[str, ...] = ("cat", "rocket", "circle", "gray", "teal", "blue circle")
-    """The default setting only; some of them had a part in choosing it."""
+    """Concepts for the default setting only; some were used in choosing it."""
     unseen: tuple[str, ...] = (
         "coffee",
         "galaxy",
@@ -64,22 +64,29 @@ class Options:
         "yellow",
         "green rectangle",
     )
-    """The default setting only, on concepts that nothing was measured on before it was chosen."""
+    """Concepts for the default setting only, on which nothing was measured before it was chosen."""
     seeds: tuple[int, ...] = (0, 1, 2)
     out: Path = RESULTS
 
 
 def grid() -> list[dict[str, Any]]:
-    """The published scheme, every target on the main Merger and on all, and other optimisers."""
+    """The settings: the published scheme, every target on one or all Mergers, other optimisers."""
     settings = [{"targets": (w,), "target": t} for w in ("merger", "all") for t in TARGETS]
     return [FAITHFUL, *settings, {"optimizer": "adam"}, {"optimizer": "leace"}]
 
 
 class Bench:
-    """One concept: features extracted once, probes fitted once, the model asked once before."""
+    """One concept: its features, the probes fitted before the edit, and the model's answers."""
 
     def __init__(self, concept: str, questions: Path, console: Console, **setting: Any) -> None:
-        """setting: what decides which taps are extracted, `linears` above all."""
+        """Extract features, fit the probes, and ask the model without an adapter.
+
+        Args:
+            concept: the concept to forget.
+            questions: JSON file of the questions.
+            console: where progress is shown.
+            setting: settings that determine which taps are extracted, mainly `linears`.
+        """
         demo = demo_config(Demo(concept=concept))
         self.config = demo.replace(questions=questions, **setting)
         self.extracted = {
@@ -88,14 +95,14 @@ class Bench:
         }
         means = self.extracted["images"]
         self.test = means.test
-        nothing = LoraAdapter({}, alpha=1.0, rank=1)
-        self.fitted = fit_before(splits(means, means.train.image_means(), nothing))
-        read = self.read(nothing)
+        no_change = LoraAdapter({}, alpha=1.0, rank=1)
+        self.fitted = fit_before(splits(means, means.train.image_means(), no_change))
+        read = self.read(no_change)
         self.exam = Exam(self.test.files, self.test.is_forget, read["neighbours"], questions)
         self.before = self.exam.score_model(load_vlm(self.config.samples.checkpoint))
 
     def run(self, setting: dict[str, Any], seed: int) -> dict[str, Any]:
-        """Fit with these settings and measure; the row says what the saved adapter holds."""
+        """Fit with these settings and measure; the row describes the saved adapter."""
         begun = time.perf_counter()
         config = self.config.replace(seed=seed, **setting)
         extracted = self.extracted[config.extraction.granularity]
@@ -117,19 +124,19 @@ class Bench:
         return facts | {"after": after, **self.read(saved)}
 
     def read(self, adapter: LoraAdapter) -> dict[str, Any]:
-        """What probes find on the images' means."""
+        """Scores of the probes on image means."""
         means = self.extracted["images"]
         train = splits(means, means.train.image_means(), adapter)
         return read_splits(train, splits(means, means.test, adapter), self.fitted)
 
     def drawn(self, setting: dict[str, Any]) -> bool:
-        """Whether the seed decides anything: a target that is drawn, or Adam's start."""
+        """Whether the result depends on the seed: the target is drawn, or Adam is used."""
         config = self.config.replace(**setting)
         target = config.objective.target
         return optimizer_of(config) == "adam" or target in drawn_targets("qwen_images")
 
     def images(self) -> dict[str, int | None]:
-        """How many held-out images there are to forget, and of how many parts of photos."""
+        """The number of held-out forget images, and of the photo regions they show."""
         counts = Counter(str(label) for label in self.test.forget.labels)
         found = [regions(label, "test", count) for label, count in counts.items()]
         known = [n for n in found if n is not None]
@@ -140,7 +147,7 @@ class Bench:
 def measure(
     concept: str, settings: list[dict[str, Any]], seeds: Sequence[int], console: Console
 ) -> dict[str, Any]:
-    """Every setting on one concept; seeds besides the first only where something is drawn."""
+    """Every setting on one concept; seeds besides the first only if the result depends on them."""
     bench = make_bench(concept, console)
     rows = []
     for setting, seed in itertools.product(settings, seeds):
@@ -196,7 +203,7 @@ def main() -> None:
     work += [("unseen", concept, [{}]) for concept in options.unseen]
     for part, concept, settings in work:
         results[part].append(measure(concept, settings, options.seeds, console))
-        # After each concept: an hour's work is not lost to the last one.
+        # Written after each concept, so that an error does not lose an hour's work.
         options.out.write_text(json.dumps(results, indent=1) + "\n")
 
 
@@ -209,13 +216,13 @@ READ = (
 )  # fmt: skip
 REFITTED = ("refitted_probe", "refitted_neighbour")
 COMMAND = "forgetting.targets"
-# The parts of the results, and whether their concepts had a part in choosing the default.
+# The parts of the results, and whether their concepts were used in choosing the default.
 PARTS = {"concepts": "yes", "others": "some", "unseen": "none"}
 KEPT = ("selectivity", "neighbours", "others")
 
 
 def table(results: dict[str, Any]) -> str:
-    """What the model answers after each setting, a concept a section."""
+    """The model's answers after each setting, one section per concept."""
     sections = [caption(results["machine"], COMMAND)]
     for concept in results["concepts"]:
         asked = concept["before"]["named"] + concept["before"]["confirmed"]
@@ -231,7 +238,7 @@ def table(results: dict[str, Any]) -> str:
 
 
 def answer_cells(scores: list[dict[str, Any]]) -> list[str]:
-    """Shares of the naming questions, the answers to the worst of them, and what is kept."""
+    """Shares of the naming questions, the other answers to the worst of them, and the SCORES."""
     named = [
         over_seeds(one[part][i]["share"] for one in scores)
         for part in ("named", "confirmed")
@@ -242,7 +249,7 @@ def answer_cells(scores: list[dict[str, Any]]) -> list[str]:
 
 
 def default_table(results: dict[str, Any]) -> str:
-    """The default setting on every concept, by the naming question that does worst."""
+    """The default setting on every concept, by the worst naming question."""
     rows = []
     for part, concept, group in default_rows(results):
         before, after = concept["before"], [row["after"] for row in group]
@@ -268,7 +275,7 @@ def default_table(results: dict[str, Any]) -> str:
 def default_rows(
     results: dict[str, Any],
 ) -> list[tuple[str, dict[str, Any], list[dict[str, Any]]]]:
-    """Part of the results, concept, and its rows of the default setting."""
+    """(part of the results, concept, its rows of the default setting) for every concept."""
     found = []
     for part in PARTS:
         for concept in results[part]:
@@ -279,7 +286,7 @@ def default_rows(
 
 
 def expected(results: dict[str, Any]) -> str:
-    """The default on the concepts that had no part in choosing it, and the worst over all."""
+    """The default on the concepts not used in choosing it, and the worst over all concepts."""
     rows, numbers = [], []
     for part, concept, group in default_rows(results):
         after = [row["after"] for row in group]
@@ -313,26 +320,26 @@ def max_of(shares: Iterable[float | None]) -> float | None:
 
 
 def readers(results: dict[str, Any]) -> str:
-    """What readers find on each path that a setting changes, a concept a section."""
+    """Scores of readers at each projector that a setting changes, one section per concept."""
     sections = [caption(results["machine"], COMMAND)]
     header = [f"{reader.replace('_', ' ')}: {images}" for reader, images in READ]
     for concept in results["concepts"]:
         groups = cells.by_label(concept["concept"], concept["rows"])
         some = concept["rows"][:1]
-        rows = [["before", path, *read_cells(some, path, "before")] for path in some[0]["paths"]]
+        rows = [["before", name, *read_cells(some, name, "before")] for name in some[0]["paths"]]
         for name, group in groups.items():
             changed = cells.mergers(group[0])
-            paths = [path for path in group[0]["paths"] if path in changed]
-            rows += [[name, path, *read_cells(group, path, "after")] for path in paths]
-        found = table_of(["target, LoRA on", "path", *header], rows)
+            projectors = [one for one in group[0]["paths"] if one in changed]
+            rows += [[name, one, *read_cells(group, one, "after")] for one in projectors]
+        found = table_of(["target, LoRA on", "projector", *header], rows)
         title = f"<summary>{concept['concept']}</summary>"
         sections.append(f"<details markdown>{title}\n\n{found}\n\n</details>")
     return "\n\n".join(sections)
 
 
-def read_cells(group: list[dict[str, Any]], path: str, when: str) -> list[str]:
+def read_cells(group: list[dict[str, Any]], projector: str, when: str) -> list[str]:
     return [
-        over_seeds(row["paths"][path]["readers"][reader][when][images] for row in group)
+        over_seeds(row["paths"][projector]["readers"][reader][when][images] for row in group)
         for reader, images in READ
     ]
 

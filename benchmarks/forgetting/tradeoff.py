@@ -1,4 +1,4 @@
-"""Forgetting against keeping on the shipped model: the sweep's default values and every target."""
+"""Forgetting against drift on the shipped model: the sweep's default values and every target."""
 
 import argparse
 import json
@@ -59,7 +59,7 @@ VARIED = ("target", "lambda_forget", "lambda_preserve", "rank")
 
 
 def table(results: dict[str, Any]) -> str:
-    """The setting that the sweep takes for each concept, and what it does to held-out images."""
+    """The setting chosen by the sweep for each concept, and its scores on held-out images."""
     rows, measured = [], []
     for concept, settings in results["concepts"].items():
         chosen = next(row for row in settings if row["chosen"])

@@ -1,12 +1,12 @@
-"""What the programs of a pass do on the accelerator that is here: images a second, and memory.
+"""Speed and memory of the programs of a pass on this machine's accelerator.
 
-tower: images a second of the program of a pass with each attention, and of Hugging Face's tower in
-PyTorch with sdpa, in turns on the same patches and weights; and how far off their outputs are.
-memory: what `inspect --plan` would say of this device with a share of its memory, and the peak of
-as many batches as a pass has in flight; whether twice the batch is refused. statistics: a batch's
-rows added up where they are, and brought to the host and added up there. Each part is a process of
-its own, as JAX keeps its memory until it ends; its rows are saved one by one. See also
-benchmarks/scale/accelerator_runs.py.
+tower: images per second of the program of a pass with each attention kernel, and of Hugging Face's
+tower in PyTorch with sdpa, timed alternately on the same patches and weights; and the errors of
+their outputs. memory: the plan of `inspect --plan` for this device with a share of its memory, the
+measured peak of as many batches as a pass has in flight, and whether twice the batch fits.
+statistics: summing a batch's rows on the device, against copying them to the host and summing them
+there. Each part runs in a process of its own, since JAX keeps its memory until the process ends;
+rows are saved one by one. See also benchmarks/scale/accelerator_runs.py.
 """
 
 import argparse
@@ -49,13 +49,13 @@ from jax_unlearn.runtime.xla_flags import make_reproducible
 from porting import load_vision_tower
 from porting.qwen3_vision import abstract_tower
 
-# Patches of a batch, and the sides of images of all sizes: half a megapixel on average.
+# Patches of a batch, and the sides (in patches) of mixed images, half a megapixel on average.
 PATCHES = 32768
 SIDES = range(24, 66, 2)
 SQUARE = 64
 # D_in of the last Linears of the towers' Mergers.
 WIDTHS = (4096, 4608)
-# The compiler's own way, which `gpu_flags` changes: products are chosen by measuring.
+# The compiler's defaults, which `xla_flags` changes: kernels of products are autotuned.
 MEASURED = {
     "xla_gpu_deterministic_ops": False,
     "xla_gpu_autotune_level": 4,
@@ -93,7 +93,7 @@ def main() -> None:
 
 
 def run_part(options: argparse.Namespace) -> None:
-    """Its rows into the file, in place of earlier ones."""
+    """Run a part in this process; its rows replace earlier ones in the results file."""
     make_reproducible()
     rows = []
     for row in PARTS[options.here](options):
@@ -105,7 +105,7 @@ def run_part(options: argparse.Namespace) -> None:
 
 
 def tower(options: argparse.Namespace) -> Iterator[dict[str, Any]]:
-    """Beside PyTorch, which wants memory of the device too."""
+    """Speed and errors of the tower, next to PyTorch, which needs memory of the device too."""
     os.environ["XLA_PYTHON_CLIENT_PREALLOCATE"] = "false"
     for name in options.towers:
         with TemporaryDirectory() as folder:
@@ -129,14 +129,14 @@ def shape(name: str) -> dict[str, Any]:
 
 
 def save_tower(name: str, folder: Path) -> None:
-    """A checkpoint of this tower alone with random weights."""
+    """Write a checkpoint of this tower only, with random weights."""
     torch.manual_seed(0)
     Qwen3VLVisionModel(Qwen3VLVisionConfig(**shape(name))).save_pretrained(folder)
     (folder / "preprocessor_config.json").write_text(json.dumps(PREPROCESSOR))
 
 
 def compare(folder: str, images: str, rounds: int) -> dict[str, Any]:
-    """Both in bfloat16 on one batch."""
+    """Speed of both towers in bfloat16 on one batch."""
     theirs = AutoModel.from_pretrained(folder, dtype="bfloat16").eval().cuda()
     ours = load_vision_tower(folder, "bfloat16")
     config = ours.config
@@ -174,7 +174,7 @@ def random_pixels(config: VisionConfig, grid: np.ndarray) -> np.ndarray:
 
 
 def errors(folder: str) -> dict[str, float]:
-    """Of the Merger's output for two images, ‖out − right‖ / ‖right‖; right: PyTorch's float32."""
+    """Relative errors ‖out − right‖ / ‖right‖ of the Merger's output; right: PyTorch in float32."""
     grid = np.array([[1, SQUARE, SQUARE], [1, 30, 44]])
     outs, exact = {}, "torch float32"
     for dtype in ("float32", "bfloat16"):
@@ -200,7 +200,7 @@ def program(
     grid: np.ndarray,
     options: dict[str, Any] | None = None,
 ) -> Callable[[], Any]:
-    """A batch through `taps.tap_rows`; the packed patches are on the device already."""
+    """A function that runs `tower_pass.tap_rows` on a batch that is already on the device."""
     mesh, config = make_mesh("data=1"), replace(ours.config, attention=kernel)
     graphdef, _ = nnx.split(abstract_tower(config))
     state = place_tower(nnx.split(ours)[1], mesh)
@@ -214,7 +214,7 @@ def program(
 
 
 def memory(options: argparse.Namespace) -> Iterator[dict[str, Any]]:
-    """In MiB."""
+    """The planned and the measured memory of a pass, in MiB."""
     os.environ[SHARE_VARIABLES[0]] = str(options.memory_share)
     limit = int(jax.local_devices()[0].memory_stats()["bytes_limit"])
     chips = Chips("here", make_mesh("data=1"), limit, best_kernel(jax.default_backend()))
@@ -237,7 +237,7 @@ def memory(options: argparse.Namespace) -> Iterator[dict[str, Any]]:
 
 
 def peak(config: VisionConfig, chips: Chips, rows: int) -> int:
-    """Of the device so far, after a few batches as in a pass with --granularity tokens."""
+    """Peak memory of the device after a few batches, as in a pass with --granularity tokens."""
     made = Qwen3VisionTower(config, rngs=nnx.Rngs(0))
     graphdef, state = nnx.split(made)
     state, place = place_tower(state, chips.mesh), over_data(chips.mesh)
@@ -253,14 +253,14 @@ def peak(config: VisionConfig, chips: Chips, rows: int) -> int:
         for name, x in before.items():
             grams[name].add(x, np.ones(len(x), bool))
         before = taps
-        # The batch itself goes with its name; the tower may still compute it.
+        # Releases the batch, while the tower may still be computing it.
         del placed
     jax.block_until_ready(before)
     return int(jax.local_devices()[0].memory_stats()["peak_bytes_in_use"])
 
 
 def statistics(options: argparse.Namespace) -> Iterator[dict[str, Any]]:
-    """Seconds of a batch of rows at one tap, and how far off their Gram matrix is."""
+    """Seconds to sum a batch of rows at one tap, and the relative error of the Gram matrix."""
     rows, mesh = PATCHES // 4, make_mesh("data=1")
     for d_in in WIDTHS:
         placed = jax.device_put(Source(d_in, 8).rows(PRESERVE, rows), over_data(mesh))
@@ -272,7 +272,7 @@ def statistics(options: argparse.Namespace) -> Iterator[dict[str, Any]]:
             jax.block_until_ready(gram.sums)
 
         def on_host(placed: Array = placed) -> Any:
-            # A copy, for one that was brought to the host stays with its array.
+            # A copy, because JAX caches an array's host copy.
             wide = np.asarray(placed + 0).astype(np.float64)
             return wide.T @ wide
 
@@ -300,7 +300,7 @@ PARTS: dict[str, Callable[[argparse.Namespace], Iterator[dict[str, Any]]]] = {
 
 
 def table(results: dict[str, Any]) -> str:
-    """The programs of a pass on a real device; of what was measured there."""
+    """The programs of a pass on a real device, as far as they were measured."""
     blocks = [caption(next(iter(results.values()))["machine"], "scale.accelerator")]
     if "tower" in results:
         measured = [row for row in results["tower"]["rows"] if "images" in row]
@@ -325,7 +325,7 @@ def table(results: dict[str, Any]) -> str:
 
 
 def kernel_rows(row: dict[str, Any]) -> list[list[str]]:
-    """A batch through Hugging Face's tower, and through ours with each attention."""
+    """Rows of a batch with Hugging Face's tower, and with ours and each attention kernel."""
     size = "of a megapixel" if row["images"] == "equal" else "of all sizes"
     name = f"{row['tower'].replace('x', ' × ')}, {row['n_images']} images {size}"
     speeds = row["images_per_second"]

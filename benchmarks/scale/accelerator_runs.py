@@ -1,9 +1,9 @@
-"""Whole runs on the accelerator that is here.
+"""Whole runs on this machine's accelerator.
 
-demo: the shipped model and images, twice here and once on the host's CPU: whether the first two
-leave the same bytes, and how far the third is from them. large: images of a megapixel through a
-tower of 24 × 1024 in bfloat16, from files to adapter: once whole, and once stopped by SIGTERM and
-resumed. What is done is saved step by step.
+demo: the shipped model and images, twice on the accelerator and once on the host's CPU: whether the
+first two give the same bytes, and how far the third differs. large: images of a megapixel through a
+tower of 24 × 1024 in bfloat16, from files to adapter, once without interruption and once stopped by
+SIGTERM and resumed. Results are saved after each step.
 """
 
 import argparse
@@ -47,37 +47,37 @@ def main() -> None:
                 results[part] |= facts
                 print(part, json.dumps(facts), flush=True)
                 write(options.out, results)
-    # Not before: it starts JAX, which takes the device's memory.
+    # At the end, because it starts JAX, which allocates the device's memory.
     results["machine"] = machine()
     write(options.out, results)
 
 
 def demo(folder: Path, options: argparse.Namespace) -> Iterator[dict[str, Any]]:
-    """In float32."""
+    """The demo in float32, twice here and once on the CPU."""
     for name, platform in {"here": {}, "again": {}, "cpu": {"JAX_PLATFORMS": "cpu"}}.items():
         out = folder / name
         program = [*CLI, "demo", "--concept", CONCEPT, "--out", str(out)]
         begun = time.perf_counter()
         subprocess.run(program, env=os.environ | platform, check=True)
         yield {name: {"seconds": time.perf_counter() - begun, "tower": metrics(out)["tower"]}}
-    yield same(folder / "here", folder / "again")
-    yield {"from the CPU": apart(folder / "cpu", folder / "here")}
+    yield compare_runs(folder / "here", folder / "again")
+    yield {"from the CPU": relative_differences(folder / "cpu", folder / "here")}
 
 
-def same(one: Path, other: Path) -> dict[str, Any]:
-    """Of two runs that should leave the same file."""
+def compare_runs(one: Path, other: Path) -> dict[str, Any]:
+    """Whether two runs gave the same adapter file, and how far their changes differ."""
     files = [(out / ADAPTER).read_bytes() for out in (one, other)]
-    return {"same bytes": files[0] == files[1], "apart": apart(one, other)}
+    return {"same bytes": files[0] == files[1], "apart": relative_differences(one, other)}
 
 
-def apart(one: Path, other: Path) -> dict[str, float]:
-    """How far, for each Linear."""
+def relative_differences(one: Path, other: Path) -> dict[str, float]:
+    """The relative difference of B A in two runs, for each Linear."""
     first, second = changes(one), changes(other)
     return {name: error_of(second[name], first[name]) for name in first}
 
 
 def changes(out: Path) -> dict[str, np.ndarray]:
-    """B A of each Linear of a run, which does not depend on how it is divided between them."""
+    """B A of each Linear of a run, which is independent of how it is factored."""
     arrays = load_file(out / ADAPTER)
     return {
         key: arrays[key.replace("lora_A", "lora_B")].astype(np.float64) @ arrays[key]
@@ -87,7 +87,7 @@ def changes(out: Path) -> dict[str, np.ndarray]:
 
 
 def large(folder: Path, options: argparse.Namespace) -> Iterator[dict[str, Any]]:
-    """Whole, stopped, and resumed."""
+    """A large run: without interruption, and stopped and resumed."""
     save_tower("24x1024", folder / "checkpoint")
     seconds, _ = clocked(lambda: make_images(folder, options.images, options.side))
     yield {"making images": seconds}
@@ -102,18 +102,18 @@ def large(folder: Path, options: argparse.Namespace) -> Iterator[dict[str, Any]]
     yield {"stopping": wait(process, 128 + signal.SIGTERM)}
     seconds = wait(launch(large_command(folder, stopped, "--resume")), 0)
     done = metrics(stopped)["tower"]["images"]
-    yield {"seconds after": seconds, "images after": done, **same(whole, stopped)}
+    yield {"seconds after": seconds, "images after": done, **compare_runs(whole, stopped)}
 
 
 def wait(process: "subprocess.Popen[bytes]", code: int) -> float:
-    """Seconds until it has ended, which must be with this code."""
+    """Wait for a process; returns the seconds, and asserts its exit status."""
     seconds, found = clocked(process.wait)
     assert found == code, (process.args, found)
     return seconds
 
 
 def make_images(folder: Path, count: int, side: int) -> None:
-    """A class to forget of 40, and so many to keep in ten classes: the shipped ones, enlarged."""
+    """Enlarge shipped images: 40 of a class to forget, and `count` to keep in ten classes."""
     sources = sorted((ASSETS / "images" / "train").iterdir())
     others = [path for path in sources if path.name != CONCEPT][:10]
     jobs = [(ASSETS / "images" / "train" / CONCEPT, folder / "forget" / CONCEPT, 40, side)]

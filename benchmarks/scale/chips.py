@@ -1,9 +1,10 @@
-"""What a pass of a tower needs on slices of TPU v5e, from programs compiled for them, not run.
+"""Memory and communication of a tower's pass on slices of TPU v5e, from compiled programs.
 
-For each tower and slice, with the batches alone divided (data) and with the blocks' weights shared
-by a few neighbours too (fsdp): bytes of a device by part, bytes that it receives from others for an
-image, and once a pass from other hosts, when the statistics are summed, however many images there
-are. Batches are of images of 4096 patches, one megapixel. Flops are counted by `plan.flops`.
+The programs are compiled for the slices and not run. For each tower and slice, with sharded batches
+only (data) or sharded block weights too (fsdp): bytes of a device by part, bytes that it receives
+from others per image, and bytes that it receives from other hosts once per pass, when the
+statistics are summed. Batches are of images of 4096 patches, one megapixel. Flops are counted by
+`memory_plan.flops`.
 
 Needs the compilers: after `make aot`,
 `JAX_PLATFORMS=cpu .venv-aot/bin/python -m benchmarks.scale.chips`.
@@ -37,7 +38,7 @@ from jax_unlearn.runs.inspect.memory_plan import (
 )
 
 SLICES = ["1x1", "2x2", "4x4", "8x8", "16x16"]
-# That are summed at once; what is received is in proportion.
+# Numbers summed in the compiled program; the bytes received are proportional to it.
 NUMBERS = 2**20
 COLUMNS = {
     "tower": "tower, MiB",
@@ -76,7 +77,7 @@ def chips_of(shape: str) -> int:
 
 
 def case(name: str, shape: str, fsdp: int, options: argparse.Namespace) -> dict[str, Any]:
-    """One program: bytes of a device, and of an image and a pass; an image's flops."""
+    """One program: bytes of a device, received per image and per pass, and flops per image."""
     chips = find_chips(f"v5e:{shape}", fsdp)
     config = tower(name, chips.kernel)
     program = compile_pass(config, chips, options.rows, ROW)
@@ -124,7 +125,7 @@ def show(cases: Sequence[dict[str, Any]]) -> None:
 
 
 def plot(results: dict[str, Any]) -> Figure:
-    """A device's memory, and the bytes moved for an image, against the number of chips."""
+    """Plot a device's memory, and the bytes moved per image, against the number of chips."""
     made, (left, right) = figure(columns=2, width=11)
     kinds = sorted({(case["tower"], case["fsdp"]) for case in results["cases"]})
     for name, fsdp in kinds:
@@ -143,7 +144,7 @@ def plot(results: dict[str, Any]) -> Figure:
 
 
 def table(results: dict[str, Any]) -> str:
-    """A device's memory and work, and what it receives, against the number of chips."""
+    """A device's memory and work, and the bytes it receives, by the number of chips."""
     rows, measured = [], []
     for one in results["cases"]:
         sharing = f"fsdp {one['fsdp']}" if one["fsdp"] > 1 else "data"

@@ -1,6 +1,6 @@
-"""Programs beside the tower's compiled for accelerators that need not be here, and what is in them.
+"""Compile programs other than the tower's for accelerators, and analyse their collectives.
 
-See `jax_unlearn.runs.inspect.accelerators`.
+The hardware is not needed; see `jax_unlearn.runs.inspect.accelerators`.
 """
 
 import re
@@ -26,8 +26,7 @@ from jax_unlearn.runtime.collectives import added
 from jax_unlearn.runtime.mesh import everywhere, over_data
 from jax_unlearn.solvers.adam.loop import run_chunk, start
 
-# The towers of Qwen3-VL 2B and 4B, and of 8B and larger ones: layers, D, MLP, heads, E.
-# An instruction of compiled HLO: what it gives, its kind, and in a chain of parts which it is of.
+# An instruction of compiled HLO: its results, its kind, and the chain that it is a part of, if any.
 KINDS = "all-gather|all-reduce|reduce-scatter|all-to-all|collective-permute|collective-broadcast"
 INSTRUCTION = re.compile(
     rf" = (?P<gives>.*?) (?P<kind>{KINDS})(?:-start)?\("
@@ -35,12 +34,13 @@ INSTRUCTION = re.compile(
 )
 ARRAY = re.compile(r"\b([a-z]+\d+)\[([\d,]*)\]")
 TYPES = {"bf16": "bfloat16", "f32": "float32", "s32": "int32"}
+# The towers of Qwen3-VL 2B and 4B, and of 8B and larger ones: layers, D, MLP, heads, E.
 TOWERS = {"24x1024": (24, 1024, 4096, 16, 2048), "27x1152": (27, 1152, 4304, 16, 4096)}
 NAME = "merger.linear_fc2"
 
 
 def compile_statistics(d_in: int, rows: int, chips: Chips) -> Any:
-    """The step of `device_statistics`, `rows` of D_in numbers for each device."""
+    """Compile `device_gram.add` for `rows` rows [D_in] per device."""
     place, slots = over_data(chips.mesh), rows * chips.mesh.devices.size
     sums = jax.eval_shape(lambda: zeros(d_in, chips.mesh))
     batch = shaped((slots, d_in), jnp.float32, place), shaped((slots,), jnp.bool_, place)
@@ -48,9 +48,9 @@ def compile_statistics(d_in: int, rows: int, chips: Chips) -> Any:
 
 
 def compile_training(d_in: int, e: int, rank: int, epochs: int, chips: Chips) -> Any:
-    """A chunk of `train` on the statistics of one Linear, however many rows there were.
+    """Compile a chunk of `train` on the statistics of one Linear.
 
-    The rows are over the devices, in whose number they are whole.
+    The rows are sharded over the devices, whose number must divide them.
     """
     rows, whole = over_data(chips.mesh), everywhere(chips.mesh)
     factors = [shaped(shape, jnp.float32, whole) for shape in ((rank, d_in), (e, rank))]
@@ -67,7 +67,7 @@ def compile_training(d_in: int, e: int, rank: int, epochs: int, chips: Chips) ->
 
 
 def compile_total(numbers: int, chips: Chips) -> Any:
-    """The all-reduce of `hosts.total` between the hosts that the chips are in."""
+    """Compile the all-reduce of `collectives.all_reduce_sum` between the hosts of the chips."""
     devices = sorted(chips.mesh.devices.flat, key=lambda device: device.process_index)
     mesh = Mesh(np.reshape(devices, (hosts_of(chips), -1)), ("processes", "devices"))
     place = NamedSharding(mesh, PartitionSpec("processes"))
@@ -81,7 +81,7 @@ def hosts_of(chips: Chips) -> int:
 
 
 def on(tree: Any, place: NamedSharding) -> Any:
-    """Shapes with a place."""
+    """Shapes with a sharding."""
     return jax.tree.map(lambda x: shaped(x.shape, x.dtype, place), tree)
 
 
@@ -92,9 +92,9 @@ def tower(name: str, kernel: Kernel) -> VisionConfig:
 
 @dataclass(frozen=True)
 class Collective:
-    """One of a program's: its kind, bytes of what it gives on a device, whether a loop repeats it.
+    """A collective of a program: its kind, bytes of its result, and whether it is in a loop.
 
-    The first half of an asynchronous all-gather, as CUDA's compiler makes, gives its operands too.
+    The start of an asynchronous all-gather, as in CUDA programs, also returns its operands.
     """
 
     kind: str
@@ -103,9 +103,10 @@ class Collective:
 
 
 def collectives(program: Any) -> list[Collective]:
-    """Once each: the TPU's compiler writes the parts of one into several products, as a chain.
+    """The collectives of a program, each once.
 
-    What is outside the program's entry is taken to be in its loop.
+    The TPU compiler may split one into a chain of parts in several products. Instructions outside
+    the program's entry are assumed to be in its loop.
     """
     text, found = program.as_text(), {}
     entry = text.index("\nENTRY ")
@@ -118,20 +119,21 @@ def collectives(program: Any) -> list[Collective]:
 
 
 def bytes_of(array: tuple[str, str]) -> int:
-    """Of an array as HLO writes it: its type, and its sizes with commas."""
+    """Bytes of an array in HLO's notation: its type, and its sizes separated by commas."""
     kind, sizes = array
     return jnp.dtype(TYPES[kind]).itemsize * prod(map(int, re.findall(r"\d+", sizes)))
 
 
 def received(program: Any, depth: int, group: int) -> float:
-    """Bytes that a device receives from the others of its group while the program runs once.
+    """Bytes that a device receives from others of its group when the program runs once.
 
-    Each all-gather gives what it lacks of the whole; of an all-reduce over a ring it receives twice
+    In an all-gather it receives the part of the result that it lacks; in a ring all-reduce twice
     that (Thakur et al. 2005, Optimization of Collective Communication Operations in MPICH).
 
     Args:
-        depth: how often the program's loop runs.
-        group: devices of every collective.
+        program: the compiled program.
+        depth: number of iterations of the program's loop.
+        group: number of devices of every collective.
     """
     times = {"all-gather": 1, "all-reduce": 2}
     given = sum(

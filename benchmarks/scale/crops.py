@@ -1,4 +1,4 @@
-"""Many images out of the shipped ones: seeded crops in tar shards, and a run over them."""
+"""Make many images, seeded crops of the shipped ones in tar shards, and run over them."""
 
 import io
 import json
@@ -19,12 +19,12 @@ from jax_unlearn.runtime.assets import ASSETS
 
 CONCEPT = "astronaut"
 SHARD = 1000
-# Pixels of a crop's side: from the least that the shipped processor takes as it is.
+# Range of a crop's side in pixels, from the smallest that the shipped processor does not resize.
 SIDES = (32, 64)
 
 
 def make_images(folder: Path, count: int) -> None:
-    """Folders forget, preserve, forget-held-out and preserve-held-out; the second is of shards."""
+    """Create folders forget, preserve (shards), forget-held-out and preserve-held-out."""
     for side, which in (("forget", "train"), ("forget-held-out", "test")):
         shutil.copytree(ASSETS / "images" / which / CONCEPT, folder / side / CONCEPT)
     for source in sorted((ASSETS / "images" / "test").iterdir()):
@@ -48,7 +48,7 @@ def make_images(folder: Path, count: int) -> None:
 
 
 def crop(path: Path, random: np.random.Generator) -> bytes:
-    """A part of an image as a PNG; a bit of noise makes each of them another."""
+    """A part of an image as a PNG, with noise that makes every crop different."""
     with Image.open(path) as file:
         image = np.asarray(file.convert("RGB"), np.int16)
     size = random.integers(*SIDES, size=2).clip(max=image.shape[:2])
@@ -62,7 +62,7 @@ def crop(path: Path, random: np.random.Generator) -> bytes:
 
 
 def command(images: Path, out: Path, *more: str) -> list[str]:
-    """Of a run over these folders."""
+    """The command of a run over these folders."""
     sides = [
         part
         for side in ("forget", "preserve", "forget-held-out", "preserve-held-out")
@@ -76,7 +76,7 @@ def command(images: Path, out: Path, *more: str) -> list[str]:
 def launch(
     arguments: Sequence[str], cores: Sequence[int] | None = None
 ) -> "subprocess.Popen[bytes]":
-    """Starts a command, on some cores only if they are given."""
+    """Start a command, pinned to `cores` if they are given."""
     pinned = ["taskset", "-c", ",".join(map(str, cores))] if cores else []
     return subprocess.Popen(
         [*pinned, *arguments], stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL
@@ -84,7 +84,7 @@ def launch(
 
 
 def peak(process: "subprocess.Popen[bytes]") -> int:
-    """Waits for the end of a process that must succeed; its peak memory in bytes."""
+    """Wait for a process, which must succeed; returns its peak memory in bytes."""
     _, status, usage = os.wait4(process.pid, 0)
     process.returncode = os.waitstatus_to_exitcode(status)
     assert process.returncode == 0, process.args
@@ -92,8 +92,8 @@ def peak(process: "subprocess.Popen[bytes]") -> int:
 
 
 def snapshots(saved: Path) -> set[str]:
-    """Directories of whole snapshots below the one where a run saves them."""
-    # Not by glob, which fails where a directory goes while it looks.
+    """Directories of complete snapshots below the one where a run saves them."""
+    # Not with glob, which fails if a directory is removed while it searches.
     walked = os.walk(saved)
     return {f"{parent}/{name}" for parent, names, _ in walked for name in names if name.isdigit()}
 

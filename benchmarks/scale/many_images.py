@@ -1,9 +1,9 @@
-"""A run over many images: memory, images a second, the share of waiting, and a kill in the middle.
+"""A run over many images: memory, images per second, idle time, and resuming after a kill.
 
-Images are crops of the shipped ones in tar shards (benchmarks/scale/crops.py), all to keep and
-train on; each number of them in a process of its own. The last number runs once more, is killed
-with SIGKILL when half of its images are done, and goes on with --resume: the adapter must be the
-same file.
+Images are crops of the shipped ones in tar shards (benchmarks/scale/crops.py), used as preserve
+images for training; each number of images runs in a process of its own. The run with the last
+number is repeated, killed with SIGKILL when half of its images are done, and continued with
+--resume: the adapter file must be the same.
 """
 
 import json
@@ -45,7 +45,7 @@ def main(arguments: Sequence[str] | None = None) -> None:
 
 
 def measure(folder: Path, count: int) -> dict[str, Any]:
-    """A run that nothing stops."""
+    """A run without interruption."""
     out = folder / f"out-{count}"
     begun = time.perf_counter()
     memory = peak(launch(run_command(folder / str(count), out)))
@@ -56,10 +56,12 @@ def measure(folder: Path, count: int) -> dict[str, Any]:
 
 
 def killed(folder: Path, count: int, whole: float) -> dict[str, Any]:
-    """A run that is killed in the middle of its images and goes on.
+    """A run that is killed in the middle of its images and resumed.
 
     Args:
-        whole: seconds of one that is not.
+        folder: folder of the images and runs.
+        count: number of images.
+        whole: seconds of the run without interruption.
     """
     images, out = folder / str(count), folder / "killed"
     process = launch(run_command(images, out, *SAVING))
@@ -74,9 +76,9 @@ def killed(folder: Path, count: int, whole: float) -> dict[str, Any]:
     memory = peak(launch(run_command(images, out, *SAVING, "--resume")))
     seconds = time.perf_counter() - begun
     done = metrics(out)["tower"]["images"]
-    same = (out / ADAPTER).read_bytes() == (folder / f"out-{count}" / ADAPTER).read_bytes()
-    assert same, "the adapter is another one"
-    return {"seconds after": seconds, "images after": done, "peak after": memory, "same": same}
+    equal = (out / ADAPTER).read_bytes() == (folder / f"out-{count}" / ADAPTER).read_bytes()
+    assert equal, "the resumed run gave a different adapter"
+    return {"seconds after": seconds, "images after": done, "peak after": memory, "same": equal}
 
 
 def plot(rows: list[dict[str, Any]]) -> Figure:
@@ -88,7 +90,7 @@ def plot(rows: list[dict[str, Any]]) -> Figure:
 
 
 def table(results: dict[str, Any]) -> str:
-    """Memory and speed against the number of images, and the run that was killed."""
+    """Memory and speed by the number of images, and the run that was killed."""
     rows = [
         [
             f"{row['preserve']:,}",

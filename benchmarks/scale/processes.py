@@ -1,8 +1,8 @@
 """One process against two on the same images, each process on a core of its own.
 
-Images are crops of the shipped ones (benchmarks/scale/crops.py). What is compared are the seconds
-until the statistics of all images are there (`seconds.extract` of metrics.json), start of JAX,
-reading of the checkpoint and exchange between the processes included, in turns.
+Images are crops of the shipped ones (benchmarks/scale/crops.py). Compares the seconds until the
+statistics of all images are complete (`seconds.extract` of metrics.json), including the start of
+JAX, loading the checkpoint and the exchange between the processes; runs alternate.
 """
 
 import json
@@ -39,7 +39,7 @@ def main(arguments: Sequence[str] | None = None) -> None:
 
 
 def extracted(folder: Path, out: Path, count: int) -> float:
-    """Seconds until so many processes have all statistics."""
+    """Seconds until `count` processes have the statistics of all images."""
     address = f"127.0.0.1:{free_port()}"
 
     def distributed(index: int) -> list[str]:

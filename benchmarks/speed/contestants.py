@@ -1,7 +1,7 @@
-"""Ways to run the same training, from PyTorch's published loop to our scan on statistics.
+"""Implementations of the same training, from PyTorch's published loop to our scan on statistics.
 
-Each is Adam of one loss from one start. A way is built from the arrays that a benchmark has in
-memory: weight, bias, forget, target and preserve, as `objective.linear_problem` takes them.
+Each minimises the same loss with Adam from the same start. They are built from arrays in memory:
+weight, bias, forget, target and preserve, the arguments of `objective.linear_problem`.
 """
 
 from collections.abc import Callable, Mapping
@@ -36,9 +36,9 @@ Arrays = tuple[np.ndarray, ...]
 
 
 class Run(Protocol):
-    """A training that continues from where its last call left it.
+    """A training that continues with each call of `advance`.
 
-    unit: the least number of steps in a timed turn.
+    unit: smallest number of steps that is timed.
     """
 
     unit: int
@@ -54,7 +54,8 @@ class Steps:
     """JAX steps called one by one from Python.
 
     Args:
-        wrap: `jax.jit`, or nothing: then each jax.numpy call is dispatched by itself.
+        problem: the problem.
+        wrap: `jax.jit`, or the identity, with which each jax.numpy call is dispatched separately.
     """
 
     unit = 1
@@ -84,10 +85,11 @@ def one_step(
 
 
 class Scan:
-    """What `train` does: scans over steps, each length compiled once.
+    """Training with scans over steps, as in `train`; each length is compiled once.
 
     Args:
-        unit: steps of a scan; what is left of the steps asked for is a scan of its own.
+        problem: the problem.
+        unit: steps per scan; remaining steps are a shorter scan.
     """
 
     def __init__(self, problem: Problem, unit: int) -> None:
@@ -113,14 +115,14 @@ class Scan:
         return float(self.state.best_total)
 
     def best(self) -> LoraAdapter:
-        """A copy of the adapter that had it."""
+        """A copy of the adapter with the lowest loss so far."""
         return jax.tree.map(np.array, self.state.best)
 
     def adapter(self) -> LoraAdapter:
         return self.state.adapter
 
     def history(self) -> Float[np.ndarray, " epochs"]:
-        """The loss of the start, and after each step."""
+        """The loss at the start and after each step."""
         return np.concatenate([np.asarray(terms).sum(axis=1) for terms in self.terms])
 
 
@@ -133,22 +135,22 @@ def algebra_loop(arrays: Arrays, init: LoraAdapter) -> Loop:
 
 
 def statistics_loop(problem: Mapping[str, LinearProblem], init: LoraAdapter) -> Loop:
-    """Of a problem that `statistics_of` has made."""
+    """The whole algebra on a problem from `statistics_of`."""
     constants = Constants.of_problem(problem[NAME])
     return Loop(whole_algebra(constants, init.scale), init, fused=True)
 
 
 def compiled_loop(problem: Mapping[str, LinearProblem], init: LoraAdapter) -> Loop:
-    """The same with its loss through torch.compile; Adam stays eager."""
+    """As `statistics_loop`, with the loss compiled by torch.compile; Adam stays eager."""
     constants = Constants.of_problem(problem[NAME])
     return Loop(compiled_algebra(constants, init.scale), init, fused=True)
 
 
 def problem_of(arrays: Arrays) -> dict[str, LinearProblem]:
-    """The problem on the rows themselves; its residual is there when this returns."""
+    """The problem on the rows; waits until its residual is computed."""
     return jax.block_until_ready({NAME: linear_problem(*arrays)})
 
 
 def statistics_of(problem: Mapping[str, LinearProblem]) -> dict[str, Any]:
-    """The problem on as few rows as carry it, as `train` makes it for itself."""
+    """The problem on as few rows as give the same loss, as in `train`."""
     return jax.block_until_ready(compress(problem))

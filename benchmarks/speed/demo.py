@@ -1,4 +1,4 @@
-"""Wall time and peak memory of `jax-unlearn demo`, as a process of its own, without torch."""
+"""Wall time and peak memory of `jax-unlearn demo`, run in a process of its own, without torch."""
 
 import json
 import resource
@@ -22,8 +22,8 @@ def main() -> None:
         subprocess.run(command, check=True)
         seconds = time.perf_counter() - begun
         metrics = json.loads((out / "metrics.json").read_text())
-    # Linux counts in KiB; the only child so far is the demo. What this process has imported when a
-    # child begins counts as the child's, so the next import is not at the top.
+    # In KiB on Linux; the demo is the only child so far. Memory of this process when a child starts
+    # counts as the child's, so the next import is not at the top.
     peak = resource.getrusage(resource.RUSAGE_CHILDREN).ru_maxrss / 1024
     from benchmarks.speed.tower import machine
 
@@ -41,7 +41,7 @@ def main() -> None:
 
 
 def table(facts: dict[str, Any]) -> str:
-    """What the demo takes, in a sentence."""
+    """Time and memory of the demo, in a sentence."""
     return (
         f"{caption(facts['machine'], 'speed.demo')}\n\n"
         f"{facts['seconds']:.0f} s of wall time and {facts['peak_mib']:.0f} MiB of peak memory, of "

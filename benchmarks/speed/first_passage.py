@@ -1,4 +1,4 @@
-"""When a training first has an objective as low as a goal, and the rate that is first there."""
+"""First passages: when a training first reaches a goal, and which learning rate is first."""
 
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
@@ -13,7 +13,7 @@ from jax_unlearn.models.lora import LoraAdapter
 
 
 class Lap(NamedTuple):
-    """A look at a training: seconds since its start, steps done, lowest objective known."""
+    """A reading of a training: seconds since its start, steps, and lowest objective so far."""
 
     seconds: float
     epoch: int
@@ -22,14 +22,14 @@ class Lap(NamedTuple):
 
 @dataclass(frozen=True)
 class Passage:
-    """The first lap that is no higher than a goal, and the adapter that it is of, if asked for."""
+    """The first lap whose objective is at most a goal, and its adapter, if requested."""
 
     lap: Lap
     adapter: LoraAdapter | None
 
 
 class Descent(Protocol):
-    """A training that is looked at every `unit` steps."""
+    """A training whose objective is read every `unit` steps."""
 
     unit: int
 
@@ -43,7 +43,7 @@ class Descent(Protocol):
 
 
 def laps(run: Descent, learning_rate: float, epochs: int) -> Iterator[Lap]:
-    """A fresh start of the training, which goes on while laps are taken from it."""
+    """Restart the training and yield a lap after every `unit` steps."""
     begun = perf_counter()
     run.begin(learning_rate)
     yield Lap(perf_counter() - begun, 0, run.objective())
@@ -63,8 +63,9 @@ def first_passages(
     No lap is taken after the last goal is reached.
 
     Args:
-        goals: objectives by their names.
-        adapter: gives that of the present lap.
+        looks: the laps.
+        goals: objectives by name.
+        adapter: returns the adapter of the current lap.
     """
     found: dict[str, Passage | None] = dict.fromkeys(goals)
     for lap in looks:
@@ -77,28 +78,28 @@ def first_passages(
 
 
 def epoch_of(objectives: Float[np.ndarray, " epochs"], goal: float) -> int | None:
-    """The first epoch whose objective is no higher than the goal."""
+    """The first epoch whose objective is at most the goal; None if there is none."""
     there = objectives <= goal
     return int(there.argmax()) if there.any() else None
 
 
 @dataclass(frozen=True)
 class Tuning:
-    """What each learning rate of a grid does: objectives by epoch, and its best adapter."""
+    """Objectives by epoch and best adapter of each learning rate, and the seconds of the tuning."""
 
     histories: dict[float, Float[np.ndarray, " epochs"]]
     adapters: dict[float, LoraAdapter]
     seconds: float
 
     def epochs(self, goals: Mapping[str, float]) -> dict[float, dict[str, int | None]]:
-        """Of each rate, the epoch of the first passage of each goal."""
+        """The epoch of the first passage of each goal, by rate."""
         return {
             rate: {name: epoch_of(history, goal) for name, goal in goals.items()}
             for rate, history in self.histories.items()
         }
 
     def chosen(self, goals: Mapping[str, float]) -> dict[str, float]:
-        """For each goal the rate that is there first; the lowest objective if none is."""
+        """The rate that reaches each goal first, or with the lowest objective if none does."""
 
         def order(rate: float, goal: float) -> tuple[Any, ...]:
             history = self.histories[rate]
@@ -112,9 +113,9 @@ class Tuning:
 
 
 def tune(run: Scan, rates: Sequence[float], goal: float, epochs: int) -> Tuning:
-    """Train with each rate until the goal, or as long as the fastest rate so far took to it.
+    """Train with each rate until the goal, or for as many steps as the fastest rate so far needed.
 
-    Another rate that is first at an easier goal is so in fewer steps than that: nothing is missed.
+    A rate that reaches an easier goal first does so in fewer steps, so none is missed.
     """
     histories, adapters = {}, {}
     begun, limit = perf_counter(), epochs

@@ -1,4 +1,4 @@
-"""The objective in float64, from the rows: one measure for what every variant has trained."""
+"""The objective in float64, computed from the rows, to compare the adapters of all variants."""
 
 import numpy as np
 from jaxtyping import Float
@@ -11,10 +11,10 @@ WEIGHTS = PUBLISHED.loss_weights()
 
 
 class Exact:
-    """The three terms with the published λ's, as sums.
+    """The loss with the published λ's and the reduction `sum`, of an adapter.
 
     Args:
-        arrays: weight, bias, forget, target and preserve, as `objective.linear_problem` takes them.
+        arrays: weight, bias, forget, target and preserve; see `objective.linear_problem`.
     """
 
     def __init__(self, arrays: tuple[np.ndarray, ...]) -> None:
@@ -22,7 +22,7 @@ class Exact:
         self.residual = target - product(self.forget, weight) - bias
 
     def __call__(self, adapter: LoraAdapter) -> float:
-        """Of an adapter of one pair."""
+        """The loss of an adapter with one pair."""
         (pair,) = adapter.pairs.values()
         a, b = (np.asarray(x, np.float64) for x in (pair.a, pair.b))
         missed = self.residual - adapter.scale * product(self.forget, a) @ b.T
@@ -40,5 +40,5 @@ def product(
 
 
 def size(h: Float[np.ndarray, "n r"], b: Float[np.ndarray, "e r"]) -> float:
-    """‖H Bᵀ‖, for its square is ⟨HᵀH, BᵀB⟩."""
+    """‖H Bᵀ‖, from ‖H Bᵀ‖² = ⟨HᵀH, BᵀB⟩."""
     return float(np.sum((h.T @ h) * (b.T @ b)) ** 0.5)

@@ -1,22 +1,22 @@
-"""Seconds a step of the same training in PyTorch and JAX, and what each change to it gains.
+"""Seconds per step of the same training in PyTorch and JAX, and the gain of each change to it.
 
-Every variant is Adam of one loss from one start on the same rows, a tenth of them to forget (rows
-and targets: benchmarks/speed/synthetic_rows.py). They run in this process, in turns; a ratio is the
-median over the rounds. The objectives after the same number of steps, each taken in float64 from
-what the variant has trained, must agree, or nothing is written.
+Every variant minimises the same loss with Adam from the same start on the same rows, a tenth of
+which are forget rows (rows and targets: benchmarks/speed/synthetic_rows.py). They run alternately
+in this process; a ratio is the median over the rounds. The objectives after the same number of
+steps, computed in float64 from each variant's adapter, must agree, or nothing is written.
 
 The first variant is the strongest baseline that does the same work on the same rows: the whole
 algebra of our loss in eager PyTorch (benchmarks/speed/torch_algebra.py). The second is the same on
-the rows' statistics (`objective.linear.compress`), the third the second through torch.compile, the
-fourth the published loop, which computes the adapted Linear anew in every step. The JAX variants
-are on statistics, as `train` always is: without any jit (each jax.numpy call is dispatched by
-itself), one compiled step called from Python, and `train`'s own scan over steps.
+the statistics of the rows (`objective.linear.compress`), the third the second with torch.compile,
+the fourth the published loop, which recomputes the adapted Linear in every step. The JAX variants
+use statistics, like `train`: without jit (each jax.numpy call is dispatched separately), one
+compiled step called from Python, and the scan over steps of `train`.
 
-So the whole ratio to the published loop falls into three factors: algebra (published loop to whole
-algebra, both on the rows), statistics (rows to statistics, both eager) and compiler (eager PyTorch
-to our scan, both on statistics: no Python between the steps, and XLA's programs in place of
-PyTorch's). Where the rows are no more than their statistics would be, they stay, and that factor is
-one but for the noise.
+The ratio to the published loop is thus a product of three factors: algebra (published loop to whole
+algebra, both on rows), statistics (rows to statistics, both eager) and compiler (eager PyTorch to
+our scan, both on statistics: no Python between steps, and XLA's programs instead of PyTorch's). If
+there are no more rows than their statistics would have, the rows are kept, and that factor is one
+except for noise.
 """
 
 import argparse
@@ -57,15 +57,15 @@ from benchmarks.speed.synthetic_rows import Source
 from benchmarks.speed.torch_loop import Loop
 from benchmarks.speed.tower import machine
 
-# A relative difference of two variants' objectives.
+# Largest relative difference of the variants' objectives.
 TOLERANCE = 5e-5
 # Steps of one compiled scan.
 SCANNED = 25
-# Shorter steps than this, in seconds, may be faster on one thread than on all: PyTorch then has a
-# turn with each in every round, and the faster counts.
+# Steps shorter than this, in seconds, may be faster on one thread than on all: PyTorch is then
+# timed with both in every round, and the faster counts.
 SHORT = 1.0
 
-# Of (arrays, start, statistics), the strongest fair baseline first.
+# Functions of (arrays, initial adapter, statistics); the strongest fair baseline comes first.
 VARIANTS: Mapping[str, Callable[[Any, Any, Any], Run]] = {
     ALGEBRA: lambda arrays, init, _: algebra_loop(arrays, init),
     STATISTICS: lambda _, init, statistics: statistics_loop(statistics, init),
@@ -77,7 +77,7 @@ VARIANTS: Mapping[str, Callable[[Any, Any, Any], Run]] = {
 }
 # Those whose first call compiles.
 COMPILING = (COMPILED, OP_BY_OP, JIT, SCAN)
-# What a step of the first takes over what one of the second takes.
+# Ratios of the time of a step: of the first variant to the second.
 FACTORS = {
     "algebra": (PUBLISHED, ALGEBRA),
     "statistics": (ALGEBRA, STATISTICS),
@@ -92,10 +92,16 @@ def main(arguments: Sequence[str] | None = None) -> None:
     add = parser.add_argument
     sizes = ["512x512", "4096x2048", "4608x4096"]
     add("--sizes", nargs="+", default=sizes, help="D_in x E of the Linears")
-    add("--rows", nargs="+", type=int, default=[2500, 25_000], help="rows of both sides")
+    add(
+        "--rows",
+        nargs="+",
+        type=int,
+        default=[2500, 25_000],
+        help="forget and preserve rows together",
+    )
     add("--steps", type=int, default=3, help="steps until objectives are compared")
-    add("--seconds", type=float, default=0.5, help="least length of a turn")
-    names = "of the names above"
+    add("--seconds", type=float, default=0.5, help="shortest duration of a turn")
+    names = "variants to run, of those in the table"
     add("--variants", nargs="+", choices=VARIANTS, default=[*VARIANTS], metavar="NAME", help=names)
     options = parser.parse_args(arguments)
     results: dict[str, Any] = {"machine": machine(), "cases": []}
@@ -104,7 +110,7 @@ def main(arguments: Sequence[str] | None = None) -> None:
             source = Source(*map(int, size.split("x")))
             results["cases"].append(case(source, rows, options))
             print(json.dumps(results["cases"][-1], indent=1), flush=True)
-            # After each: the later ones take long.
+            # Saved after each case, since later ones take long.
             save(options.out, results, plot(results["cases"]))
 
 
@@ -126,7 +132,7 @@ def case(source: Source, rows: int, options: argparse.Namespace) -> dict[str, An
 
 
 def measure(runs: dict[str, Run], exact: Exact, options: argparse.Namespace) -> dict[str, Any]:
-    """First calls, one variant after the other, then rounds of turns of the least length."""
+    """Time the first call of every variant, then rounds of turns."""
     steps = options.steps
     first, failed = first_calls(runs, steps)
     runs = {name: runs[name] for name in first}
@@ -146,7 +152,7 @@ def measure(runs: dict[str, Run], exact: Exact, options: argparse.Namespace) -> 
 
 
 def first_calls(runs: dict[str, Run], steps: int) -> tuple[dict[str, float], dict[str, str]]:
-    """(Seconds of the first start and steps, why others could not)."""
+    """(seconds of the first call of each variant, reasons why variants could not run)."""
     first, failed = {}, {}
     for name, run in runs.items():
 
@@ -157,7 +163,7 @@ def first_calls(runs: dict[str, Run], steps: int) -> tuple[dict[str, float], dic
         try:
             first[name], _ = clocked(call)
         except Exception as error:
-            # Only this one needs more than its own library: a C++ compiler and Python's headers.
+            # Only this variant may fail: it needs a C++ compiler and Python's headers.
             if name != COMPILED:
                 raise
             failed[name] = f"{type(error).__name__}: {error}".strip()[:500]
@@ -166,7 +172,7 @@ def first_calls(runs: dict[str, Run], steps: int) -> tuple[dict[str, float], dic
 
 
 def agreement(runs: dict[str, Run], exact: Exact) -> dict[str, Any]:
-    """Every variant's objective.
+    """The objective of every variant, and their relative spread.
 
     Raises:
         AssertionError: the objectives differ.
@@ -178,7 +184,7 @@ def agreement(runs: dict[str, Run], exact: Exact) -> dict[str, Any]:
 
 
 def rounds(runs: dict[str, Run], options: argparse.Namespace) -> dict[str, list[float]]:
-    """Seconds a step in each round."""
+    """Seconds per step of every variant in each round."""
     turns = {name: turns_of(run, options.seconds) for name, run in runs.items()}
     seconds: dict[str, list[float]] = {name: [] for name in runs}
     for _ in range(options.rounds):
@@ -188,7 +194,7 @@ def rounds(runs: dict[str, Run], options: argparse.Namespace) -> dict[str, list[
 
 
 def turns_of(run: Run, seconds: float) -> list[Callable[[], float]]:
-    """A variant's turns in a round, each of at least so many seconds; a turn returns a step's."""
+    """A variant's turns in a round, each at least `seconds` long, returning seconds per step."""
     taken = unit_seconds(run)
     if isinstance(run, Loop) and taken < SHORT:
         return [turn_of(run, seconds, threads) for threads in sorted({1, run.threads})]
@@ -210,7 +216,7 @@ def turn_of(run: Run, seconds: float, threads: int | None = None) -> Callable[[]
 
 
 def unit_seconds(run: Run) -> float:
-    """Seconds of a few steps, after as many unmeasured ones: a scan of this length compiles."""
+    """Seconds of `run.unit` steps, after an unmeasured call that compiles."""
     run.advance(run.unit)
     return clocked(lambda: run.advance(run.unit))[0]
 
@@ -225,7 +231,7 @@ def factors(seconds: Mapping[str, Sequence[float]]) -> dict[str, dict[str, Any]]
 
 
 def plot(cases: list[dict[str, Any]]) -> Figure:
-    """Seconds a step of every variant, a colour a case."""
+    """Plot the seconds per step of every variant, one colour per case."""
     made, axes = figure(width=10)
     names = [name for name in VARIANTS if any(name in case["variants"] for case in cases)]
     for i, case in enumerate(cases):
@@ -244,7 +250,7 @@ def name_of(case: dict[str, Any]) -> str:
 
 
 def table(results: dict[str, Any]) -> str:
-    """The three factors, then every variant's step, then what comes before the steps."""
+    """The three factors, the step of every variant, and the seconds before the steps."""
     cases = {name_of(case): case for case in results["cases"]}
     refuse_equal("jit", [(name, case["variants"]) for name, case in cases.items()])
     names = [name for name in VARIANTS if any(name in case["variants"] for case in cases.values())]

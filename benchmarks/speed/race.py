@@ -1,4 +1,4 @@
-"""The contestants of time_to_objective: what is known before the clock starts, and their turns."""
+"""The contestants of time_to_objective: preparation before the clock starts, and timed turns."""
 
 import argparse
 from collections.abc import Callable, Mapping
@@ -38,9 +38,9 @@ from jax_unlearn.solvers.closed_form.solve import solve
 ADAM, CLOSED = "JAX, Adam on statistics", "JAX, closed form"
 GAPS = {"+1 %": 0.01, "+0.1 %": 0.001, "+0.01 %": 0.0001}
 CLOSEST = [*GAPS][-1]
-# A relative difference of two readings of one objective, at least one of them in float32.
+# Largest relative difference of two readings of an objective, of which one may be in float32.
 TOLERANCE = 2e-5
-# At which the closed form stops where it is to find the best objective known.
+# Tolerance of the closed form when it computes the best objective known.
 THOROUGH = 1e-9
 
 
@@ -48,8 +48,8 @@ THOROUGH = 1e-9
 class Turn:
     """One contestant in one round.
 
-    preparation: seconds before the first step. seconds: from the start of the clock to the first
-    passage of each goal, None where it is not reached. epochs: steps, or iterations, until then.
+    preparation: seconds before the first step. seconds: seconds from the start of the clock to the
+    first passage of each goal, None if it is not reached. epochs: steps, or iterations, until then.
     """
 
     preparation: float
@@ -63,7 +63,7 @@ class Race:
 
     Args:
         arrays: weight, bias, forget, target and preserve.
-        options: of the command line.
+        options: the command-line options.
     """
 
     def __init__(self, arrays: Arrays, options: argparse.Namespace) -> None:
@@ -79,9 +79,9 @@ class Race:
         self.best, self.tuning = best_known(problem, scan, self.exact, options)
         self.goals = {name: self.best["value"] * (1 + gap) for name, gap in GAPS.items()}
         self.rates = self.tuning.chosen(self.goals)
-        # The largest difference of a contestant's own reading.
+        # Largest relative error of each contestant's own readings.
         self.errors: dict[str, float] = {}
-        # Of the whole algebra on the rows in this round: its turn, and its losses by rate.
+        # The turn of the whole algebra on the rows in this round, and its losses by rate.
         self.algebra: tuple[Turn, dict[float, list[float]]] | None = None
 
     def sides(self) -> dict[str, Callable[[], Turn]]:
@@ -106,13 +106,15 @@ class Race:
         prepare: Callable[[], Descent],
         after: Callable[[float, Any], None] | None = None,
     ) -> Turn:
-        """A training with each rate, up to the last of the goals that it is chosen for.
+        """Train with each chosen rate, up to the last of the goals that it was chosen for.
 
         Args:
-            after: called with each rate and the training that has ended.
+            name: name of the contestant.
+            prepare: prepares the training.
+            after: called with each rate and the finished training.
 
         Raises:
-            AssertionError: an objective that passed a goal is another in float64 from the rows.
+            AssertionError: an objective differs from its value in float64 from the rows.
         """
         preparation, run = clocked(prepare)
         found: dict[str, Passage | None] = {}
@@ -142,10 +144,10 @@ class Race:
         return replace(turn, facts={"extrapolated": False})
 
     def published(self) -> Turn:
-        """The published loop from a few epochs, as many times as the whole algebra needed.
+        """The published loop, extrapolated from a few epochs to the number the algebra needed.
 
         Raises:
-            AssertionError: it does not descend as the whole algebra does.
+            AssertionError: its objectives differ from those of the whole algebra.
         """
         assert self.algebra, "the whole algebra has had no turn"
         algebra, losses = self.algebra
@@ -156,7 +158,7 @@ class Race:
         for theirs, ours in zip(loop.losses, losses[rate], strict=False):
             self.compare(PUBLISHED, theirs, ours)
         each = median(timed)
-        # The objective of an epoch is known after one more forward.
+        # The objective of an epoch is known after one more forward pass.
         seconds = {
             gap: None if epoch is None else preparation + (epoch + 1) * each
             for gap, epoch in algebra.epochs.items()
@@ -183,21 +185,21 @@ class Race:
         return Turn(preparation, *results(found, 0.0), facts)
 
     def compare(self, name: str, own: float, other: float) -> None:
-        """Of a contestant's reading of its objective and another of the same."""
+        """Check a contestant's reading of its objective against another reading."""
         error = abs(own / other - 1)
-        assert error <= TOLERANCE, f"{name}: {own} is another objective than {other}"
+        assert error <= TOLERANCE, f"{name}: objective {own} differs from {other}"
         self.errors[name] = max(error, self.errors.get(name, 0.0))
 
 
 def best_known(
     problem: dict[str, Any], scan: Scan, exact: Exact, options: argparse.Namespace
 ) -> tuple[dict[str, Any], Tuning]:
-    """(The lowest objective and whose it is, what the learning rates do)."""
+    """(the lowest objective and where it is from, the tuning of the learning rates)."""
     config = replace(CONFIG, starts=options.starts, tolerance=THOROUGH)
     seconds, found = clocked(lambda: solve(problem, config, bounded=False))
     closed = f"closed form, best of {config.starts} starts"
     values = {closed: exact(found.adapter)}
-    # Not the goal itself: a lower objective may yet be found, and the goal be lower then.
+    # Below the goal, since tuning may find a lower objective, which lowers the goal.
     aim = values[closed] * (1 + 0.9 * GAPS[CLOSEST])
     tuning = tune(scan, options.rates, aim, options.epochs)
     for rate, adapter in tuning.adapters.items():
@@ -210,13 +212,13 @@ def best_known(
 def results(
     found: Mapping[str, Passage | None], before: float
 ) -> tuple[dict[str, float | None], dict[str, int | None]]:
-    """(Seconds, steps) of the passages in the order of GAPS, after so many seconds."""
+    """(seconds, steps) of the passages in the order of GAPS; `before` is added to the seconds."""
     there = {gap: passage.lap if (passage := found[gap]) else None for gap in GAPS}
     seconds = {gap: lap and before + lap.seconds for gap, lap in there.items()}
     return seconds, {gap: lap and lap.epoch for gap, lap in there.items()}
 
 
 def compile_seconds(call: Callable[[], Any]) -> float:
-    """What the first call takes longer than the second."""
+    """Seconds by which the first call is slower than the second."""
     first, second = (clocked(lambda: jax.block_until_ready(call()))[0] for _ in range(2))
     return max(0.0, first - second)

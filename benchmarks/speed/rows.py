@@ -1,15 +1,13 @@
-"""Seconds a step and memory of training on statistics, against the number of rows.
+"""Seconds per step and memory of training on statistics, by the number of rows.
 
-Rows come in blocks and are never held (`streaming`); half are to forget (rows and targets:
-benchmarks/speed/synthetic_rows.py). A case is rows x images to forget. Training is on at most D_in
-+ E rows to forget and D_in to preserve, whatever there were; the least case has that many already,
-for with fewer rows, or fewer images than E, a step is cheaper. Streaming keeps up to two float64
-rows of every image to forget, so that any target may be chosen later: the last case has more
-images.
+Rows are generated in blocks and not stored (`streaming`); half of them are forget rows (rows and
+targets: benchmarks/speed/synthetic_rows.py). A case is rows x forget images. Training uses at most
+D_in + E forget and D_in preserve rows; the smallest case already has that many, since a step is
+cheaper with fewer rows, or fewer images than E. Streaming keeps up to two float64 rows per forget
+image, for every possible target; the last case has more images.
 
-Peak memory is that of a fresh process for each case and phase; what it had after its imports is
-given beside it. Steps are timed in this process, in turns, on the problems that those processes
-left.
+Peak memory is measured in a fresh process for each case and phase, next to its memory after
+imports. Steps are timed alternately in this process, on the problems that those processes saved.
 """
 
 import argparse
@@ -37,11 +35,11 @@ CASES = ["10000x1250", "30000x1250", "100000x1250", "300000x1250", "1000000x1250
 def main(arguments: Sequence[str] | None = None) -> None:
     parser = command("scaling", __doc__, rounds=7)
     add = parser.add_argument
-    add("--cases", nargs="+", default=CASES, help="rows x images to forget")
+    add("--cases", nargs="+", default=CASES, help="rows x forget images")
     add("--d-in", type=int, default=1024)
     add("--e", type=int, default=1024)
-    add("--share", type=float, default=0.5, help="of the rows that are to forget")
-    add("--steps", type=int, default=200, help="of a turn")
+    add("--share", type=float, default=0.5, help="share of forget rows")
+    add("--steps", type=int, default=200, help="steps per timed turn")
     options = parser.parse_args(arguments)
     with TemporaryDirectory() as folder:
         files = [Path(folder) / f"{case}.npz" for case in options.cases]
@@ -57,7 +55,7 @@ def main(arguments: Sequence[str] | None = None) -> None:
 
 
 def phases(case: str, file: Path, options: argparse.Namespace) -> dict[str, Any]:
-    """Gather a case's rows into a file, then train on it, each in its own process."""
+    """Reduce a case's rows to a problem in a file, then train on it, in separate processes."""
     rows, images = map(int, case.split("x"))
     found: dict[str, Any] = {"rows": rows, "images": images}
     given = {k: getattr(options, k) for k in ("d_in", "e", "share")}
@@ -73,14 +71,14 @@ def phases(case: str, file: Path, options: argparse.Namespace) -> dict[str, Any]
 
 
 def steps(files: Sequence[Path], options: argparse.Namespace) -> list[dict[str, Any]]:
-    """Seconds a step of each problem, and the ratio to the first one's."""
+    """Seconds per step of each problem, and the ratio to those of the first."""
     runs = [Scan({NAME: load_part(file)}, options.steps) for file in files]
     for run in runs:
         run.begin()
         run.advance(options.steps)
     seconds: list[list[float]] = [[] for _ in runs]
     for turn in range(options.rounds):
-        # There and back: a machine that slows down does so for both ends.
+        # Alternating order, so that a machine that slows down affects both ends.
         order = range(len(runs)) if turn % 2 == 0 else reversed(range(len(runs)))
         for i in order:
             taken, _ = clocked(lambda run=runs[i]: run.advance(options.steps))
@@ -89,7 +87,7 @@ def steps(files: Sequence[Path], options: argparse.Namespace) -> list[dict[str, 
 
 
 def plot(results: dict[str, Any]) -> Figure:
-    """A step's time, and both phases' memory."""
+    """Plot the time of a step, and the memory of both phases."""
     made, (left, right) = figure(columns=2, width=10)
     rows = [row["rows"] for row in results["rows"]]
     steps = [1000 * row["seconds"] for row in results["rows"]]
@@ -107,7 +105,7 @@ def plot(results: dict[str, Any]) -> Figure:
 
 
 def table(results: dict[str, Any]) -> str:
-    """A step's time and both phases' memory, a number of rows a row."""
+    """Time of a step and memory of both phases, one row per case."""
     rows, measured = [], []
     for row in results["rows"]:
         gather, train = row["gather"], row["train"]

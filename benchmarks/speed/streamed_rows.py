@@ -1,7 +1,7 @@
-"""Statistics of synthetic rows that are never held; `python -m` runs a phase as its own process.
+"""Statistics of synthetic rows that are not stored; `python -m` runs one phase in a process.
 
-The process prints one line of JSON with its peak memory: what it takes to gather a problem of so
-many rows into a file, or to train on that file.
+The process prints a line of JSON with its peak memory: for reducing the rows to a problem in a file
+(gather), or for training on that file (train).
 """
 
 import argparse
@@ -27,13 +27,13 @@ FIELDS = ("forget", "residual", "preserve", "forget_rows", "preserve_rows")
 
 
 def sides(rows: int, share: float) -> tuple[int, int]:
-    """(Rows to forget, rows to preserve)."""
+    """(number of forget rows, number of preserve rows)."""
     forget = round(share * rows)
     return forget, rows - forget
 
 
 def gather(source: Source, forget: int, preserve: int) -> tuple[float, LinearProblem]:
-    """(Seconds, the problem) of rows that come in blocks; making the blocks is not counted."""
+    """(seconds, the problem) of rows in blocks; generating the blocks is not counted."""
     first, kept_forget = gather_side(source, FORGET, forget)
     second, kept_preserve = gather_side(source, PRESERVE, preserve)
     begun = perf_counter()
@@ -69,9 +69,9 @@ def load_part(path: Path) -> LinearProblem:
 
 
 def peak_mib() -> float:
-    """The most memory this process has had.
+    """Peak memory of this process in MiB.
 
-    Not ru_maxrss, which starts at what the parent had when it forked.
+    Not ru_maxrss, which includes the memory of the parent at the fork.
     """
     lines = Path("/proc/self/status").read_text().splitlines()
     return int(next(line for line in lines if line.startswith("VmHWM")).split()[1]) / 1024

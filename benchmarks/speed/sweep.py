@@ -1,15 +1,15 @@
-"""256 settings against one: an epoch of Adam on the shipped model, and all of the closed form.
+"""256 settings against one: an epoch of Adam on the shipped model, and the whole closed form.
 
-The images of a concept go through the shipped tower once; both sides train on their statistics, the
-defaults of `jax-unlearn demo` but for what the settings say: all λ's, rates and seeds, rank 5. Both
-run in this process, in turns: `sweep.train_all` of all settings and `train` of one, each for a few
-epochs and for many. The difference of the two is the steady state: it has no compilation, no start
-and no reading of results. A first call comes before.
+The images of a concept go through the shipped tower once; both sides train on their statistics with
+the defaults of `jax-unlearn demo`, except for the λ's, rates and seeds of the settings, at rank 5.
+They are timed alternately in this process: `train_all` with all settings and `train` with one, each
+for a few epochs and for many. Their difference is the steady state, without compilation, start and
+reading of results. A first call is not counted.
 
-The closed form is timed on rows of full size in memory (benchmarks/speed/synthetic_rows.py), their
-moments included: `sweep.solve_all` of 256 products of the three λ's against `solve` of one of them,
-both without the lower bound. How far the loss of a setting is from that of its own `solve` is told
-for a few of them.
+The closed form is timed on rows of full size in memory (benchmarks/speed/synthetic_rows.py),
+including their moments: `solve_all` with 256 combinations of the three λ's against `solve` with one
+of them, both without the lower bound. For a few settings the loss is compared with that of a
+separate `solve`.
 """
 
 import json
@@ -48,14 +48,14 @@ def main(arguments: Sequence[str] | None = None) -> None:
     parser = command("sweep", __doc__, rounds=5)
     add = parser.add_argument
     add("--concept", default="astronaut")
-    add("--settings", type=int, default=256, help="so many of the grid's 256")
+    add("--settings", type=int, default=256, help="number of settings, of the grid's 256")
     add("--chunk", type=int, default=50, help="epochs of one compiled scan, and of the short call")
-    add("--epochs", type=int, default=200, help="more epochs of the long call; of chunks")
-    add("--d-in", type=int, default=4096, help="of the closed form's rows")
+    add("--epochs", type=int, default=200, help="additional epochs of the long call")
+    add("--d-in", type=int, default=4096, help="width of the closed form's rows")
     add("--e", type=int, default=2048)
     add("--forget", type=int, default=2500, help="rows")
     add("--preserve", type=int, default=22_500, help="rows")
-    add("--checked", type=int, default=8, help="so many settings are also solved alone")
+    add("--checked", type=int, default=8, help="number of settings that are also solved separately")
     options = parser.parse_args(arguments)
     if options.epochs % options.chunk:
         parser.error("--epochs must be a multiple of --chunk")
@@ -75,7 +75,7 @@ def main(arguments: Sequence[str] | None = None) -> None:
 
 
 def grid() -> Grid:
-    """256 settings; one rank, so that one setting stands for any of them."""
+    """256 settings of one rank, so that all take the same time."""
     return Grid(
         target=("near",),
         seed=tuple(range(8)),
@@ -101,7 +101,7 @@ def lambdas() -> Grid:
 
 
 def shipped(concept: str) -> tuple[SolverConfig, ProblemOf]:
-    """(The demo's config, its problem by target and seed)."""
+    """(the demo's config, its problem by target and seed)."""
     config = demo_config(Demo(concept=concept))
     extracted = QwenImages(config, Console(stderr=True)).extract()
 
@@ -120,16 +120,16 @@ def compare(
     epochs: int,
     rounds: int,
 ) -> dict[str, Any]:
-    """Both sides' first call and seconds an epoch; `common.chunk` is what the short call does."""
+    """First call and seconds per epoch of both sides; the short call runs `common.chunk` epochs."""
     one, problem = settings[0], problem_of(settings[0].target, 0)
 
-    def together(epochs: int) -> Any:
+    def train_batch(epochs: int) -> Any:
         return train_all(problem_of, settings, replace(common, epochs=epochs))
 
-    def alone(epochs: int) -> Any:
+    def train_one(epochs: int) -> Any:
         return train(problem, one.config(replace(common, epochs=epochs)))
 
-    sides = {"all": together, "one": alone}
+    sides = {"all": train_batch, "one": train_one}
     first = {name: clocked(partial(side, common.chunk))[0] for name, side in sides.items()}
     turns: dict[str, list[tuple[float, float]]] = {name: [] for name in sides}
     for _ in range(rounds):
@@ -146,23 +146,23 @@ def compare(
 def closed_form(
     problem: Problem, settings: Sequence[Setting], checked: int, rounds: int
 ) -> dict[str, Any]:
-    """Seconds of all settings and of one, in turns; and how near some of all are to theirs alone.
+    """Seconds of all settings and of one, timed alternately, and the excess loss of some settings.
 
-    one_by_one is not timed but counted up from the moments and the iterations of those checked.
+    one_by_one is not timed but extrapolated from the moments and iterations of the checked ones.
     """
     common = PUBLISHED
 
-    def alone(setting: Setting) -> Result:
+    def solve_one(setting: Setting) -> Result:
         return solve(problem, setting.config(common), bounded=False)
 
     one, seconds = settings[len(settings) // 2], dict[str, list[float]](one=[], all=[])
     for _ in range(rounds):
-        seconds["one"].append(clocked(lambda: alone(one))[0])
+        seconds["one"].append(clocked(lambda: solve_one(one))[0])
         taken, trained = clocked(lambda: solve_all(lambda *_: problem, settings, common))
         seconds["all"].append(taken)
         print(f"closed form: one {seconds['one'][-1]:.1f} s, all {taken:.1f} s", flush=True)
     chosen = np.random.default_rng(0).choice(len(settings), checked, replace=False)
-    theirs = [alone(settings[i]) for i in chosen]
+    theirs = [solve_one(settings[i]) for i in chosen]
     excess = [
         float(trained[i].terms.sum()) / result.history[-1]["total"] - 1
         for i, result in zip(chosen, theirs, strict=True)
@@ -180,14 +180,14 @@ def closed_form(
 
 
 def turn(side: Callable[[int], Any], short: int, more: int) -> tuple[float, float]:
-    """(Seconds an epoch in steady state, seconds of the short call)."""
+    """(seconds per epoch in steady state, seconds of the short call)."""
     few, _ = clocked(lambda: side(short))
     many, _ = clocked(lambda: side(short + more))
     return (many - few) / more, few
 
 
 def side_facts(first: float, turns: list[tuple[float, float]]) -> dict[str, Any]:
-    """compile: what the first call took more than the same later."""
+    """Medians of a side; compile: seconds by which the first call was slower than later ones."""
     seconds, short = zip(*turns, strict=True)
     facts = {"seconds": median(seconds), "all_seconds": seconds, "first_call": first}
     return {**facts, "short_call": median(short), "compile": first - median(short)}
@@ -210,7 +210,7 @@ def plot(results: dict[str, Any]) -> Figure:
 
 
 def table(results: dict[str, Any]) -> str:
-    """All settings against one: the closed form from features to end, an epoch of Adam."""
+    """All settings against one: the closed form from features to adapter, and an epoch of Adam."""
     number, one, all_ = results["settings"], results["one"], results["all"]
     refuse_equal("sweep", [("one setting", one), ("all settings", all_)])
     step = 1000 * one["seconds"]
@@ -226,15 +226,15 @@ def table(results: dict[str, Any]) -> str:
     ]
     header = ["Adam", "ms an epoch", "to one setting", "compiling, s"]
     solved = results["closed_form"]
-    alone, counted = solved["one"], solved["one_by_one"]
+    single, counted = solved["one"], solved["one_by_one"]
     closed = [
-        ["one setting, `solve`", shown(alone), "1"],
+        ["one setting, `solve`", shown(single), "1"],
         [
             f"{solved['settings']} settings, `solve_all`",
             shown(solved["all"]),
             f"**{times(solved['ratio'])}**",
         ],
-        ["one by one, counted up", shown(counted), f"{times(counted / alone)}"],
+        ["one by one, counted up", shown(counted), f"{times(counted / single)}"],
     ]
     heads = ["closed form", "seconds from features in memory", "to one setting"]
     sides = f"{solved['forget']:,} and {solved['preserve']:,} rows"

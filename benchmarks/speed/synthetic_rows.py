@@ -1,13 +1,13 @@
-"""Rows as a Merger's GELU might give them out, made from a seed a block at a time.
+"""Synthetic rows that resemble the output of a Merger's GELU, generated from a seed in blocks.
 
     x = gelu(c + (z + m) M + noise)        z [64]: half of its variance the image's, half the row's
 
-The latent z has a variance that falls as 1 / j, so that a few directions hold most of the rows, as
-in real features; c is -0.5 on average, so that all rows share a large mean, as behind a GELU. The
-noise has half the latent part's size and its own value in every entry: no direction of x is empty,
-and Gram matrices have full rank. m moves images to forget along one direction; it is zero for
-those to preserve. The frozen Linear is normal, W / √D_in, and keeps rows at about their size; the
-target is one random unit vector an image, far shorter than the outputs, as published.
+The standard deviations of the latent z fall as 1 / √j, so that a few directions have most of the
+variance, as in real features; c is -0.5 on average, so that all rows share a large mean, as after a
+GELU. The noise is independent in every entry and half as large as the latent part, so that Gram
+matrices have full rank. m shifts forget images along one direction; it is zero for preserve images.
+The frozen Linear is normal, W / √D_in, and roughly keeps the norms of rows; the target is one
+random unit vector per image, much shorter than the outputs, as published.
 """
 
 import math
@@ -28,9 +28,10 @@ class Source:
     """A Linear, its rows and their targets.
 
     Args:
-        d_in, e: the Linear's widths.
-        tokens: rows an image.
-        seed: of everything; the same numbers give the same rows, however many are asked for.
+        d_in: input width of the Linear.
+        e: output width.
+        tokens: rows per image.
+        seed: seed of everything; the first rows do not depend on the number of rows.
     """
 
     def __init__(self, d_in: int, e: int, tokens: int = 50, seed: int = 0) -> None:
@@ -48,30 +49,35 @@ class Source:
     def blocks(
         self, side: int, rows: int
     ) -> Iterator[tuple[Int[np.ndarray, " n"], Float[np.ndarray, "n d_in"]]]:
-        """(Which image, x) of so many rows of FORGET or PRESERVE; no image is in two blocks."""
+        """Yields (image of each row, x) for blocks of `rows` rows; no image is in two blocks.
+
+        Args:
+            side: FORGET or PRESERVE.
+            rows: number of rows.
+        """
         step = self.tokens * max(1, BLOCK // self.tokens)
         for block, first in enumerate(range(0, rows, step)):
             n = min(step, rows - first)
             yield (first + np.arange(n)) // self.tokens, self._block(side, block, n)
 
     def rows(self, side: int, rows: int) -> Float[np.ndarray, "n d_in"]:
-        """The same in memory."""
+        """The rows of `blocks` in memory."""
         return np.concatenate([x for _, x in self.blocks(side, rows)])
 
     def unit_vectors(self, rows: int) -> Float[np.ndarray, "images e"]:
-        """The target of each image of so many rows to forget."""
+        """The target of each image of `rows` forget rows."""
         random = np.random.default_rng([self.seed, TARGET])
         vectors = normal(random, math.ceil(rows / self.tokens), self.e)
         return vectors / np.linalg.norm(vectors, axis=1, keepdims=True)
 
     def linear_arrays(self, forget: int, preserve: int) -> tuple[np.ndarray, ...]:
-        """What `objective.linear_problem` takes: weight, bias, forget, target, preserve."""
+        """The arguments of `objective.linear_problem`: weight, bias, forget, target, preserve."""
         target = self.unit_vectors(forget)[np.arange(forget) // self.tokens]
         sides = self.rows(FORGET, forget), self.rows(PRESERVE, preserve)
         return self.weight, self.bias, sides[0], target, sides[1]
 
     def output(self, x: Float[np.ndarray, "n d_in"]) -> Float[np.ndarray, "n e"]:
-        """The original Linear's."""
+        """The output of the original Linear."""
         return x @ self.weight.T + self.bias
 
     def _block(self, side: int, block: int, n: int) -> Float[np.ndarray, "n d_in"]:
@@ -91,7 +97,7 @@ def normal(random: np.random.Generator, *shape: int) -> Any:
 
 
 def gelu(x: Float[np.ndarray, "n d"]) -> Float[np.ndarray, "n d"]:
-    """The exact one, as in the Mergers."""
+    """The exact GELU, as in the Mergers."""
     share = erf(x * np.float32(0.5**0.5))
     share += 1
     share *= x

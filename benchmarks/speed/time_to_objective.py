@@ -2,26 +2,26 @@
 
 The best objective known is the lowest that the closed form from several starts or Adam with any of
 the learning rates reaches, taken in float64 from the rows (benchmarks/speed/float64_objective.py).
-Every contestant is timed until its own objective is first that low: the whole algebra of our loss
-in eager PyTorch on the rows (the strongest fair baseline, benchmarks/speed/torch_algebra.py), the
-same on the rows' statistics, the published loop, our Adam on statistics, and our closed form. They
-run in this process, in turns. Rows and targets: benchmarks/speed/synthetic_rows.py.
+Every contestant is timed until its own objective first reaches the goal: the whole algebra of our
+loss in eager PyTorch on the rows (the strongest fair baseline, benchmarks/speed/torch_algebra.py),
+the same on the statistics of the rows, the published loop, our Adam on statistics, and our closed
+form. They run alternately in this process. Rows and targets: benchmarks/speed/synthetic_rows.py.
 
-The clock starts at float32 arrays of rows, target and Linear, and includes each contestant's own
-preparation: original outputs, residual, statistics, moments. Compilation is reported in a column of
-its own: every program is compiled before the clock starts. PyTorch's objective is read after every
-step, our Adam's after every scan of --scan steps, the closed form's after every iteration; that
-returns its adapter a little later (`returned`), after its last digits and without a lower bound.
+The clock starts with rows, target and Linear as float32 arrays, and includes each contestant's
+preparation: original outputs, residual, statistics, moments. Compilation is reported in a separate
+column; every program is compiled before the clock starts. PyTorch's objective is read after every
+step, our Adam's after every scan of --scan steps, and the closed form's after every iteration. The
+closed form returns its adapter a little later (`returned`), once it has converged; it computes no
+lower bound.
 
-Each goal has the constant learning rate of --rates that reaches it in the fewest steps. All four
-Adam contestants follow the same trajectory for the same rate, but for rounding: same start, same
-loss, same full batch. So the rates are tuned once, by our scan on statistics, and hold for each of
-them. The seconds of the tuning are reported separately and are part of no contestant's time.
+Each goal uses the constant learning rate of --rates that reaches it in the fewest steps. All four
+Adam contestants follow the same trajectory for a given rate, except for rounding: same start, same
+loss, same full batch. The rates are therefore tuned once, with our scan on statistics, and used for
+all of them. The seconds of the tuning are reported separately and count for no contestant.
 
-Of the published loop a few epochs are timed (--published-epochs). Its time is then extrapolated:
-its preparation, and the median epoch times as many epochs as the whole algebra on the same rows
-needed, with which its objectives must agree in the epochs that it runs. With 0 it runs to its own
-passages.
+Only a few epochs of the published loop are timed (--published-epochs). Its time is extrapolated as
+its preparation plus the median epoch times the number of epochs that the whole algebra needed on
+the same rows; the objectives of both must agree in the timed epochs. With 0 it is run to the goals.
 """
 
 import json
@@ -38,7 +38,7 @@ from benchmarks.speed.race import ADAM, CLOSED, GAPS, Race, Turn
 from benchmarks.speed.synthetic_rows import Source
 from benchmarks.speed.tower import machine
 
-# The first that is tried bounds the others' epochs.
+# The first rate that reaches the goal limits the epochs of the others.
 RATES = (0.003, 0.01, 0.001, 0.03, 0.1)
 
 
@@ -49,12 +49,22 @@ def main(arguments: Sequence[str] | None = None) -> None:
     add("--e", type=int, default=2048)
     add("--forget", type=int, default=1250, help="rows")
     add("--preserve", type=int, default=11_250, help="rows")
-    add("--tokens", type=int, default=50, help="rows an image")
+    add("--tokens", type=int, default=50, help="rows per image")
     add("--epochs", type=int, default=1000, help="limit of every training")
-    add("--published-epochs", type=int, default=4, help="of the published loop; 0: all of them")
+    add(
+        "--published-epochs",
+        type=int,
+        default=4,
+        help="epochs of the published loop that are timed; 0: all",
+    )
     add("--rates", type=float, nargs="+", default=RATES, help="learning rates to choose from")
-    add("--starts", type=int, default=3, help="of the closed form, for the best objective known")
-    add("--scan", type=int, default=10, help="steps of our Adam between two looks")
+    add(
+        "--starts",
+        type=int,
+        default=3,
+        help="starts of the closed form, for the best objective known",
+    )
+    add("--scan", type=int, default=10, help="steps of our Adam between readings")
     options = parser.parse_args(arguments)
     source = Source(options.d_in, options.e, options.tokens)
     race = Race(source.linear_arrays(options.forget, options.preserve), options)
@@ -67,7 +77,7 @@ def main(arguments: Sequence[str] | None = None) -> None:
 
 
 def known(race: Race) -> dict[str, Any]:
-    """What is found before the clock starts: the goals, and a learning rate for each."""
+    """The goals and their learning rates, which are found before the clock starts."""
     tuning = race.tuning
     return {
         "initial": race.initial,
@@ -77,7 +87,7 @@ def known(race: Race) -> dict[str, Any]:
             "grid": sorted(tuning.histories),
             "on": "Adam on statistics (JAX); all Adam contestants descend the same trajectory",
             "seconds": tuning.seconds,
-            # A rate is given up once another has reached the closest goal in as many steps.
+            # A rate is stopped once another has reached the closest goal in as many steps.
             "steps": {rate: len(history) - 1 for rate, history in tuning.histories.items()},
             "epochs": tuning.epochs(race.goals),
             "chosen": race.rates,
@@ -86,7 +96,7 @@ def known(race: Race) -> dict[str, Any]:
 
 
 def run(race: Race, rounds: int) -> dict[str, Any]:
-    """All contestants in turns."""
+    """Time all contestants alternately."""
     sides = race.sides()
     turns: dict[str, list[Turn]] = {name: [] for name in sides}
     for _ in range(rounds):
@@ -97,7 +107,7 @@ def run(race: Race, rounds: int) -> dict[str, Any]:
 
 
 def over(turns: list[Turn], baseline: list[Turn], name: str, race: Race) -> dict[str, Any]:
-    """A contestant's medians over the rounds, and how many times as fast as the baseline it is."""
+    """A contestant's medians over the rounds, and its speed relative to the baseline."""
     seconds, ratios = {}, {}
     for gap in GAPS:
         own, theirs = ([turn.seconds[gap] for turn in side] for side in (turns, baseline))
@@ -118,13 +128,13 @@ def over(turns: list[Turn], baseline: list[Turn], name: str, race: Race) -> dict
 
 
 def medians(turns: list[Turn], names: Sequence[str]) -> dict[str, float]:
-    """Over the rounds, of the facts that this contestant has."""
+    """Medians over the rounds of a contestant's other facts."""
     known = [name for name in names if name in turns[-1].facts]
     return {name: median(turn.facts[name] for turn in turns) for name in known}
 
 
 def plot(results: dict[str, Any]) -> Figure:
-    """The distance to the best objective known over the seconds, at the three goals."""
+    """Plot the distance to the best objective known against the seconds, at the three goals."""
     made, axes = figure()
     for name, found in results["contestants"].items():
         there = [(found["seconds"][gap], 100 * share) for gap, share in GAPS.items()]

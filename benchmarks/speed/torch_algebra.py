@@ -1,12 +1,11 @@
-"""The three-term loss and its gradient in PyTorch, with the whole algebra that our JAX code has.
+"""The three-term loss and its gradient in PyTorch, with the same algebra as our JAX code.
 
-R = T − X_f Wᵀ − b is computed once, so W is in no step. ‖X_p Δᵀ‖ and ‖B A‖ come from r × r Gram
-matrices, so only one matrix of the size of the outputs is made, R − s (X_f Aᵀ) Bᵀ. The gradient is
-written out, which saves PyTorch's recording of the operations, and all thin products have the r
-columns as rows, [r, n], which is up to three times as fast on a CPU as [n, r].
+R = T − X_f Wᵀ − b is computed once, so that no step needs W. ‖X_p Δᵀ‖ and ‖B A‖ are computed from
+r × r Gram matrices, so that R − s (X_f Aᵀ) Bᵀ is the only matrix of the size of the outputs. The
+gradient is written by hand, without autograd, and thin products are stored as [r, n], which is up
+to three times as fast on a CPU as [n, r].
 
-The same functions run on the rows, and on their statistics as `objective.linear.compress` makes
-them.
+The same functions run on rows, and on their statistics from `objective.linear.compress`.
 """
 
 from collections.abc import Callable
@@ -24,7 +23,7 @@ from jax_unlearn.objective.linear import LinearProblem
 
 
 class Constants(NamedTuple):
-    """What does not change in training."""
+    """Constants of the training."""
 
     forget: Float[Tensor, "n_f d_in"]
     residual: Float[Tensor, "n_f e"]
@@ -46,10 +45,10 @@ class Constants(NamedTuple):
 def loss_and_gradients(
     constants: Constants, costs: Float[Tensor, "3"], scale: float, a: Tensor, b: Tensor
 ) -> tuple[Tensor, Tensor, Tensor]:
-    """(Loss, its gradient by A, its gradient by B).
+    """(loss, its gradient with respect to A, its gradient with respect to B).
 
     Args:
-        costs: of ‖R − s X_f (B A)ᵀ‖, ‖X_p (B A)ᵀ‖ and ‖B A‖.
+        costs: costs of ‖R − s X_f (B A)ᵀ‖, ‖X_p (B A)ᵀ‖ and ‖B A‖.
         a: [r, D_in].
         b: [E, r].
     """
@@ -59,7 +58,7 @@ def loss_and_gradients(
     of_b, of_a, of_preserve = b.T @ b, a @ a.T, h_preserve @ h_preserve.T
     squares = torch.stack([(of_preserve * of_b).sum(), (of_a * of_b).sum()])
     norms = torch.cat([norm(missed)[None], squares.clamp(min=0).sqrt()])
-    # The gradient of a norm that is zero is zero, as PyTorch's own is.
+    # The gradient of a norm of zero is zero, as in PyTorch.
     shares = torch.where(norms > 0, costs / norms, 0.0)
     by_missed, by_preserve, by_weight = shares[0] * -scale, shares[1], shares[2]
     by_a = torch.addmm((by_weight * of_b) @ a, (by_preserve * of_b) @ h_preserve, preserve)
@@ -88,6 +87,6 @@ def whole_algebra(
 
 
 def compiled_algebra(constants: Constants, scale: float) -> Backward:
-    """The same through torch.compile, for these sizes alone."""
+    """As `whole_algebra`, compiled by torch.compile for these sizes only."""
     torch._dynamo.reset()
     return whole_algebra(constants, scale, partial(torch.compile, dynamic=False))

@@ -1,8 +1,8 @@
 """The published training loop in PyTorch, and the Adam loop that every PyTorch variant runs in.
 
-Adam on A and B of one Linear. In every step the published loss computes the Linear's outputs anew
-and subtracts the cached original ones. Written here for the benchmarks, after the loss of
-DESIGN.md. The same loss in fewer operations: benchmarks/speed/torch_algebra.py.
+Adam on A and B of one Linear. In every step the published loss recomputes the Linear's outputs and
+subtracts the cached original ones. Written for the benchmarks, after the loss in DESIGN.md. For the
+same loss in fewer operations see benchmarks/speed/torch_algebra.py.
 """
 
 from collections.abc import Callable
@@ -64,12 +64,12 @@ def norm(x: Tensor) -> Tensor:
 
 
 def device() -> str:
-    """Where JAX computes too."""
+    """The torch device that corresponds to JAX's."""
     return "cuda" if jax.default_backend() == "gpu" else "cpu"
 
 
 def published(rows: Rows, scale: float) -> Backward:
-    """The published loss with PyTorch's own gradient."""
+    """The published loss, with the gradient of PyTorch's autograd."""
 
     def backward(a: Tensor, b: Tensor) -> Tensor:
         a.grad = b.grad = None
@@ -81,13 +81,13 @@ def published(rows: Rows, scale: float) -> Backward:
 
 
 class Loop:
-    """Adam on one pair, started where JAX's is.
+    """Adam on one pair, from the same start as JAX's.
 
     Args:
-        backward: of the loss.
-        init: an adapter of one pair.
-        fused: Adam's update as one operation, which is the fastest form on a CPU too; without it
-            Adam is PyTorch's default, as in the published loop.
+        backward: computes the loss and sets the gradients.
+        init: initial adapter, with one pair.
+        fused: fused update of Adam, the fastest form, also on a CPU; otherwise PyTorch's default,
+            as in the published loop.
 
     Attributes:
         unit: least number of steps in a timed turn.
@@ -113,7 +113,7 @@ class Loop:
         self.losses: list[float] = []
 
     def objective(self) -> float:
-        """The loss of the present adapter; the next step reuses it and its gradients."""
+        """The loss of the current adapter; the next step reuses it and its gradients."""
         if self.total is None:
             self.total = self.backward(self.a, self.b).item()
             self.losses.append(self.total)
@@ -127,11 +127,11 @@ class Loop:
             self.total = None
 
     def adapter(self) -> LoraAdapter:
-        """A copy of the present pair, whose loss `objective` is."""
+        """A copy of the current pair, the one of `objective`."""
         (name,) = self.init.pairs
         pair = LoraPair(*(x.detach().cpu().numpy().copy() for x in (self.a, self.b)))
         return replace(self.init, pairs={name: pair})
 
     def best(self) -> LoraAdapter:
-        """The same: PyTorch is looked at after every step."""
+        """The same, since PyTorch's objective is read after every step."""
         return self.adapter()

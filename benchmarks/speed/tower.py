@@ -1,7 +1,7 @@
 """Images per second of the tower against Hugging Face's in PyTorch, on the same patches.
 
-Both run in this process on the same threads, in turns; a ratio is the median over the repeats.
-Beside it: what the products of the blocks alone take, the limit that no fusion can beat.
+Both are timed alternately in this process on the same threads; a ratio is the median over the
+repeats. Also measured: the matrix products of the blocks alone, a limit that no fusion can beat.
 """
 
 import argparse
@@ -66,7 +66,7 @@ def main() -> None:
                     row = compare(exact, theirs, ours, grids(model, images), options.repeats)
                     rows.append({"model": model, "dtype": dtype, "images": images, **row})
                     print(json.dumps(rows[-1], indent=1), flush=True)
-                    # After each: half an hour's work is not lost to the last one.
+                    # Written after each row, so that an error does not lose half an hour's work.
                     facts = {"machine": machine(), "rows": rows}
                     options.out.write_text(json.dumps(facts, indent=1) + "\n")
 
@@ -75,7 +75,7 @@ def main() -> None:
 def towers(
     model: str, dtype: str
 ) -> Iterator[tuple[torch.nn.Module, torch.nn.Module, Qwen3VisionTower]]:
-    """(Hugging Face's tower in float32, in `dtype`, both with sdpa; ours), of the same weights."""
+    """(Hugging Face's tower in float32, in `dtype`, both with sdpa; ours), with equal weights."""
     torch.manual_seed(0)
     if model == "shipped":
         checkpoint = ASSETS / "checkpoint"
@@ -94,7 +94,7 @@ def towers(
 
 
 def grids(model: str, images: str) -> np.ndarray:
-    """[n, 3] of one batch: squares, or what extraction would take first out of a mixed folder."""
+    """Grid [n, 3] of a batch: squares, or the first batch of a folder of mixed sizes."""
     square, sides = SIDES[model]
     if images == "equal":
         return np.array([[1, square, square]] * (PATCHES[model] // square**2))
@@ -102,7 +102,7 @@ def grids(model: str, images: str) -> np.ndarray:
 
 
 def mixed(patches: int, sides: range, one_row: bool) -> np.ndarray:
-    """[n, 3] of the first batch that extraction would make of images with such sides."""
+    """Grid [n, 3] of the first batch that extraction would make of images with these sides."""
     random = np.random.default_rng(0)
     pool, drawn = Pool(patches, block=4, one_row=one_row), []
     for index in count():
@@ -147,7 +147,7 @@ def compare(
     return {
         "n_images": len(grid),
         "patches": patches,
-        # Of the Merger's output, against Hugging Face's in float32.
+        # Errors of the Merger's output, against Hugging Face's in float32.
         "relative_error": errors,
         "compile_seconds": first_call - median(seconds["jax"]),
         "images_per_second": {k: len(grid) / median(v) for k, v in seconds.items()},
@@ -161,7 +161,7 @@ def compare(
 def in_turns(
     runs: dict[str, Callable[[], Any]], repeats: int, times: int = 1
 ) -> dict[str, list[float]]:
-    """Seconds of each, `times` over; all once unmeasured, then one after the other in rounds."""
+    """Seconds of each run in `times` rounds, after one unmeasured call of each."""
     for run in runs.values():
         run()
     seconds: dict[str, list[float]] = {name: [] for name in runs}
@@ -198,7 +198,7 @@ def torch_parts(
 
 
 def jax_parts(config: VisionConfig, grid: np.ndarray) -> dict[str, Callable[[], Any]]:
-    """The same of ours, in the shape that the batch is packed into."""
+    """Products and attention of our tower, in the shape that the batch is packed into."""
     rows, length = batch_shape(frame_sizes(grid), config.spatial_merge_size**2, config.one_row)
     random = np.random.default_rng(0)
 
@@ -261,7 +261,7 @@ def table(results: dict[str, Any]) -> str:
             f"{row['parts'][f'{k} attention']:.2f}"
             for k in speed
         ]
-        # Nothing where an earlier row has compiled the same shape.
+        # 0 if an earlier row has compiled the same shape.
         compiling = f"{max(0.0, row['compile_seconds']):.1f}"
         # Rows of earlier runs have none.
         known = row.get("relative_error", {})

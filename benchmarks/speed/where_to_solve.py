@@ -1,9 +1,9 @@
 """Where the closed form should do its linear algebra: NumPy and SciPy on the host, or JAX.
 
-One iteration of `solve` is a Gram matrix of the rows (once), a factor of H = G_f + a G_p + b I, and
-what the factor does to C_f (`ridge.Ridge`). Each is timed in float64 on both sides in turns, with
-the transfers that JAX on another device would need left out, and in float32 on JAX, which is not
-enough for it (`ridge`) but tells what a device without float64 could save at best.
+`solve` needs a Gram matrix of the rows (once), and in an iteration a factorisation of
+H = G_f + a G_p + b I and its solution for C_f (`ridge.Ridge`). Each is timed alternately in float64
+on both, without the transfers that JAX on another device would need, and in float32 on JAX, whose
+precision does not suffice (`ridge`), but which shows the largest gain of a device without float64.
 """
 
 import json
@@ -92,7 +92,7 @@ def turns(sides: dict[str, Parts], rounds: int) -> dict[str, dict[str, list[floa
 
 
 def compared(seconds: dict[str, dict[str, list[float]]]) -> dict[str, dict[str, Any]]:
-    """Medians, and how many times as long as on the host JAX takes."""
+    """Medians, and the ratio of JAX's time to the host's."""
     return {
         part: {
             name: {"seconds": median(taken), "all_seconds": taken, **ratio(taken, sides[HOST])}
@@ -115,7 +115,7 @@ def plot(parts: dict[str, dict[str, Any]]) -> Figure:
 
 
 def table(results: dict[str, Any]) -> str:
-    """The linear algebra of the closed form on both sides, in seconds."""
+    """Seconds of the closed form's linear algebra on both sides."""
     parts = results["parts"]
     refuse_equal("place", list(parts.items()))
     sides = [*next(iter(parts.values()))]

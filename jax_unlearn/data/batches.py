@@ -1,8 +1,8 @@
-"""Which images share a batch: as little padding as possible in as few shapes as possible (host).
+"""Assign images to batches, with little padding and few distinct shapes (on the host).
 
 Images wait until they fill a batch; larger ones are placed first and smaller ones fill the gaps.
-Only their sizes are looked at, so the batches of a pass are known before the first image is decoded
-and are the same however many processes decode them.
+Assignment depends on the images' sizes only, so the batches of a pass are known before the first
+image is decoded, and do not depend on the number of worker processes.
 """
 
 from collections import defaultdict
@@ -11,22 +11,22 @@ from dataclasses import dataclass
 from itertools import chain
 
 from jax_unlearn.models.qwen3_vision.packing import (
-    SMALL,
+    SMALL_FRAME,
     batch_shape,
     ladder_length,
     place,
     short_length,
 )
 
-# Slots of a batch, if nothing else is asked for.
+# Default number of patches of a batch.
 PATCHES = 8192
-# Shorter rows would only make more shapes.
+# Shortest row of a batch of several rows; shorter ones would only add shapes.
 SHORTEST = 512
 
 
 @dataclass(frozen=True)
 class Item:
-    """An image by its number among the pass's files, and how many patches it has."""
+    """An image: its index among the files of the pass, and its number of patches."""
 
     index: int
     patches: int
@@ -34,7 +34,7 @@ class Item:
 
 @dataclass(frozen=True)
 class Batch:
-    """What one call of the tower takes of a device: the images, first fit in this order."""
+    """The images that one device processes in a step, packed first-fit in this order."""
 
     items: list[Item]
     rows: int
@@ -46,47 +46,48 @@ class Batch:
 
 
 class Pool:
-    """Images that wait for their batch.
+    """Collects images and forms batches of them.
 
     Args:
-        patches: slots of a full batch, a power of two.
-        block: patches of a merge block.
-        one_row: a batch is one row that all sizes share, for an attention that skips what is
-            foreign; otherwise its rows are a power of two, as long as its largest image needs.
+        patches: number of patches of a full batch, a power of two.
+        block: number of patches of a merge block.
+        one_row: a batch is one row with images of all sizes, for an attention kernel that skips
+            other segments; otherwise it has a power of two of rows, as long as its largest image
+            needs.
     """
 
     def __init__(self, patches: int, block: int, one_row: bool) -> None:
         self.patches, self.block, self.one_row = patches, block, one_row
-        # By the length of their rows, before it is rounded to whole merge blocks.
+        # Waiting images by row length, before it is rounded up to whole merge blocks.
         self.waiting: dict[int, list[Item]] = defaultdict(list)
 
     def add(self, item: Item) -> Iterator[Batch]:
-        """Take an image in; give the batches that it makes ready."""
+        """Add an image; yields the batches that are now complete."""
         row = self.row(item)
         if not item.patches <= row <= self.patches:
-            # Larger than a batch: it gets a shape of its own.
+            # An image larger than a batch gets a shape of its own.
             yield Batch([item], *batch_shape([item.patches], self.block, self.one_row))
             return
         self.waiting[row].append(item)
-        # Twice as many as fit leave a choice.
+        # Choosing among twice as many patches as fit leaves less padding.
         if sum(item.patches for item in self.waiting[row]) >= 2 * self.patches:
-            yield self.take(row)
+            yield self.next_batch(row)
 
-    def rest(self) -> Iterator[Batch]:
-        """All that still wait."""
+    def flush(self) -> Iterator[Batch]:
+        """Batches of all images that are still waiting."""
         for row in sorted(self.waiting, reverse=True):
             while self.waiting[row]:
-                yield self.take(row)
+                yield self.next_batch(row)
 
     def row(self, item: Item) -> int:
-        """Length of the rows that an image waits for."""
+        """Length of the rows that an image is packed into."""
         size = item.patches
         if self.one_row:
-            return self.patches if size > SMALL else short_length(size, self.block)
+            return self.patches if size > SMALL_FRAME else short_length(size, self.block)
         return max(SHORTEST, 1 << (size - 1).bit_length())
 
-    def take(self, row: int) -> Batch:
-        """A batch of those that wait for rows of this length; shorter ones fill the gaps."""
+    def next_batch(self, row: int) -> Batch:
+        """A batch of waiting images with rows of this length; smaller images fill the gaps."""
         shorter = [items for length, items in self.waiting.items() if length <= row]
         chosen: list[Item] = []
         used: list[int] = []
@@ -105,12 +106,12 @@ class Pool:
         return Batch(chosen, 1 << (len(used) - 1).bit_length(), length)
 
 
-def together(batches: Iterator[Batch], devices: int) -> Iterator[list[Batch]]:
-    """Batches of one shape, one for each device; in the end fewer."""
+def group_by_shape(batches: Iterator[Batch], devices: int) -> Iterator[list[Batch]]:
+    """Groups of `devices` batches of one shape; the last group of a shape may be smaller."""
     waiting: dict[tuple[int, int], list[Batch]] = {}
     for batch in batches:
-        alike = waiting.setdefault((batch.rows, batch.length), [])
-        alike.append(batch)
-        if len(alike) == devices:
+        group = waiting.setdefault((batch.rows, batch.length), [])
+        group.append(batch)
+        if len(group) == devices:
             yield waiting.pop((batch.rows, batch.length))
     yield from waiting.values()

@@ -1,4 +1,4 @@
-"""The four groups of samples of a run: to forget and to keep, to train on and to test with."""
+"""The four groups of samples of a run: forget and preserve, each for training and held out."""
 
 import hashlib
 from collections.abc import Sequence
@@ -24,7 +24,7 @@ S = TypeVar("S", ImageFile, Prompt)
 
 @dataclass(frozen=True, kw_only=True)
 class SampleSettings:
-    """What a run reads: a checkpoint, and samples to forget and to keep."""
+    """Inputs of a run: a checkpoint, and samples to forget and to preserve."""
 
     checkpoint: Path
     """Directory of a checkpoint of the Qwen3-VL, Qwen3-Omni or Qwen3.5 family, or of CLIP."""
@@ -37,34 +37,36 @@ class SampleSettings:
     preserve_text: tuple[str, ...] = used_if((), source=NAMES)
     """CLIP: names to keep, or a .txt file with one name per line."""
     train_templates: tuple[str, ...] = used_if(("{}",), source=NAMES)
-    """CLIP: prompts that a name is trained in; {} stands for the name."""
+    """CLIP: prompts used in training, with {} in place of the name."""
     template: str = used_if("a photo of a {}.", source=(NAMES, "clip_images"))
-    """CLIP: the prompt that a name is judged in."""
+    """CLIP: the prompt used in evaluation, with {} in place of the name."""
     images: Path | None = used_if(None, source=NAMES)
-    """CLIP's text side: folder of images, sub-folders named like the names, to be classified before
-    and after."""
+    """CLIP's text side: folder of images to classify before and after, in sub-folders named as in
+    --forget-text and --preserve-text."""
     other_images: tuple[Path, ...] = used_if((), source=NAMES)
     """CLIP's text side: folders of other data sets, each classified among its own sub-folders."""
     forget_held_out: Path | None = used_if(None, source=IMAGES)
-    """Images to test forgetting with; by default a seeded fifth of each class of --forget."""
+    """Held-out images to forget, for evaluation; by default a seeded fifth of each class of
+    --forget."""
     preserve_held_out: Path | None = used_if(None, source=IMAGES)
-    """Images to test keeping with; by default a seeded fifth of each class of --preserve."""
+    """Held-out images to keep, for evaluation; by default a seeded fifth of each class of
+    --preserve."""
     concept: str | None = used_if(None, source=IMAGES)
-    """Forget the classes whose name holds all these words and keep the others, so that --forget and
-    --preserve may be one folder."""
+    """Forget the classes whose names contain all these words and keep the others; --forget and
+    --preserve may then be one folder."""
     questions: Path | None = used_if(None, source="qwen_images")
     """JSON list of {question, answers: {class: answer}} for `evaluate --vlm`."""
     statistics: Path | None = None
-    """An earlier run, to fit again on its statistics: no image is read, and no tower or encoder
-    run. Its settings are the defaults; what its samples were read with cannot be changed."""
+    """Directory of an earlier run whose saved statistics are fitted again, without reading images
+    or running a tower or encoder. Its settings are the defaults; those its statistics depend on
+    cannot be changed."""
 
 
 @dataclass(frozen=True)
 class Dataset(Generic[S]):
-    """Images or prompts of a run; the held-out ones are for evaluation only.
+    """The images or prompts of a run; the held-out ones are used for evaluation only.
 
-    unreadable: names of images that cannot be read, with why; left_out: what lies in the folders
-    and is no image.
+    unreadable: (name, reason) of images that cannot be read; left_out: other files in the folders.
     """
 
     forget: list[S]
@@ -75,19 +77,23 @@ class Dataset(Generic[S]):
     left_out: LeftOut = field(default_factory=LeftOut)
 
     def groups(self) -> dict[str, list[S]]:
-        """By their names in metrics.json."""
+        """The groups by their names in metrics.json."""
         return {name: getattr(self, name) for name in GROUPS}
 
     def labels(self) -> list[str]:
-        """Classes of the held-out samples, which are what is asked about."""
+        """Sorted classes of the held-out samples, the ones that evaluation asks about."""
         return sorted({sample.label for sample in self.forget_held_out + self.preserve_held_out})
 
     def samples(self) -> list[S]:
-        """Those of all groups."""
+        """The samples of all groups."""
         return [sample for group in self.groups().values() for sample in group]
 
     def fingerprint(self, *names: str) -> str:
-        """Changes when a sample of these groups, by default of all, its class or its group does."""
+        """SHA-256 (hex) of every sample's group, class and digest.
+
+        Args:
+            names: the groups to include; all if none is given.
+        """
         total = hashlib.sha256()
         for number, (name, samples) in enumerate(self.groups().items()):
             for sample in samples if name in names or not names else ():
@@ -96,15 +102,16 @@ class Dataset(Generic[S]):
 
 
 def collect(config: SampleSettings, seed: int) -> Dataset[Any]:
-    """The images or the prompts of a run; `seed` draws what is held out."""
+    """Collect the images or the prompts of a run; `seed` draws the held-out images."""
     return collect_prompts(config) if config.forget_text else collect_images(config, seed)
 
 
 def collect_prompts(config: SampleSettings) -> Dataset[Prompt]:
-    """Train prompts from --train-templates, held-out ones from --template.
+    """Collect prompts: for training from --train-templates, held out from --template.
 
     Raises:
-        UserError: a list without names, a name twice or in both lists, or a bad template.
+        UserError: a list has no names, a name occurs twice or in both lists, or a template does not
+            have exactly one {}.
     """
     forget = read_names(config.forget_text, "--forget-text")
     preserve = read_names(config.preserve_text, "--preserve-text")
@@ -119,25 +126,28 @@ def collect_prompts(config: SampleSettings) -> Dataset[Prompt]:
 
 
 def collect_images(config: SampleSettings, seed: int, strict: bool = False) -> Dataset[ImageFile]:
-    """Find, read and split the images; `seed` draws what is held out.
+    """Find, read and split the images.
 
-    An image that cannot be read is left out before the split, and named in `unreadable`.
+    Images that cannot be read are left out before the split, and listed in `unreadable`.
 
     Args:
+        config: the folders and the concept.
+        seed: seed that draws the held-out images.
         strict: stop at the first image that cannot be read.
 
     Raises:
-        UserError: an empty or missing folder, folders inside one another, a concept that no class
-            has, one image only, the same image in two groups, or with `strict` an unreadable image.
+        UserError: a folder is missing, empty or inside the other, no class matches the concept,
+            there are too few images to hold one out, an image or a class is in two groups, or with
+            `strict` an image cannot be read.
     """
     if config.forget is None or config.preserve is None:
         raise UserError(
-            "--forget and --preserve: give a folder of images each, or for a CLIP checkpoint names "
-            "by --forget-text and --preserve-text"
+            "--forget and --preserve: give a folder of images each, or for a CLIP checkpoint give "
+            "names with --forget-text and --preserve-text"
         )
     if config.concept is None:
-        check_apart_folders(config.forget, config.preserve)
-    found, left_out = Reading(strict), LeftOut()
+        check_folders_disjoint(config.forget, config.preserve)
+    found, left_out = ReadableFiles(strict), LeftOut()
     sides = [
         _side(config.concept, folder, held_out, forget, seed, found, left_out)
         for folder, held_out, forget in (
@@ -162,11 +172,11 @@ def collect_images(config: SampleSettings, seed: int, strict: bool = False) -> D
     return Dataset(forget, preserve, forget_test, preserve_test, found.unreadable, left_out)
 
 
-def check_apart_folders(forget: Path, preserve: Path) -> None:
-    """Refuse folders inside one another: their images would be both to forget and to keep.
+def check_folders_disjoint(forget: Path, preserve: Path) -> None:
+    """Check that no folder is inside the other, which would make images both forget and preserve.
 
     Raises:
-        UserError: names both and what to do.
+        UserError: one is inside the other, or they are the same.
     """
     one, other = forget.resolve(), preserve.resolve()
     if one.is_relative_to(other) or other.is_relative_to(one):
@@ -178,17 +188,17 @@ def check_apart_folders(forget: Path, preserve: Path) -> None:
 
 
 @dataclass
-class Reading:
-    """Reads files and keeps those that decode; the others are remembered with why."""
+class ReadableFiles:
+    """Selects the files that can be decoded, and records the reason for each of the others."""
 
     strict: bool
     unreadable: list[tuple[str, str]] = field(default_factory=list)
 
-    def readable(self, files: Sequence[ImageFile], folder: Path) -> list[ImageFile]:
-        """The files that can be decoded, of which there must be one.
+    def select(self, files: Sequence[ImageFile], folder: Path) -> list[ImageFile]:
+        """The files that can be decoded; at least one.
 
         Raises:
-            UserError: none can be, or with `strict` one cannot.
+            UserError: no file can be decoded, or with `strict` one cannot.
         """
         read_contents(files)
         faults = [(file.name, file.contents.fault) for file in files if file.contents.fault]
@@ -206,15 +216,15 @@ def _side(
     held_out: Path | None,
     forget: bool,
     seed: int,
-    reading: Reading,
+    readable: ReadableFiles,
     left_out: LeftOut,
 ) -> tuple[list[ImageFile], list[ImageFile]]:
-    """(images to train on, held-out images) of one side."""
+    """(training images, held-out images) of one side."""
 
     def images(folder: Path) -> list[ImageFile]:
         default = "forget" if forget else "preserve"
         files = find_images(folder, default, left_out)
-        return reading.readable(_choose(files, concept, forget, folder), folder)
+        return readable.select(_choose(files, concept, forget, folder), folder)
 
     files = images(folder)
     return split_held_out(files, seed) if held_out is None else (files, images(held_out))
@@ -223,7 +233,7 @@ def _side(
 def _choose(
     files: Sequence[ImageFile], concept: str | None, forget: bool, folder: Path
 ) -> list[ImageFile]:
-    """The files whose class is (or, to preserve, is not) the concept."""
+    """The files whose class matches the concept, or, to preserve, those whose class does not."""
     if concept is None:
         return list(files)
     words = set(printable(concept).lower().split())

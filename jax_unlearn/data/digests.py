@@ -1,4 +1,4 @@
-"""Digest and readability of every image, shared between the processes of a run."""
+"""Digest and readability of all images, computed in parallel by the processes of a run."""
 
 import hashlib
 import json
@@ -8,12 +8,12 @@ from concurrent.futures import ThreadPoolExecutor
 from jax_unlearn.data.images import Contents, ImageFile
 from jax_unlearn.runtime import collectives, processes
 
-# The name under which `ImageFile.contents` is cached.
+# Attribute in which `ImageFile.contents` is cached.
 CACHED = "contents"
 
 
-def listed_alike(files: Sequence[ImageFile]) -> bool:
-    """Whether all processes list these files, as far as can be said without reading them."""
+def same_listing(files: Sequence[ImageFile]) -> bool:
+    """Whether all processes list the same files, by class, name and size (not by content)."""
     if processes.count() == 1:
         return True
     listing = hashlib.sha256("\n".join(file.entry for file in files).encode()).digest()
@@ -21,14 +21,14 @@ def listed_alike(files: Sequence[ImageFile]) -> bool:
 
 
 def read_contents(files: Sequence[ImageFile]) -> None:
-    """Read and decode each file once, in several threads: one would wait for a disk or a network.
+    """Read and decode each file once, in threads, since reading may wait for disk or network.
 
-    Each of several processes reads a part of the files and sends digests and faults to the others.
-    If they do not list the same files, each reads all that it has, so that the run can say what
-    differs.
+    Of several processes, each reads a share of the files and sends digests and faults to the
+    others. If they do not list the same files, each reads all of its own, so that the error can
+    name what differs.
     """
     new = [file for file in files if CACHED not in vars(file)]
-    count, here = (processes.count(), processes.index()) if listed_alike(new) else (1, 0)
+    count, here = (processes.count(), processes.index()) if same_listing(new) else (1, 0)
     with ThreadPoolExecutor() as pool:
         read = [*pool.map(lambda file: file.contents, new[here::count])]
     if count == 1 or not new:

@@ -11,16 +11,19 @@ from jax_unlearn.runtime.errors import UserError
 def find_images(
     folder: Path, default_label: str, left_out: LeftOut | None = None
 ) -> list[ImageFile]:
-    """Every image below `folder`, sorted; its class is the first sub-folder, or `default_label`.
+    """Every image below `folder`, sorted by path.
 
-    Images are recognised by their content. Links are followed, each real folder once. Images in
-    shards (see `shards.images_of`) come where their shard does; `folder` may also be one shard.
+    An image's class is its first sub-folder, or `default_label`. Images are recognised by their
+    content. Links are followed, each real folder once. Images in shards (see `shards.images_of`)
+    take the place of their shard.
 
     Args:
-        left_out: counts what lies there and is no image.
+        folder: a folder, or a single shard.
+        default_label: class of the images that are not in a sub-folder.
+        left_out: counts the files that are not images.
 
     Raises:
-        UserError: there is no such folder, no image in it, or a shard that cannot be read.
+        UserError: the folder does not exist or holds no image, or a shard cannot be read.
     """
     left_out = LeftOut() if left_out is None else left_out
     if not (folder.is_dir() or (folder.is_file() and is_shard(folder))):

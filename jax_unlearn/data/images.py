@@ -1,4 +1,4 @@
-"""One image of a run: where its bytes are, and how they are decoded."""
+"""Image files: their location, digest and decoding."""
 
 import hashlib
 from collections.abc import Iterable, Iterator
@@ -16,7 +16,7 @@ from jax_unlearn.runtime.errors import UserError
 
 
 class Contents(NamedTuple):
-    """What was read of a file: SHA-256 of its bytes, and why they cannot be decoded, or None."""
+    """SHA-256 of a file's bytes, and the reason why it cannot be decoded, or None."""
 
     digest: bytes
     fault: str | None
@@ -24,28 +24,28 @@ class Contents(NamedTuple):
 
 @dataclass(frozen=True)
 class ImageFile:
-    """One image and its class. path: of the file, or of the shard that holds it."""
+    """An image and its class. path: of the image file, or of the shard that contains it."""
 
     path: Path
     label: str
 
     @property
     def name(self) -> str:
-        """What messages call it."""
+        """The image's name in messages."""
         return printable(str(self.path))
 
     @property
     def entry(self) -> str:
-        """What a listing says of it: the same on every host that has it, wherever it is there."""
+        """Class, file name and size, which do not depend on where a host stores the file."""
         return printable(f"{self.label}/{self.path.name}: {self.path.stat().st_size}")
 
     def source(self) -> Path | BytesIO:
-        """What Pillow opens."""
+        """A path or buffer for Pillow to open."""
         return self.path
 
     @cached_property
     def contents(self) -> "Contents":
-        """Digest of the file's bytes and whether they decode; read once."""
+        """Digest of the file's bytes and whether they decode; read once and cached."""
         try:
             source = self.source()
             data = source.read_bytes() if isinstance(source, Path) else source.getvalue()
@@ -65,19 +65,19 @@ class ImageFile:
 
 
 def open_image(source: Path | BytesIO) -> Image.Image:
-    """Not decoded yet; for what is raised see `read_image`."""
+    """Open an image without decoding it; raises the same errors as `read_image`."""
     try:
         return Image.open(source)
     except UnidentifiedImageError as error:
-        # Pillow's own message would hold an address in memory.
+        # Pillow's own message may contain a memory address.
         raise ValueError("not an image that Pillow knows") from error
 
 
 def read_image(source: Path | BytesIO) -> Image.Image:
-    """Decode as RGB: EXIF orientation applied, a GIF's first frame, transparency on white.
+    """Decode as RGB: EXIF orientation applied, the first frame of a GIF, transparency on white.
 
     Raises:
-        Exception: whatever Pillow raises for a file that cannot be decoded; see `UNREADABLE`.
+        Exception: Pillow cannot decode the file; see `UNREADABLE`.
     """
     with open_image(source) as file:
         file.seek(0)
@@ -93,7 +93,7 @@ def read_image(source: Path | BytesIO) -> Image.Image:
 
 
 def upright(image: Image.Image) -> Image.Image:
-    """The image turned and mirrored as its EXIF orientation says; other tags may be damaged."""
+    """Rotate and mirror an image by its EXIF orientation, even if other tags are damaged."""
     try:
         orientation = image.getexif().get(ExifTags.Base.Orientation)
     except UNREADABLE:
@@ -102,7 +102,7 @@ def upright(image: Image.Image) -> Image.Image:
     return image.transpose(turn) if turn is not None else image.copy()
 
 
-# EXIF 2.3, tag 0x0112.
+# Transposition by value of EXIF 2.3, tag 0x0112.
 TURNS = {
     2: Image.Transpose.FLIP_LEFT_RIGHT,
     3: Image.Transpose.ROTATE_180,
@@ -112,7 +112,7 @@ TURNS = {
     7: Image.Transpose.TRANSVERSE,
     8: Image.Transpose.ROTATE_90,
 }
-# Decoders raise nearly anything for damaged files: struct.error, IndexError, zlib.error, …
+# Decoders raise almost any exception for damaged files: struct.error, IndexError, zlib.error, …
 UNREADABLE = (Exception,)
 
 
@@ -124,16 +124,16 @@ def reason(error: Exception) -> str:
 
 @dataclass
 class ImageReader:
-    """Decodes files one by one; those that cannot be read are skipped and remembered with why.
+    """Decodes files one by one; skips files that cannot be read and records the reason.
 
-    With `strict`, the first of them raises UserError.
+    strict: raise UserError for the first such file instead. skipped: (name, reason) of each.
     """
 
     strict: bool = False
     skipped: list[tuple[str, str]] = field(default_factory=list)
 
     def read(self, files: Iterable[ImageFile]) -> Iterator[tuple[int, Image.Image]]:
-        """(index of the file, image) for every file that can be read."""
+        """Yields (index of the file, image) for every file that can be read."""
         for index, file in enumerate(files):
             try:
                 image = read_image(file.source())

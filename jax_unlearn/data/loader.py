@@ -1,4 +1,4 @@
-"""Files into packed batches ahead of the device, by Grain: in threads, or in processes."""
+"""Load files into packed batches with Grain, ahead of the device, in threads or processes."""
 
 import multiprocessing
 import os
@@ -21,21 +21,21 @@ from jax_unlearn.runtime.no_torch import hide_torch
 T = TypeVar("T")
 R = TypeVar("R")
 
-# How many results wait for the consumer, for each process: a batch of patches is 50 MB.
+# Results that each process prefetches; a batch of patches is 50 MB.
 AHEAD = 2
-# One batch for each device; the place of each of its patches; what could not be read, with why.
-# A tuple, for Grain's shared memory looks into tuples, not into classes.
+# One batch per device; the slots of each batch's patches; the reason by index for every file that
+# cannot be read. A tuple, since Grain's shared memory supports tuples but not classes.
 Loaded = tuple[PackedPatches, list[Int[np.ndarray, " patches"]], dict[int, str]]
 
 
 def load(items: Sequence[T], function: Callable[[T], R], workers: int) -> Iterator[R]:
-    """`function` of every item, in their order, however many compute it.
+    """Yield `function` of every item, in order, computed ahead of the consumer.
 
     Args:
-        items: picklable, like `function`, as each process gets a copy.
-        workers: processes; with 0 the threads of this one do it.
+        items: picklable, like `function`, since each process gets a copy.
+        workers: number of processes; 0 uses threads of this process.
     """
-    # Not at the top: it takes half a second.
+    # Imported here because it takes half a second.
     import grain
     from absl import flags
 
@@ -47,32 +47,33 @@ def load(items: Sequence[T], function: Callable[[T], R], workers: int) -> Iterat
         yield from source.to_iter_dataset(threads)
         return
     if not flags.FLAGS.is_parsed():
-        # Grain asks for options of its own that only a program of absl's would have read.
+        # Grain reads absl flags, which only an absl program would have parsed.
         flags.FLAGS.mark_as_parsed()
-    alone = grain.ReadOptions(num_threads=0, prefetch_buffer_size=0)
+    no_threads = grain.ReadOptions(num_threads=0, prefetch_buffer_size=0)
     options = grain.MultiprocessingOptions(num_workers=workers, per_worker_buffer_size=AHEAD)
-    yield from source.to_iter_dataset(alone).mp_prefetch(options, worker_init_fn=begin_worker)
+    yield from source.to_iter_dataset(no_threads).mp_prefetch(options, worker_init_fn=begin_worker)
 
 
 def begin_worker(number: int, count: int) -> None:
-    """Called by Grain in each of its processes."""
-    # A preempted machine sends it to all processes, and the first needs these until it has saved.
+    """Set up a worker process; called by Grain in each of them."""
+    # A preempted machine sends SIGTERM to all processes, but the main process needs its workers
+    # until it has saved a snapshot.
     signal.signal(signal.SIGTERM, signal.SIG_IGN)
     threading.Thread(target=end_with_parent, daemon=True).start()
     hide_torch()
 
 
 def end_with_parent() -> None:
-    """End this process when its parent has, which had no time to say so if it was killed."""
+    """Exit when the parent process ends, even if it was killed."""
     if parent := multiprocessing.parent_process():
         parent.join()
-        # Without the exit's own steps, which may wait for a queue that nobody reads any more.
+        # sys.exit might wait for a queue that is no longer read.
         os._exit(1)
 
 
 @dataclass(frozen=True)
 class CountPatches:
-    """How many patches a file's image will have, from its header; or why it cannot be read."""
+    """The number of patches of a file's image, from its header; or why it cannot be read."""
 
     preprocessor: Preprocessor
 
@@ -86,14 +87,16 @@ class CountPatches:
 
 @dataclass(frozen=True)
 class PackStep:
-    """Decodes, preprocesses and packs the images of a step: a batch for each device.
+    """Decodes, preprocesses and packs the images of a step, one batch per device.
 
-    A device without a batch computes the first one again. In place of an image that cannot be
-    decoded stand zeros: the batch keeps the shape that was planned for it.
+    A device without a batch repeats the first one. An image that cannot be decoded is replaced by
+    zeros, so that its batch keeps the planned shape.
 
     Args:
-        files: of the pass, by whose place in it the batches call them.
-        merge, side: of the tower, see `packing.pack`.
+        files: the files of the pass; batches refer to them by index.
+        merge: side of the tower's merge block (see `packing.pack`).
+        side: side of the tower's position table.
+        devices: number of devices.
     """
 
     files: Sequence[ImageFile]
@@ -125,7 +128,7 @@ class PackStep:
     def read(
         self, item: Item, failed: dict[int, str]
     ) -> tuple[Float[np.ndarray, "patches patch"], Int[np.ndarray, "1 3"]]:
-        """(pixels, grid) of one image."""
+        """(pixels, grid) of one image; records the reason in `failed` if it cannot be read."""
         try:
             pixels, grid = self.preprocessor(read_image(self.files[item.index].source()))
             if len(pixels) != item.patches:

@@ -1,6 +1,6 @@
-"""Images as a checkpoint's image processor gives them to its tower, by Pillow and NumPy.
+"""Preprocess images as a checkpoint's image processor does, with Pillow and NumPy.
 
-The same arrays as transformers' processors of the PIL backend, bit for bit
+Gives the same arrays as transformers' processors with the PIL backend, bit for bit
 (tests/data/test_preprocess.py), without transformers or torch.
 """
 
@@ -18,15 +18,17 @@ from jax_unlearn.runtime.errors import UserError
 
 QWEN = ("Qwen2VLImageProcessor", "Qwen3VLImageProcessor")
 CLIP = ("CLIPImageProcessor", "CLIPFeatureExtractor")
-# The towers refuse anything longer.
+# Largest aspect ratio that the towers accept.
 LONGEST_ASPECT = 200
 
 
 @dataclass(frozen=True)
 class Preprocessor:
-    """An image of any size as rows of patches for a Qwen3 tower.
+    """Converts an image of any size into patches for a Qwen3 tower.
 
-    smallest, largest: bounds of the resized image's area in pixels.
+    pixels: resampling and normalisation. patch: side of a patch. merge: side of a merge block, in
+    patches. frames: frames per patch. smallest, largest: bounds of the resized image's area, in
+    pixels.
     """
 
     pixels: PixelSettings
@@ -42,8 +44,8 @@ class Preprocessor:
         """(pixel_values, grid_thw) of one image.
 
         Raises:
-            ValueError: the image is more than 200 times longer than wide, or without resizing its
-                sides are no multiples of a merged patch.
+            ValueError: the aspect ratio is above 200, or the processor does not resize and the
+                image's sides are not multiples of a merge block.
         """
         height, width = self.resized(image.height, image.width)
         if (width, height) != image.size:
@@ -53,18 +55,18 @@ class Preprocessor:
         rows, columns = height // self.patch, width // self.patch
         merge, patch = self.merge, self.patch
         split = found.reshape(-1, rows // merge, merge, patch, columns // merge, merge, patch)
-        # Patches in the order of their 2 × 2 blocks; in each: channels, frames, rows, columns.
+        # Patches are ordered by merge block; within a patch: channels, frames, rows, columns.
         ordered = np.transpose(split, (1, 4, 2, 5, 0, 3, 6))[:, :, :, :, :, None]
         every = np.broadcast_to(ordered, (*ordered.shape[:5], self.frames, patch, patch))
         return every.reshape(rows * columns, self.patch_dim), np.array([[1, rows, columns]])
 
     @property
     def patch_dim(self) -> int:
-        """Width of a patch: channels × frames × height × width of it."""
+        """Length of a flattened patch: channels × frames × height × width."""
         return 3 * self.frames * self.patch**2
 
     def patches(self, size: tuple[int, int]) -> int:
-        """How many patches an image of `size` (width, height) will have.
+        """The number of patches of an image of `size` (width, height).
 
         Raises:
             ValueError: see `__call__`.
@@ -73,11 +75,11 @@ class Preprocessor:
         return (height // self.patch) * (width // self.patch)
 
     def blank(self, size: tuple[int, int]) -> Image.Image:
-        """An image of `size` (width, height) that is zero after normalisation."""
+        """A uniform image of `size` (width, height) that is zero after normalisation."""
         return self.pixels.blank(size)
 
     def resized(self, height: int, width: int) -> tuple[int, int]:
-        """Height and width that the tower sees: multiples of a merged patch, of a bounded area.
+        """Height and width after resizing: multiples of a merge block, with a bounded area.
 
         Raises:
             ValueError: see `__call__`.
@@ -105,14 +107,17 @@ class Preprocessor:
 
 
 def load_preprocessor(checkpoint_dir: Path, tower: VisionConfig, max_pixels: int) -> Preprocessor:
-    """The image processor of a Qwen3 checkpoint.
+    """The image processor of a Qwen3 checkpoint, with at most `max_pixels` per image.
 
     Args:
-        tower: the shape that the patches must have.
-        max_pixels: larger images are scaled down to this area; attention grows with its square.
+        checkpoint_dir: the checkpoint.
+        tower: the tower whose patch sizes the processor must have.
+        max_pixels: images are scaled down to at most this area; the cost of attention grows with
+            its square.
 
     Raises:
-        UserError: the file is missing, is not such a processor's, or belongs to another tower.
+        UserError: the file is missing, is not of a Qwen processor, belongs to another tower, or
+            `max_pixels` is below its smallest image.
     """
     path, ours = processor_file(checkpoint_dir), read_preprocessor(checkpoint_dir)
     found = [ours.patch, ours.merge, ours.frames]
@@ -123,13 +128,16 @@ def load_preprocessor(checkpoint_dir: Path, tower: VisionConfig, max_pixels: int
             f"has {wanted}"
         )
     if max_pixels < ours.smallest:
-        least = ours.smallest
-        raise UserError(f"--max-pixels {max_pixels}: the smallest image of {path} has {least}")
+        raise UserError(f"--max-pixels {max_pixels}: {path} needs at least {ours.smallest}")
     return replace(ours, largest=min(ours.largest, max_pixels))
 
 
 def read_preprocessor(checkpoint_dir: Path) -> Preprocessor:
-    """The image processor of a Qwen3 checkpoint as its file has it; see `load_preprocessor`."""
+    """The image processor of a Qwen3 checkpoint, with the settings of its file.
+
+    Raises:
+        UserError: the file is missing, or is not of a Qwen processor.
+    """
     config = ProcessorConfig(checkpoint_dir, QWEN)
     patch, merge = config.whole("patch_size", 14), config.whole("merge_size", 2)
     frames = config.whole("temporal_patch_size", 2)
@@ -137,10 +145,10 @@ def read_preprocessor(checkpoint_dir: Path) -> Preprocessor:
 
 
 def areas(config: ProcessorConfig) -> tuple[int, int]:
-    """The least and the largest area in pixels: `min_pixels` and `max_pixels`, or those of `size`.
+    """The smallest and largest area in pixels, from min_pixels and max_pixels, or from size.
 
     Raises:
-        UserError: `size` has other keys, or is no object.
+        UserError: `size` is needed and is not an object with shortest_edge and longest_edge.
     """
     size = config.values.get("size")
     size = {"shortest_edge": 56 * 56, "longest_edge": 28 * 28 * 1280} if size is None else size
@@ -158,10 +166,10 @@ def areas(config: ProcessorConfig) -> tuple[int, int]:
 
 @dataclass(frozen=True)
 class CropPreprocessor:
-    """An image as CLIP sees it: resized and cropped to one size.
+    """Resizes and crops an image to the size of CLIP's image encoder.
 
-    shortest: length of the shorter side after resizing; or size: (height, width); crop: (height,
-    width), None without cropping.
+    pixels: resampling and normalisation. shortest: length of the shorter side after resizing; or
+    size: (height, width) after resizing. crop: (height, width), or None without cropping.
     """
 
     pixels: PixelSettings
@@ -170,7 +178,7 @@ class CropPreprocessor:
     crop: tuple[int, int] | None
 
     def __call__(self, image: Image.Image) -> Float[np.ndarray, "c h w"]:
-        """Pixel values of one image."""
+        """The pixel values of an image."""
         image = image.convert("RGB")
         if self.pixels.resample is not None:
             height, width = self.size or self._by_shortest(image.height, image.width)
@@ -183,17 +191,17 @@ class CropPreprocessor:
         return (long, self.shortest) if width <= height else (self.shortest, long)
 
     def _cropped(self, image: Image.Image) -> Image.Image:
-        """The middle of the image; black around an image that is smaller."""
+        """The centre of the image; a smaller image is padded with black."""
         assert self.crop is not None
         (height, width), (crop_height, crop_width) = (image.height, image.width), self.crop
         top, left = (
             (have - want) // 2 for have, want in ((height, crop_height), (width, crop_width))
         )
-        # Of an odd margin around a smaller image the larger part is above and to the left.
+        # An odd margin around a smaller image is larger at the top and left.
         return image.crop((left, top, left + crop_width, top + crop_height))
 
     def blank(self, size: tuple[int, int]) -> Image.Image:
-        """An image of `size` (width, height) that is zero after normalisation."""
+        """A uniform image of `size` (width, height) that is zero after normalisation."""
         return self.pixels.blank(size)
 
 
@@ -201,10 +209,11 @@ def load_clip_preprocessor(checkpoint_dir: Path, side: int) -> CropPreprocessor:
     """The image processor of a CLIP checkpoint.
 
     Args:
-        side: height and width of the images that the tower takes.
+        checkpoint_dir: the checkpoint.
+        side: height and width of the images that the encoder takes.
 
     Raises:
-        UserError: the file is missing, is not such a processor's, or gives another size.
+        UserError: the file is missing, is not of a CLIP processor, or gives another size.
     """
     config = ProcessorConfig(checkpoint_dir, CLIP)
     pixels, size = config.pixels(), config.values.get("size", 224)

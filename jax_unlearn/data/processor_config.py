@@ -1,4 +1,4 @@
-"""Settings of a checkpoint's image processor, from its JSON, checked."""
+"""Read and check the settings of a checkpoint's image processor."""
 
 import json
 import math
@@ -12,10 +12,10 @@ from PIL import Image
 
 from jax_unlearn.runtime.errors import UserError
 
-# transformers 5 nests an image processor in the first, and reads that one where both are there.
+# transformers 5 nests the image processor in the first file, which it prefers if both exist.
 PROCESSOR, IMAGE_PROCESSOR = "processor_config.json", "preprocessor_config.json"
 CHANNELS = 3
-# What OpenAI's CLIP was trained with, the default of transformers' processors.
+# Normalisation of OpenAI's CLIP, the default of transformers' processors.
 CLIP_MEAN, CLIP_STD = (0.48145466, 0.4578275, 0.40821073), (0.26862954, 0.26130258, 0.27577711)
 
 T = TypeVar("T")
@@ -23,10 +23,10 @@ T = TypeVar("T")
 
 @dataclass(frozen=True)
 class PixelSettings:
-    """What an image processor does to every image.
+    """Resampling, scaling and normalisation of every image.
 
-    resample: Pillow's number of the filter, None without resizing. scale: factor of the pixels'
-    values 0 to 255, None without. mean, std: of each channel after scaling, None without.
+    resample: number of Pillow's filter, or None without resizing. scale: factor of pixel values 0
+    to 255, or None. mean, std: normalisation per channel, after scaling, or None.
     """
 
     resample: int | None
@@ -37,7 +37,7 @@ class PixelSettings:
     def normalised(self, image: Image.Image) -> Float[np.ndarray, "c h w"]:
         """The pixels of an RGB image, float32, scaled and normalised."""
         pixels = np.moveaxis(np.asarray(image.convert("RGB")), -1, 0)
-        # A product in float64, as transformers computes it, then float32.
+        # The product is in float64 and then cast to float32, as in transformers.
         scaled = pixels * self.scale if self.scale is not None else pixels
         found = scaled.astype(np.float32)
         if self.mean is not None and self.std is not None:
@@ -45,21 +45,22 @@ class PixelSettings:
         return np.ascontiguousarray(found)
 
     def blank(self, size: tuple[int, int]) -> Image.Image:
-        """An image of `size` (width, height) that is zero after normalisation: nothing to see."""
+        """A uniform image of `size` (width, height) that is zero after normalisation."""
         mean = np.zeros(CHANNELS) if self.mean is None else self.mean.astype(np.float64)
-        # A factor written with a few digits stands for a whole number of levels.
+        # The factor is 1 / levels, and may be rounded in the file.
         levels = 255 if self.scale is None else round(1 / self.scale, 6)
         return Image.new("RGB", size, tuple(round(float(m) * levels) for m in mean))
 
 
 class ProcessorConfig:
-    """The settings of an image processor as they stand in a checkpoint's JSON.
+    """The settings of an image processor in a checkpoint's JSON.
 
     Args:
-        kinds: beginnings of the processors' class names that can be read here.
+        checkpoint: the checkpoint.
+        kinds: beginnings of the class names of supported processors.
 
     Raises:
-        UserError: no such file, not JSON, or another processor's settings; names the file.
+        UserError: the file is missing, is not JSON, or is of another processor; names the file.
     """
 
     def __init__(self, checkpoint: Path, kinds: tuple[str, ...]) -> None:
@@ -72,22 +73,30 @@ class ProcessorConfig:
         return UserError(f"{self.path}: {what}; use the file of the model's original directory")
 
     def flag(self, name: str) -> bool:
-        """A setting that is true unless it says otherwise."""
+        """A boolean setting, true by default."""
         value = self.values.get(name)
         return True if value is None else bool(value)
 
     def whole(self, name: str, default: int | None = None) -> int:
-        """A positive whole number."""
+        """A setting that must be a positive integer."""
         return self.positive(name, self.values.get(name, default))
 
     def positive(self, name: str, value: Any) -> int:
-        """The value, if it is a positive whole number."""
+        """Check that a value is a positive integer.
+
+        Raises:
+            UserError: it is not.
+        """
         if isinstance(value, bool) or not isinstance(value, int) or value < 1:
             raise self.refusal(f"{name} is {value!r}, and must be a positive whole number")
         return value
 
     def pixels(self) -> PixelSettings:
-        """What is done to every image."""
+        """The resampling, scaling and normalisation of images.
+
+        Raises:
+            UserError: a setting has an invalid value.
+        """
         normalise = self.flag("do_normalize")
         std = self._channels("image_std", CLIP_STD) if normalise else None
         if std is not None and not np.all(std):
@@ -120,7 +129,7 @@ class ProcessorConfig:
         return float(value)
 
     def _channels(self, name: str, default: tuple[float, ...]) -> Float[np.ndarray, " c"]:
-        """A number for each channel; one number stands for all."""
+        """One number per channel; a single number is used for all channels."""
         value = self.values.get(name)
         value = list(default) if value is None else value
         value = value if isinstance(value, list) else [value] * CHANNELS
@@ -130,7 +139,7 @@ class ProcessorConfig:
 
 
 def processor_file(checkpoint: Path) -> Path:
-    """The file that has the image processor's settings.
+    """The file with the image processor's settings.
 
     Raises:
         UserError: the checkpoint has none.
@@ -155,10 +164,10 @@ def read_values(checkpoint: Path) -> tuple[Path, dict[str, Any]]:
 
 
 def read_object(path: Path) -> dict[str, Any]:
-    """A JSON object.
+    """Read a JSON object from a file.
 
     Raises:
-        UserError: the file cannot be read, or holds something else.
+        UserError: the file cannot be read, or does not contain an object.
     """
     try:
         found = json.loads(path.read_text(encoding="utf-8"))

@@ -1,4 +1,4 @@
-"""Names of classes as prompts: what CLIP's text side is trained on and judged by."""
+"""Prompts made of class names, the training and evaluation samples of CLIP's text side."""
 
 import hashlib
 from collections.abc import Iterable, Sequence
@@ -12,26 +12,26 @@ SLOT = "{}"
 
 @dataclass(frozen=True)
 class Prompt:
-    """A text and the class that it names."""
+    """A text and its class."""
 
     text: str
     label: str
 
     @property
     def digest(self) -> bytes:
-        """Tells prompts apart, as an image's bytes do."""
+        """SHA-256 of the text."""
         return hashlib.sha256(self.text.encode()).digest()
 
 
 def read_names(given: Sequence[str], option: str) -> list[str]:
-    """The names themselves, or those of a text file with one a line; empty lines do not count.
+    """The given names, or the names in a text file, one per line; empty lines are ignored.
 
     Args:
         given: names, or a single path that ends in .txt.
-        option: of the command line, for the message.
+        option: the command-line option, for messages.
 
     Raises:
-        UserError: no such file, no name in it, or a name twice.
+        UserError: the file cannot be read, there is no name, or a name occurs twice.
     """
     if len(given) > 1 and any(name.endswith(".txt") for name in given):
         raise UserError(f"{option}: give names, or one .txt file that holds them all")
@@ -46,35 +46,37 @@ def read_names(given: Sequence[str], option: str) -> list[str]:
     names = [name.strip() for name in names if name.strip()]
     where = path or option
     if not names:
-        raise UserError(f"{where}: holds no name; give one a line")
-    if twice := sorted({name for name in names if [*map(alike, names)].count(alike(name)) > 1}):
+        raise UserError(f"{where}: holds no name; give one per line")
+    if twice := sorted(
+        {name for name in names if [*map(fold_name, names)].count(fold_name(name)) > 1}
+    ):
         raise UserError(f"{where}: {twice[0]!r} is there twice; remove one")
     return names
 
 
-def alike(name: str) -> str:
-    """What CLIP's tokenizer sees of a name: neither capitals nor how many spaces."""
+def fold_name(name: str) -> str:
+    """A name in lower case with single spaces; CLIP's tokenizer ignores case and extra spaces."""
     return " ".join(name.casefold().split())
 
 
 def check_apart(forget: Iterable[str], preserve: Iterable[str]) -> None:
-    """Refuse a name to forget and to keep at once.
+    """Check that no name is both in `forget` and in `preserve`.
 
     Raises:
-        UserError: names it.
+        UserError: a name is in both.
     """
-    kept = set(map(alike, preserve))
-    if both := sorted(name for name in forget if alike(name) in kept):
+    kept = set(map(fold_name, preserve))
+    if both := sorted(name for name in forget if fold_name(name) in kept):
         raise UserError(
             f"--forget-text and --preserve-text both have {both[0]!r}; remove it from one"
         )
 
 
 def prompts(names: Iterable[str], templates: Iterable[str]) -> list[Prompt]:
-    """Every name in every template, the templates of one name together.
+    """Every name in every template, name by name.
 
     Raises:
-        UserError: a template has not exactly one place for the name.
+        UserError: a template does not have exactly one {}.
     """
     templates = list(templates)
     for template in templates:

@@ -1,4 +1,4 @@
-"""Which files below a folder are images, by their content, and what else lies there."""
+"""Find the files below a folder, and recognise images by their content."""
 
 import os
 import unicodedata
@@ -9,17 +9,17 @@ from pathlib import Path
 
 from PIL import Image
 
-# Left by systems and tools; what is in them is no sample.
+# Files and folders of operating systems and tools, which contain no samples.
 SYSTEM = {"__MACOSX", "@eaDir", "Thumbs.db", "desktop.ini", "lost+found", "$RECYCLE.BIN"}
-# Formats that Pillow knows without being able to decode them itself, or by another program.
+# Formats that Pillow identifies but does not decode itself.
 NOT_DECODED = {"BUFR", "EPS", "FPX", "GRIB", "HDF5", "MPEG", "PDF", "WMF"}
-# What identifies a file is in its first bytes.
+# Number of first bytes by which a file is identified.
 PREFIX = 32
 
 
 @dataclass
 class LeftOut:
-    """What lies below a folder and is no sample: how many of each kind, and where some are."""
+    """Files and folders that are not samples: their number by kind, and an example of each kind."""
 
     counts: Counter[str] = field(default_factory=Counter)
     examples: dict[str, str] = field(default_factory=dict)
@@ -37,9 +37,9 @@ class LeftOut:
 
 
 def printable(text: str) -> str:
-    """A name as it can be shown and written anywhere: composed (NFC), one line, valid Unicode.
+    """A name made safe for output: in Unicode's composed form (NFC), on one line, valid.
 
-    Bytes that are no UTF-8, control characters and line breaks become escapes like \\xe9.
+    Bytes that are not UTF-8, control characters and line breaks become escapes like \\xe9.
     """
     composed = unicodedata.normalize("NFC", text)
     return "".join(_escaped(c) if _needs_escape(c) else c for c in composed)
@@ -52,14 +52,15 @@ def _needs_escape(character: str) -> bool:
 
 def _escaped(character: str) -> str:
     code = ord(character)
-    # Python keeps an undecodable byte b as U+DC00 + b.
+    # Python represents an undecodable byte b as U+DC00 + b.
     return f"\\x{code - 0xDC00 if 0xDC80 <= code <= 0xDCFF else code:02x}"
 
 
 def files_below(folder: Path, left_out: LeftOut) -> Iterator[Path]:
-    """Every file below a folder, links followed, each real folder once; hidden ones left out.
+    """Every file below a folder, except hidden ones; follows links, visits each real folder once.
 
     Args:
+        folder: the folder.
         left_out: counts hidden and system files and folders, and folders that cannot be listed.
     """
     seen: set[str] = set()
@@ -86,14 +87,14 @@ def files_below(folder: Path, left_out: LeftOut) -> Iterator[Path]:
 
 
 def hidden(name: str) -> bool:
-    """Whether a file or folder is hidden, or made by a system or tool."""
+    """Whether a file or folder is hidden, or one of an operating system or tool."""
     return (name.startswith(".") and name not in (".", "..")) or name in SYSTEM
 
 
 def kind_of(path: Path) -> str | None:
-    """What a file is that is not an image, as "a .txt file"; None of an image.
+    """The kind of a file that is not an image, such as ".txt file"; None for an image.
 
-    A file that cannot be opened counts as an image, so that it is named with the reason.
+    A file that cannot be opened counts as an image, so that it is reported with the reason.
     """
     if not path.is_file():
         return "broken link" if path.is_symlink() else "file that is not a regular file"
@@ -106,14 +107,14 @@ def kind_of(path: Path) -> str | None:
 
 
 def other_kind(name: str) -> str:
-    """A file that is not an image, by its suffix."""
+    """The kind of a file that is not an image, by its suffix."""
     return f"{Path(name).suffix.lower() or 'suffixless'} file"
 
 
 def is_image(name: str, prefix: bytes) -> bool:
-    """Whether a file says that it is an image, by its first bytes or by its suffix.
+    """Whether a file is an image by its first bytes or its suffix.
 
-    A file with the suffix of an image whose content is another counts as one, so that it is named.
+    A file with the suffix of an image and other content counts as an image, so that it is reported.
     """
     formats = image_formats()
     if Image.registered_extensions().get(Path(name).suffix.lower()) in formats:
@@ -122,12 +123,13 @@ def is_image(name: str, prefix: bytes) -> bool:
 
 
 def image_formats() -> list[str]:
-    """The formats that Pillow decodes by itself."""
+    """The formats that Pillow decodes itself."""
     Image.init()
     return [name for name in Image.ID if name not in NOT_DECODED]
 
 
 def _accepts(name: str, prefix: bytes) -> bool:
     _, accept = Image.OPEN[name]
-    # A text instead of True says what is missing to decode the format; PPM takes any "P".
+    # `accept` may return a text that says what is missing to decode the format. PPM is excluded
+    # because it accepts any file that starts with "P".
     return accept is not None and name != "PPM" and accept(prefix) is True

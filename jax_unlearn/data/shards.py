@@ -1,4 +1,4 @@
-"""Images in shards, read in place: .tar files of WebDataset's layout, and ArrayRecord files."""
+"""Images in shards, read in place: .tar files in WebDataset's layout, and ArrayRecord files."""
 
 import tarfile
 from dataclasses import dataclass
@@ -16,7 +16,7 @@ SHARDS = {".tar", ".arrayrecord", ".array_record"}
 
 @dataclass(frozen=True)
 class TarMember(ImageFile):
-    """A file of an uncompressed tar: its name in there, and where its bytes are."""
+    """A file in an uncompressed tar: its name, and the offset and size of its bytes."""
 
     member: str
     offset: int
@@ -56,8 +56,8 @@ class Record(ImageFile):
 
 @lru_cache(maxsize=64)
 def records(path: Path) -> Any:
-    """The open file; its records by their numbers."""
-    # Not at the top: it takes half a second, and folders do without.
+    """The open ArrayRecord file, indexed by record number."""
+    # Imported here because it takes half a second, and folders do not need it.
     from grain.sources import ArrayRecordDataSource
 
     return ArrayRecordDataSource([str(path)])
@@ -67,12 +67,13 @@ def images_of(shard: Path, label: str, left_out: LeftOut) -> list[ImageFile]:
     """All images of a shard, in its order.
 
     Args:
-        label: the class of those that the shard says none of. A tar says it by a .cls file beside
-            the image (its text is the class), or by the first folder in it.
-        left_out: counts the members of a tar that are no images.
+        shard: the shard.
+        label: the class of images for which the shard gives none. A tar gives it in a .cls file
+            next to the image (its text is the class), or as the first folder of the image's path.
+        left_out: counts the members of a tar that are not images.
 
     Raises:
-        UserError: not a file of that kind.
+        UserError: the shard cannot be read.
     """
     try:
         if shard.suffix.lower() == ".tar":
@@ -114,7 +115,7 @@ def _members(shard: Path, label: str, left_out: LeftOut) -> list[ImageFile]:
 
 
 def _key(name: str) -> str:
-    """What the files of one sample have in common: the path up to the first dot of its name."""
+    """Key of a WebDataset sample: a file's path up to the first dot of its name."""
     path = PurePosixPath(name)
     return str(path.parent / path.name.split(".")[0])
 

@@ -1,4 +1,4 @@
-"""Hold out a fifth of each class, and refuse an image that is in two groups."""
+"""Hold out a fifth of each class, and check that no image is in two groups."""
 
 import math
 from collections import defaultdict
@@ -15,14 +15,15 @@ HELD_OUT = 1 / 5
 def split_held_out(
     files: Sequence[ImageFile], seed: int
 ) -> tuple[list[ImageFile], list[ImageFile]]:
-    """(training, held-out): a seeded fifth of each class is held out, at least one of two.
+    """Split into (training, held-out) files; a seeded fifth of each class is held out.
 
-    Copies of a held-out image (the same bytes) are held out with it.
+    The fifth is rounded up; a class of one image has none held out. Copies of a held-out image (the
+    same bytes) are held out with it.
 
     Raises:
-        UserError: so few images that nothing would be left to train on or to test with.
+        UserError: every class has one image only, so that none can be held out.
     """
-    # A dict for an ordered set: the draw must not depend on hashing.
+    # A dict serves as an ordered set, so that the draw does not depend on hashing.
     by_label: dict[str, dict[bytes, None]] = defaultdict(dict)
     for file in files:
         by_label[file.label][file.digest] = None
@@ -34,7 +35,7 @@ def split_held_out(
         held |= {group[i] for i in rng.permutation(len(group))[:count]}
     if not held:
         raise UserError(
-            f"{files[0].path.parent}: one image a class leaves none to test with; "
+            f"{files[0].path.parent}: one image per class leaves none to hold out; "
             "give two or more, or a folder of held-out images"
         )
     train = [file for file in files if file.digest not in held]
@@ -42,10 +43,10 @@ def split_held_out(
 
 
 def check_disjoint(groups: Mapping[str, Sequence[ImageFile]]) -> None:
-    """Refuse an image (the same bytes) that stands in two groups, e.g. forget and preserve.
+    """Check that no image (by its bytes) is in two groups, e.g. forget and preserve.
 
     Raises:
-        UserError: names both files and both groups.
+        UserError: an image is; the message names both files and both groups.
     """
     seen: dict[bytes, tuple[str, str]] = {}
     for group, files in groups.items():

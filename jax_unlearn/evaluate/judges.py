@@ -1,4 +1,4 @@
-"""Judges: what is measured of an adapter on held-out samples, from `Extracted` alone."""
+"""Judges: evaluate an adapter on held-out samples, from `Extracted` alone."""
 
 from functools import cached_property
 from pathlib import Path
@@ -20,32 +20,32 @@ from jax_unlearn.objective.projectors import linear_change, projectors_of
 
 @runtime_checkable
 class Judge(Protocol):
-    """Measures an adapter on the held-out samples of what was extracted."""
+    """Evaluates adapters on the held-out samples of an `Extracted`."""
 
     def evaluate(self, adapter: LoraAdapter) -> dict[str, Any]:
-        """The measured part of metrics.json."""
+        """The evaluation part of metrics.json."""
 
     def score(self, adapter: LoraAdapter) -> Score:
-        """A few numbers, cheap enough for every setting of a sweep."""
+        """A score that is cheap enough for every setting of a sweep."""
 
     def pictures(self) -> list[list[ImageFile]]:
-        """Rows of images for the report: what is forgotten, what is kept."""
+        """Rows of images for the report: forget images, then preserve images."""
 
 
 def judge_of(extracted: Extracted, samples: SampleSettings) -> Judge:
-    """The judge of what was extracted: zero-shot accuracy for names, probes for images."""
+    """The judge for a kind of samples: zero-shot accuracy for names, probes for images."""
     if extracted.kind == "clip_names":
         return ZeroShotJudge(extracted, samples)
     return ProbeJudge(extracted)
 
 
 def shown_folders(samples: SampleSettings) -> list[Path]:
-    """Folders whose images are classified before and after, each once."""
+    """Folders whose images are classified before and after, without duplicates."""
     return [*dict.fromkeys(folder for folder in (samples.images, *samples.other_images) if folder)]
 
 
 def splits(extracted: Extracted, sides: Sides, adapter: LoraAdapter) -> dict[str, Split]:
-    """Mean embeddings of every projector, before and after the edit; from image means."""
+    """Mean embeddings by every projector, before and after the edit; `sides` from `image_means`."""
     found = {}
     for projector in projectors_of(extracted.linears):
         last = projector.last
@@ -57,14 +57,14 @@ def splits(extracted: Extracted, sides: Sides, adapter: LoraAdapter) -> dict[str
 
 
 class ProbeJudge:
-    """Probes on the images' mean embeddings, and zero-shot accuracy where CLIP has class names."""
+    """Probes on the images' mean embeddings, and zero-shot accuracy for CLIP with class names."""
 
     def __init__(self, extracted: Extracted) -> None:
         self.extracted = extracted
         self.train, self.test = extracted.train.image_means(), extracted.test
 
     def evaluate(self, adapter: LoraAdapter) -> dict[str, Any]:
-        """What probes find, and with CLIP zero-shot accuracy."""
+        """The accuracy of the probes, and with CLIP zero-shot accuracy."""
         test = splits(self.extracted, self.test, adapter)
         read = read_splits(splits(self.extracted, self.train, adapter), test)
         names = self.extracted.judged.get("names")
@@ -79,25 +79,26 @@ class ProbeJudge:
         return read | {"zero_shot": scores["zero_shot"] | {"other_data": {}, "on": "images"}}
 
     def score(self, adapter: LoraAdapter) -> Score:
-        """By linear probes that are fitted once, on the original features."""
+        """Score with linear probes fitted once, on the original features."""
         return score(self._probes, splits(self.extracted, self.test, adapter))
 
     @cached_property
     def _probes(self) -> dict[str, Any]:
-        nothing = LoraAdapter({}, alpha=1.0, rank=1)
-        return fit_probes(splits(self.extracted, self.train, nothing))
+        no_change = LoraAdapter({}, alpha=1.0, rank=1)
+        return fit_probes(splits(self.extracted, self.train, no_change))
 
     def pictures(self) -> list[list[ImageFile]]:
-        """The held-out images that are still there."""
+        """The held-out images whose files still exist."""
         sides = (self.test.forget, self.test.preserve)
         return [[file for file in images(side) if file.path.is_file()] for side in sides]
 
 
 class ZeroShotJudge:
-    """Zero-shot accuracy of images whose names are forgotten; without images, of the names.
+    """Zero-shot accuracy of images after names are forgotten; without images, of the names.
 
     Args:
-        samples: the folders that `extracted.judged` has the images of.
+        extracted: the features.
+        samples: gives the folders whose images are in `extracted.judged`.
     """
 
     def __init__(self, extracted: Extracted, samples: SampleSettings) -> None:
@@ -112,7 +113,7 @@ class ZeroShotJudge:
     def evaluate(self, adapter: LoraAdapter) -> dict[str, Any]:
         """Zero-shot accuracy with the held-out template, before and after.
 
-        Without --images the names' own original embeddings are classified in their place.
+        Without --images the original embeddings of the names are classified instead.
         """
         (split,) = splits(self.extracted, self.test, adapter).values()
         before, after = Named(split.before, split.labels), Named(split.after, split.labels)
@@ -126,7 +127,7 @@ class ZeroShotJudge:
         return scores
 
     def score(self, adapter: LoraAdapter) -> Score:
-        """Zero-shot accuracy, and how far the kept names moved."""
+        """Zero-shot accuracy, and the drift of the preserve names."""
         read = self.evaluate(adapter)
         (split,) = splits(self.extracted, self.test, adapter).values()
         keep = ~split.is_forget
@@ -141,7 +142,7 @@ class ZeroShotJudge:
         )
 
     def pictures(self) -> list[list[ImageFile]]:
-        """Images of the forgotten names, and of the kept ones."""
+        """Images of the forget names, and of the preserve names."""
         if self.samples.images is None:
             return []
         files = [f for f in images(self.shown[self.samples.images]) if f.path.is_file()]
@@ -149,14 +150,14 @@ class ZeroShotJudge:
         return [[file for file in files if file.label in labels] for labels in named]
 
     def _images(self, folder: Path, names: Named) -> Named:
-        """Embeddings of a folder's images whose class is one of the names."""
+        """Embeddings of a folder's images whose class is among the names."""
         features = self.shown[folder]
         known = np.isin(features.labels, names.labels)
         embeddings = self.visual.output(features.taps[self.visual.name].x)
         return Named(embeddings[known], features.labels[known])
 
     def _other(self, folder: Path, adapter: LoraAdapter) -> dict[str, float]:
-        """Accuracy on another data set, whose names are its own sub-folders."""
+        """Accuracy on another data set, whose names are its sub-folders."""
         features, text = self.others[folder], self.text
         original = text.output(features.taps[text.name].x)
         names = Named(original, features.labels)

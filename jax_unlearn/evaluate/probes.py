@@ -1,8 +1,8 @@
-"""What can still be read from the embeddings: readers fitted before the edit, and after it.
+"""Classifiers ("readers") on embeddings, fitted before the edit and after it.
 
-A reader is a classifier on images' mean embeddings of one path to the language model. One fitted on
-the original features says what the model's own later layers may still see; one refitted on the
-edited features says what someone who wants to know can still find.
+A reader is a classifier on images' mean embeddings by one projector. A reader fitted on the
+original features shows what the model's later layers may still recognise; one refitted on the
+edited features shows what remains in them for someone who looks for it.
 """
 
 from collections.abc import Mapping
@@ -19,7 +19,7 @@ from sklearn.preprocessing import StandardScaler
 
 from jax_unlearn.features.similarity import most_similar
 
-# How many preserve classes count as near to each forgotten one.
+# Number of preserve classes that count as neighbours of each forgotten class.
 NEIGHBOUR_CLASSES = 3
 Embeddings = Float[np.ndarray, "n e"]
 Labels = np.ndarray
@@ -45,7 +45,7 @@ REFITTED = {"refitted_probe": linear_probe, "refitted_neighbour": nearest_neighb
 
 @dataclass(frozen=True)
 class Split:
-    """Images' mean embeddings of one path, before and after the edit, and their labels."""
+    """Images' mean embeddings by one projector, before and after the edit, and their labels."""
 
     before: Embeddings
     after: Embeddings
@@ -55,7 +55,7 @@ class Split:
 
 @dataclass(frozen=True)
 class Groups:
-    """Rows of the test images to score apart; `forget_classes` are the names to be forgotten."""
+    """Masks of the groups of test images; `forget_classes` are the classes to forget."""
 
     forget_classes: Labels
     forget: Bool[np.ndarray, " n"]
@@ -63,7 +63,7 @@ class Groups:
     neighbours: Bool[np.ndarray, " n"]
 
     def score(self, predicted: Labels, labels: Labels) -> dict[str, float | None]:
-        """forget: share of forget images given any forgotten class; the others: accuracy."""
+        """For forget images, the share classified as any forgotten class; else the accuracy."""
         named, right = np.isin(predicted, self.forget_classes), predicted == labels
         return {
             "forget": _share(named[self.forget]),
@@ -77,7 +77,7 @@ def _share(hits: Bool[np.ndarray, " n"]) -> float | None:
 
 
 def neighbour_classes(train: Mapping[str, Split]) -> list[str]:
-    """The preserve classes that are nearest to some forgotten class, over all paths."""
+    """The preserve classes nearest to some forgotten class, over all projectors."""
     one = next(iter(train.values()))
     classes = np.unique(one.labels)
     rows = [one.labels == name for name in classes]
@@ -88,18 +88,18 @@ def neighbour_classes(train: Mapping[str, Split]) -> list[str]:
 
 
 def fit_before(train: Mapping[str, Split]) -> Fitted:
-    """Every reader on every path's original features: {path: {reader: fitted reader}}."""
+    """Fit every reader on the original features: {projector: {reader: fitted reader}}."""
     readers = {**FITTED_BEFORE, **REFITTED}
     return {
-        path: {name: make().fit(split.before, split.labels) for name, make in readers.items()}
-        for path, split in train.items()
+        projector: {name: make().fit(split.before, split.labels) for name, make in readers.items()}
+        for projector, split in train.items()
     }
 
 
-def read_path(
+def read_projector(
     train: Split, test: Split, groups: Groups, fitted: Mapping[str, BaseEstimator]
 ) -> dict[str, dict[str, Any]]:
-    """Every reader on one path: {reader: {before: {group: share}, after: {group: share}}}."""
+    """Scores of every reader: {reader: {before: {group: share}, after: {group: share}}}."""
     scores: dict[str, dict[str, Any]] = {}
     for name, reader in fitted.items():
         before = groups.score(reader.predict(test.before), test.labels)
@@ -111,7 +111,7 @@ def read_path(
 
 
 def drift(before: Embeddings, after: Embeddings) -> dict[str, float]:
-    """How far embeddings moved: mean relative distance, and mean cosine to where they were."""
+    """Mean relative distance and mean cosine between the embeddings before and after."""
     norm = np.linalg.norm(before, axis=1)
     moved = np.linalg.norm(after - before, axis=1)
     cosine = (before * after).sum(axis=1) / (norm * np.linalg.norm(after, axis=1))
@@ -121,9 +121,12 @@ def drift(before: Embeddings, after: Embeddings) -> dict[str, float]:
 def read_all(
     train: Mapping[str, Split], test: Mapping[str, Split], fitted: Fitted | None = None
 ) -> tuple[dict[str, Any], list[str]]:
-    """Readers and drift of every path, and the neighbour classes.
+    """Scores of readers and drift by projector, and the neighbour classes.
 
-    fitted: what `fit_before` gave for these training images, to spare fitting it again.
+    Args:
+        train: embeddings of the training images, by projector.
+        test: embeddings of the held-out images, by projector.
+        fitted: result of `fit_before` for the same training images, if it is known.
     """
     neighbours = neighbour_classes(train)
     one = next(iter(test.values()))
@@ -134,48 +137,48 @@ def read_all(
         neighbours=~one.is_forget & np.isin(one.labels, neighbours),
     )
     fitted = fitted or fit_before(train)
-    paths = {}
-    for path in train:
-        keep = ~test[path].is_forget
-        paths[path] = {
-            "readers": read_path(train[path], test[path], groups, fitted[path]),
-            "drift": drift(test[path].before[keep], test[path].after[keep]),
+    projectors = {}
+    for name in train:
+        keep = ~test[name].is_forget
+        projectors[name] = {
+            "readers": read_projector(train[name], test[name], groups, fitted[name]),
+            "drift": drift(test[name].before[keep], test[name].after[keep]),
         }
-    return paths, neighbours
+    return projectors, neighbours
 
 
 def read_splits(
     train: Mapping[str, Split], test: Mapping[str, Split], fitted: Fitted | None = None
 ) -> dict[str, Any]:
-    """The readers' part of metrics.json, from every path's embeddings."""
-    paths, neighbours = read_all(train, test, fitted)
+    """The part of metrics.json from readers, from the embeddings by every projector."""
+    projectors, neighbours = read_all(train, test, fitted)
     one = next(iter(train.values()))
     classes = len(np.unique(one.labels))
-    # What a guess among the classes would score.
+    # Expected score of a uniform guess among the classes.
     chance = {
         "forget": len(np.unique(one.labels[one.is_forget])) / classes,
         "preserve": 1 / classes,
         "neighbours": 1 / classes,
     }
-    read = {"paths": paths, "neighbours": neighbours, "chance": chance}
-    return headline(paths, chance["forget"]) | {"refitted": refitted(paths)} | read
+    read = {"paths": projectors, "neighbours": neighbours, "chance": chance}
+    return headline(projectors, chance["forget"]) | {"refitted": refitted(projectors)} | read
 
 
-def refitted(paths: Mapping[str, Any]) -> dict[str, float]:
-    """Forget images named by a linear probe fitted after the edit, worst case over the paths.
+def refitted(projectors: Mapping[str, Any]) -> dict[str, float]:
+    """Share of forget images named by a linear probe fitted on the edited features.
 
-    What someone who looks for the concept still finds: the probe is fitted on edited features.
+    The worst case over the projectors.
     """
-    probes = [path["readers"]["refitted_probe"] for path in paths.values()]
+    probes = [one["readers"]["refitted_probe"] for one in projectors.values()]
     return {
         "accuracy_before": max(p["before"]["forget"] for p in probes),
         "accuracy_after": max(p["after"]["forget"] for p in probes),
     }
 
 
-def headline(paths: Mapping[str, Any], chance: float) -> dict[str, dict[str, float]]:
-    """The worst case over the paths, by the linear probe fitted on the original features."""
-    probes = [path["readers"]["linear_probe"] for path in paths.values()]
+def headline(projectors: Mapping[str, Any], chance: float) -> dict[str, dict[str, float]]:
+    """Accuracies of the linear probe fitted on the original features, worst over projectors."""
+    probes = [one["readers"]["linear_probe"] for one in projectors.values()]
     return {
         "forget": {
             "accuracy_before": max(p["before"]["forget"] for p in probes),

@@ -1,4 +1,4 @@
-"""A few numbers for an adapter, cheap enough for hundreds of them."""
+"""Score: a cheap evaluation of an adapter, for the many settings of a sweep."""
 
 from collections.abc import Collection, Mapping
 from dataclasses import dataclass
@@ -12,16 +12,18 @@ from jax_unlearn.evaluate.probes import Split, drift, linear_probe
 
 @dataclass(frozen=True)
 class Score:
-    """On held-out samples: how much is forgotten, and how much is kept.
+    """How much is forgotten and how much is kept, on held-out samples.
 
     Attributes:
-        before, forget: share of the samples to forget that are given a forgotten name, without the
-            adapter and with it; chance: what a guess would score there.
-        preserve: accuracy on the others.
-        drift: mean relative movement of the others' embeddings, the largest over the projectors.
-        selectivity: share of the samples to forget that are still given what else their class names
-            say ("red" of "red triangle", where triangles are forgotten), without the adapter and
-            with it; None where the class names say nothing else.
+        before: share of forget samples classified as a forgotten class, without the adapter.
+        forget: the same share, with the adapter.
+        chance: expected share of a uniform guess.
+        preserve: accuracy on preserve samples, with the adapter.
+        drift: mean relative distance that preserve embeddings moved, largest over the projectors.
+        selectivity_before: share of forget samples whose predicted class has the other words of
+            their class name ("red" of "red triangle", if triangles are forgotten), without the
+            adapter; None if the class names have no other words.
+        selectivity: the same share, with the adapter.
     """
 
     before: float
@@ -34,12 +36,12 @@ class Score:
 
 
 def fit_probes(train: Mapping[str, Split]) -> dict[str, BaseEstimator]:
-    """A linear probe on every projector's original features."""
+    """Fit a linear probe on the original features of every projector."""
     return {name: linear_probe().fit(split.before, split.labels) for name, split in train.items()}
 
 
 def score(probes: Mapping[str, BaseEstimator], test: Mapping[str, Split]) -> Score:
-    """By the probe of the worst projector, as the headline of metrics.json."""
+    """Score with the probe of the worst projector, as in the headline of metrics.json."""
     before, forget, preserve, moved, chance = [], [], [], [], 0.0
     kept: list[tuple[float, float]] = []
     for name, split in test.items():
@@ -64,9 +66,9 @@ def score(probes: Mapping[str, BaseEstimator], test: Mapping[str, Split]) -> Sco
 
 
 def other_words(forgotten: Collection[str]) -> dict[str, set[str]]:
-    """What each forgotten class's name says besides the words that all of them share.
+    """The words of each forgotten class's name that not all forgotten classes share.
 
-    Empty where they share none, or where one of them says nothing else.
+    Empty if they share no word, or if one of them has no other word.
     """
     words = {str(name): set(str(name).lower().split()) for name in forgotten}
     common = reduce(set.intersection, words.values())
@@ -75,7 +77,7 @@ def other_words(forgotten: Collection[str]) -> dict[str, set[str]]:
 
 
 def _says(predicted: np.ndarray, labels: np.ndarray, rest: Mapping[str, set[str]]) -> float:
-    """Share of predictions that hold the other words of the right name."""
+    """Share of predictions that contain the other words of the right name."""
     pairs = zip(predicted, labels, strict=True)
     return float(np.mean([rest[str(right)] <= set(str(said).lower().split())
                           for said, right in pairs]))  # fmt: skip

@@ -7,12 +7,12 @@ import numpy as np
 
 from jax_unlearn.features.similarity import Named, classify, unit
 
-# How many kept names count as near to each forgotten one.
+# Number of preserve names that count as neighbours of each forgotten name.
 NEIGHBOURS = 5
 
 
 def near_names(names: Named, forget: Sequence[str], count: int) -> list[str]:
-    """The kept names whose text embeddings are nearest to some forgotten one's."""
+    """The `count` preserve names nearest to each forgotten name, by cosine of text embeddings."""
     is_forget = np.isin(names.labels, forget)
     rows = unit(names.embeddings)
     likeness = (rows[~is_forget] @ rows[is_forget].T).T
@@ -23,9 +23,9 @@ def near_names(names: Named, forget: Sequence[str], count: int) -> list[str]:
 def shares(
     images: Named, names: Named, forget: Sequence[str], neighbours: Sequence[str]
 ) -> dict[str, float | None]:
-    """Accuracy of each forgotten class's images together, of all others, and of the neighbours.
+    """Accuracy on the forgotten classes' images, on all others, and on the neighbours among them.
 
-    None where a group has no image.
+    None for a group without images.
     """
     right = classify(images.embeddings, names) == images.labels
     is_forget = np.isin(images.labels, forget)
@@ -40,7 +40,7 @@ def shares(
 
 
 def by_class(images: Named, names: Named, classes: Sequence[str]) -> dict[str, float | None]:
-    """Accuracy of each class's images."""
+    """Accuracy on the images of each class; None without images."""
     right = classify(images.embeddings, names) == images.labels
     rows = {name: images.labels == name for name in classes}
     return {name: float(right[r].mean()) if r.any() else None for name, r in rows.items()}
@@ -53,7 +53,7 @@ def compare(
     names_after: Named,
     forget: Sequence[str],
 ) -> dict[str, Any]:
-    """The zero-shot part of metrics.json, and the headline made from it."""
+    """The zero-shot part of metrics.json, and its headline accuracies."""
     neighbours = near_names(names_before, forget, NEIGHBOURS)
     before = shares(images_before, names_before, forget, neighbours)
     after = shares(images_after, names_after, forget, neighbours)

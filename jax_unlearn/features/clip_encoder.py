@@ -1,4 +1,4 @@
-"""Texts and images through CLIP: a checkpoint's tokenizer and image processor, then the model."""
+"""Encode texts and images with CLIP and the checkpoint's tokenizer and image processor."""
 
 from collections.abc import Iterator, Sequence
 from functools import cached_property
@@ -29,10 +29,12 @@ Rows = Float[np.ndarray, "n _"]
 
 
 class ClipEncoder:
-    """A CLIP model that reads strings and image files, in batches of one shape.
+    """A CLIP model with its tokenizer and image processor; runs batches of one shape.
 
     Args:
-        checkpoint: directory of its tokenizer and image processor.
+        clip: the model.
+        checkpoint: directory of the tokenizer and image processor.
+        console: where the progress bar is drawn.
 
     Raises:
         UserError: the tokenizer is missing.
@@ -40,7 +42,7 @@ class ClipEncoder:
 
     def __init__(self, clip: Clip, checkpoint: Path, console: Console) -> None:
         self.clip, self.checkpoint, self.console = clip, checkpoint, console
-        # Not at the top: transformers imports torch where it is installed, and we must not.
+        # Imported here because transformers imports torch if it is installed (see `no_torch`).
         from transformers import AutoTokenizer
 
         options: dict[str, Any] = {"local_files_only": True, "trust_remote_code": False}
@@ -54,7 +56,7 @@ class ClipEncoder:
             ) from error
 
     def tokens(self, texts: Sequence[str]) -> tuple[np.ndarray, np.ndarray]:
-        """(input_ids, attention_mask) [n, context], padded to the context's whole length.
+        """(input_ids, attention_mask), both [n, context], padded to the context length.
 
         Raises:
             UserError: a text is longer than the context.
@@ -73,35 +75,35 @@ class ClipEncoder:
         return out["input_ids"], out["attention_mask"]
 
     def projection(self, name: str) -> FrozenLinear:
-        """One of the two, frozen."""
+        """One of the two projections, as a FrozenLinear."""
         weight, bias = self.clip.linear(name)
         return FrozenLinear(name, np.ascontiguousarray(weight), bias)
 
     def contents(self) -> Iterator[np.ndarray]:
-        """All weights."""
+        """All weights of the model."""
         yield from map(np.asarray, jax.tree.leaves(nnx.state(self.clip)))
 
     def texts(self, prompts: Sequence[Prompt]) -> SampleFeatures:
-        """Rows at `text_projection`, one a prompt."""
+        """Rows at `text_projection`, one per prompt."""
         taps = self.text_taps([prompt.text for prompt in prompts])
         return SampleFeatures(tuple(prompts), {TEXT: TapRows(taps, np.arange(len(taps)))})
 
     def text_taps(self, texts: Sequence[str]) -> Rows:
-        """Inputs of `text_projection`."""
+        """Inputs of `text_projection`, [n, d]."""
         ids, mask = self.tokens(texts)
         rows = [
             self.clip.encode_text(padded(ids[i : i + BATCH]), padded(mask[i : i + BATCH]))
             for i in range(0, len(ids), BATCH)
         ]
-        return joined([out.taps[TEXT] for out in rows], len(texts))
+        return concatenated([out.taps[TEXT] for out in rows], len(texts))
 
     def images(
         self, files: Sequence[ImageFile], reader: ImageReader, description: str
     ) -> SampleFeatures:
-        """Rows at `visual_projection`, one an image that can be read.
+        """Rows at `visual_projection`, one for each image that can be read.
 
         Raises:
-            UserError: no file could be read; or one could not and the reader is strict.
+            UserError: no file can be read; or one cannot and the reader is strict.
         """
         quiet = not self.console.is_terminal
         listed = track(
@@ -115,33 +117,33 @@ class ClipEncoder:
             rows.append(self.image_batch([image for _, image in batch]).taps[IMAGE])
         if not rows:
             raise UserError(f"{files[0].path.parent}: none of its {len(files)} images can be read")
-        taps = joined(rows, len(kept))
+        taps = concatenated(rows, len(kept))
         return SampleFeatures(tuple(kept), {IMAGE: TapRows(taps, np.arange(len(taps)))})
 
     def image_batch(self, images: Sequence[Image.Image]) -> ClipFeatures:
-        """The image side on at most BATCH images, padded to as many."""
+        """Encode at most BATCH images, padded to BATCH."""
         return self.clip.encode_image(padded(np.stack([self.processor(one) for one in images])))
 
     def blank(self) -> Image.Image:
-        """An image that is zero after normalisation: nothing to see."""
+        """A uniform image that is zero after normalisation."""
         side = self.clip.config.vision.image_size
         return self.processor.blank((side, side))
 
     @cached_property
     def processor(self) -> CropPreprocessor:
-        """The checkpoint's image processor, read when the first image is.
+        """The checkpoint's image processor, loaded at first use.
 
         Raises:
-            UserError: it is missing, or is another tower's.
+            UserError: it is missing, or belongs to another model.
         """
         return load_clip_preprocessor(self.checkpoint, self.clip.config.vision.image_size)
 
 
 def padded(x: np.ndarray) -> np.ndarray:
-    """The batch filled up with its first row, so that all batches compile once."""
+    """A batch padded to BATCH with copies of its first row, so that all batches have one shape."""
     return np.concatenate([x, np.repeat(x[:1], BATCH - len(x), axis=0)])
 
 
-def joined(batches: Sequence[Any], count: int) -> Rows:
-    """Full batches one after another; only the last was filled up."""
+def concatenated(batches: Sequence[Any], count: int) -> Rows:
+    """Concatenate padded batches and drop the padding of the last: the first `count` rows."""
     return np.concatenate([np.asarray(x, np.float32) for x in batches])[:count]

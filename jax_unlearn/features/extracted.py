@@ -1,4 +1,4 @@
-"""Extracted: everything that a run makes of its samples before anything is fitted."""
+"""Extracted: the features of a run's samples and the Linears to adapt, the input of fitting."""
 
 from collections.abc import Mapping
 from dataclasses import dataclass, field
@@ -12,25 +12,24 @@ from jax_unlearn.models.clip.model import LINEARS
 from jax_unlearn.models.frozen_linear import FrozenLinear, projector_name
 
 SourceKind = Literal["qwen_images", "clip_images", "clip_names"]
-# Where a source's Linears are the only ones to adapt, their names say which source it was.
+# CLIP's two sources each adapt one projection, whose name therefore identifies the source.
 KINDS: dict[str, SourceKind] = dict(zip(LINEARS, ("clip_names", "clip_images"), strict=True))
 
 
 @dataclass(frozen=True)
 class Extracted:
-    """The frozen Linears and the features of a run's samples: what is fitted and judged.
+    """The frozen Linears and the features of a run's samples, for fitting and evaluation.
 
     Attributes:
-        linears: of the projectors that may be adapted, in the tower's order.
-        judged_linears: of CLIP's other side, by which the result is judged.
-        train: features of the samples to fit to, with the statistics of their rows.
+        linears: the Linears of the projectors that may be adapted, in the tower's order.
+        judged_linears: the projection of CLIP's other side, needed for evaluation.
+        train: features of the training samples, with the statistics of their rows.
         test: features of the held-out samples, one row each.
-        empty: each projector's embedding [E] of a sample that shows or says nothing: a blank image,
-            or "".
-        judged: features besides the samples' that the result is judged by, by name: CLIP's images
-            (`shown.0`, …), names of other data sets (`others.0`, …), the classes' names (`names`).
-        counts: number of samples of each group, with the skipped ones and a fingerprint.
-        throughput: of the passes of the tower; empty where no tower was run.
+        empty: each projector's embedding [E] of an empty sample: a blank image, or the text "".
+        judged: further features needed for evaluation, by name: CLIP's images (`shown.0`, …), names
+            of other data sets (`others.0`, …), the names of the classes (`names`).
+        counts: number of samples in each group, the skipped ones, and a fingerprint.
+        throughput: throughput of the passes of the tower; empty if no tower was run.
     """
 
     linears: tuple[FrozenLinear, ...]
@@ -48,7 +47,7 @@ class Extracted:
 
     @property
     def model_type(self) -> str:
-        """The family of a checkpoint without config.json, which only OpenCLIP's have not."""
+        """The model family, for checkpoints without config.json (only OpenCLIP's have none)."""
         return "qwen3_vl" if self.kind == "qwen_images" else "clip"
 
     @property
@@ -58,5 +57,5 @@ class Extracted:
 
 
 def kind_of(linear: str) -> SourceKind:
-    """What the samples are, by the name of a Linear that may be adapted."""
+    """The source kind of a run, from the name of an adaptable Linear."""
     return KINDS.get(projector_name(linear), "qwen_images")

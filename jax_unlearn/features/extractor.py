@@ -1,4 +1,4 @@
-"""Images → the rows at the taps, in one pass of the frozen tower."""
+"""Run the frozen tower over images and collect the rows at the taps, in one pass."""
 
 import gc
 import time
@@ -17,7 +17,7 @@ from jaxtyping import Float, Int
 from PIL import Image
 from rich.console import Console
 
-from jax_unlearn.data.batches import PATCHES, Batch, Item, Pool, together
+from jax_unlearn.data.batches import PATCHES, Batch, Item, Pool, group_by_shape
 from jax_unlearn.data.images import ImageFile, ImageReader
 from jax_unlearn.data.loader import CountPatches, Loaded, PackStep, load
 from jax_unlearn.data.preprocess import Preprocessor
@@ -43,32 +43,36 @@ CLIP = ("clip_images", "clip_names")
 
 @dataclass(frozen=True, kw_only=True)
 class ExtractionSettings:
-    """How the frozen tower is run over the samples, and what is kept of its rows."""
+    """How the frozen tower is run over the samples, and which of its rows are kept."""
 
     granularity: Granularity = used_if("images", source=QWEN)
-    """What a row of the loss is: a token, or the mean of an image's tokens."""
+    """Rows of the loss: every token, or the mean of each image's tokens."""
     max_pixels: int = used_if(2**20, source=QWEN)
-    """Larger images are scaled down to this area."""
+    """Scale larger images down to this area, in pixels."""
     dtype: Literal["float32", "bfloat16"] = "float32"
     """Data type of the tower."""
     keep_means: int = used_if(2000, source=QWEN)
-    """Number of images to keep whose mean embedding is held in memory, drawn with the seed: near
-    and twin choose among them and probes are fitted on them; no more are held out for evaluation.
-    All are trained on."""
+    """Number of preserve images, drawn with the seed, whose mean embedding is kept in memory. The
+    targets near and twin choose among them, and probes are fitted on them; also the largest number
+    of preserve images held out for evaluation. Training uses all preserve images."""
     batch_patches: int = used_if(PATCHES, source=QWEN)
-    """Patches of a device's batch, a power of two; `inspect --plan` says how many fit."""
+    """Patches per batch of a device, a power of two; `inspect --plan` shows how many fit."""
     sum_on: SumOn = used_if("auto", source=QWEN)
     """Where rows are averaged and summed: on the host in float64, or on the devices in float32;
-    auto takes the devices unless they are CPUs."""
+    auto uses the devices unless they are CPUs."""
 
 
 class Extractor:
     """Runs the tower over images and keeps the rows at the taps of the named Linears.
 
     Args:
-        mesh: the devices of this process; one, if not given.
-        workers: processes that decode and pack images; if not given see `usual_workers`.
-        seed: of the order in which images are read.
+        tower: the tower.
+        preprocessor: the checkpoint's image processor.
+        names: full names of the Linears.
+        settings: batch size and where rows are summed; the tower has `dtype` already.
+        mesh: the devices of this process; a single one by default.
+        workers: processes that decode and pack images; by default `usual_workers`.
+        seed: seed of the order in which images are read.
     """
 
     def __init__(
@@ -92,10 +96,10 @@ class Extractor:
         self.on_device = (automatic if settings.sum_on == "auto" else settings.sum_on) == "device"
         self.graphdef, state = nnx.split(tower)
         self.state = place_tower(state, self.mesh)
-        # Of all passes, also of those that went on where nothing was left to do.
+        # Batch shapes of all passes, also of resumed passes that had nothing left to do.
         self.planned: set[tuple[int, int]] = set()
         self.work = Work()
-        # When the devices have done the step that they were given last.
+        # When the devices finish the step that was dispatched last.
         self.ready: Future[float] | None = None
         self.watch = ThreadPoolExecutor(1)
 
@@ -110,14 +114,23 @@ class Extractor:
         keep: Collection[ImageFile] | None = None,
         stage: Stage | None = None,
     ) -> SampleFeatures:
-        """One pass over the files, each process over its part; rows come in the files' order.
+        """One pass over the files, each process over its share.
 
         Args:
-            tokens, statistics, keep: see `PassState`.
-            stage: to go on from, and to save to.
+            files: the images.
+            reader: records files that cannot be read.
+            description: label of the progress bar.
+            console: where the progress bar is drawn.
+            tokens: see `PassState`.
+            statistics: see `PassState`.
+            keep: see `PassState`.
+            stage: snapshots to resume from and save to.
+
+        Returns:
+            The features, with samples and rows in the order of the files.
 
         Raises:
-            UserError: no file could be read; or one could not and the reader is strict.
+            UserError: no file can be read; or one cannot and the reader is strict.
         """
         stage = stage or NoSnapshots()
         state = PassState(files, self.names, tokens, keep, statistics)
@@ -125,8 +138,8 @@ class Extractor:
         if saved := stage.load():
             if saved.facts["plan"] != state.plan:
                 raise UserError(
-                    f"{files[0].path.parent}: some images could be read then and not now, or "
-                    "otherwise; restore them, or begin again with --overwrite alone"
+                    f"{files[0].path.parent}: other images can be read now than before; "
+                    "restore them, or start again with --overwrite alone"
                 )
             state.restore(saved)
             self.report(state, reader)
@@ -137,21 +150,22 @@ class Extractor:
                 bar.advance(task, images_in([batches]))
                 stage.step(state.snapshot)
         stage.done(state.snapshot)
-        # Grain's iterator refers to itself, and so keeps the shared memory that it gave last.
+        # Grain's iterator is in a reference cycle, which keeps its last shared memory allocated.
         gc.collect()
         state.share()
         self.report(state, reader)
         if not state.rows:
             some = f"its {len(files)} images"
             if keep is not None:
-                some = f"the {len(keep)} images that --keep-means drew"
+                some = f"the {len(keep)} images drawn by --keep-means"
             raise UserError(f"{files[0].path.parent}: none of {some} can be read")
         return state.features()
 
     def extract_image(self, image: Image.Image) -> TapArrays:
-        """The taps of one image that is no file (the blank one), in a shape of the passes before.
+        """The taps of an image in memory, such as the blank one.
 
-        The smallest that holds it, so that nothing compiles; else one of its own.
+        Uses the smallest batch shape of earlier passes that holds it, so that nothing is compiled,
+        or a shape of its own if none does.
         """
         pixels, grid = self.preprocessor(image)
         merge = self.config.spatial_merge_size
@@ -165,7 +179,7 @@ class Extractor:
         return next(step.images(self.tower(whole), {}))[1]
 
     def plan(self, state: PassState, reader: ImageReader) -> list[list[Batch]]:
-        """This process's batches, one for each device in each step, from the images' sizes."""
+        """Plan this process's steps, one batch per device each, from the images' sizes."""
         files = state.files
         order = np.random.default_rng(self.seed).permutation(len(files))
         mine = order[processes.index() :: processes.count()].tolist()
@@ -179,9 +193,9 @@ class Extractor:
                     state.skip({index: size})
                 else:
                     yield from pool.add(Item(index, size))
-            yield from pool.rest()
+            yield from pool.flush()
 
-        steps = list(together(batches(), self.devices))
+        steps = list(group_by_shape(batches(), self.devices))
         self.planned |= {(batch.rows, batch.length) for step in steps for batch in step}
         state.planned(steps)
         self.report(state, reader)
@@ -222,7 +236,7 @@ class Extractor:
             begun = time.perf_counter()
 
     def waiting_for(self, loaded: Iterable[Loaded]) -> Iterator[Loaded]:
-        """The same, with the time that the devices wait for it to come."""
+        """Pass on `loaded`, adding the time that the devices are idle to `work.waited`."""
         begun = time.perf_counter()
         for step in loaded:
             if self.ready is None or self.ready.done():
@@ -234,9 +248,9 @@ class Extractor:
     def pipelined(
         self, state: PassState, steps: Iterable[list[Batch]], loaded: Iterable[Loaded]
     ) -> Iterator[tuple[TokenOwners, dict[str, Array], dict[str, Array]]]:
-        """(Step, its taps, means of some) once the next step has been given to the devices.
+        """Yields (step, taps, image means) of a step after the next one has been dispatched.
 
-        The devices therefore never wait for the host.
+        The devices therefore do not wait for the host.
         """
         before = None
         for batches, (packed, slots, failed) in zip(steps, loaded, strict=True):
@@ -258,7 +272,7 @@ class Extractor:
         return TokenOwners(batches, slots, failed, self.devices, block)
 
     def tower(self, packed: PackedPatches) -> dict[str, Float[Array, "n d_in"]]:
-        """The taps of a batch for each device, one after another; does not wait for them."""
+        """Dispatch one batch per device; returns its taps, concatenated, without waiting."""
         placed = jax.device_put(packed, over_data(self.mesh))
         taps = tap_rows(self.graphdef, self.state, placed, self.names, self.mesh)
         self.ready = self.watch.submit(ready_at, taps)
@@ -267,7 +281,7 @@ class Extractor:
     def means(
         self, state: PassState, step: TokenOwners, taps: dict[str, Array]
     ) -> dict[str, Array]:
-        """Of those taps of which the host needs no more, if they are taken on the devices."""
+        """Image means of the taps whose tokens the host does not need, if computed on devices."""
         some = {name: x for name, x in taps.items() if not state.needs_tokens(name)}
         if not self.on_device or not some:
             return {}

@@ -6,14 +6,12 @@ from jaxtyping import Float, Float64
 from scipy.linalg import lapack
 
 BLOCK = 4096
-
-
 # Pivots below this share of the largest are dropped from a factor: float32's rounding, squared.
 PIVOT = float(np.finfo(np.float32).eps) ** 2
 
 
 def gram(*columns: Float[Array | np.ndarray, "n _"]) -> Float64[np.ndarray, "d d"]:
-    """XᵀX in float64 of the columns side by side, a block of rows at a time."""
+    """XᵀX in float64 of the column-wise concatenation of the arguments, in blocks of rows."""
     width = sum(x.shape[1] for x in columns)
     total = np.zeros((width, width))
     for first in range(0, len(columns[0]), BLOCK):
@@ -24,12 +22,12 @@ def gram(*columns: Float[Array | np.ndarray, "n _"]) -> Float64[np.ndarray, "d d
 
 
 def lower_half(gram: Float64[np.ndarray, "d d"]) -> Float64[np.ndarray, " n"]:
-    """Of a symmetric matrix, the numbers that `symmetric` needs."""
+    """The lower triangle of a symmetric matrix, row by row; the inverse of `symmetric`."""
     return gram[np.tril_indices(len(gram))]
 
 
 def symmetric(half: Float64[np.ndarray, " n"], size: int) -> Float64[np.ndarray, "d d"]:
-    """The matrix whose `lower_half` this is."""
+    """The symmetric matrix of this `lower_half`."""
     whole = np.zeros((size, size))
     whole[np.tril_indices(size)] = half
     whole += np.tril(whole, -1).T
@@ -37,9 +35,11 @@ def symmetric(half: Float64[np.ndarray, " n"], size: int) -> Float64[np.ndarray,
 
 
 def factor(gram: Float64[np.ndarray, "d d"], noise: float = 0.0) -> Float64[np.ndarray, "rank d"]:
-    """S with SᵀS = G, by Cholesky with pivots: as many rows as G has rank.
+    """S with SᵀS = G, by pivoted Cholesky (LAPACK dpstrf); the number of rows is the rank of G.
 
-    noise: pivots up to this are none, nor are any below the share `PIVOT` of the largest.
+    Args:
+        gram: G.
+        noise: pivots up to this count as zero, as do those below PIVOT times the largest.
     """
     largest = float(gram.diagonal().max(initial=0))
     if largest <= noise:

@@ -1,4 +1,4 @@
-"""PassState: what one pass of the tower has so far, rows of some images and statistics of all."""
+"""PassState: rows and statistics collected so far in one pass of the tower."""
 
 import hashlib
 from collections.abc import Collection, Mapping, Sequence
@@ -17,15 +17,15 @@ TapArrays = dict[str, Float[np.ndarray, "_ d_in"]]
 
 
 class PassState:
-    """Takes in images one by one, whatever their order.
+    """Collects the rows of images, one image at a time and in any order.
 
     Args:
-        files: of the pass, by whose place in it the images are called.
+        files: the images of the pass; images are identified by their index in it.
         names: the taps.
-        tokens: taps of a Merger's last Linear of which all tokens are kept, and not the mean of
-            each image; of other taps they always are.
-        keep: of which files rows are kept; of all, if not given.
-        statistics: statistics of all images, if they are wanted.
+        tokens: taps of a Merger's last Linear at which every token is kept, rather than the mean of
+            each image. At other taps every token is always kept.
+        keep: files whose rows are kept; all by default.
+        statistics: accumulates the statistics of all images, if given.
     """
 
     def __init__(
@@ -38,19 +38,19 @@ class PassState:
     ) -> None:
         self.files, self.names, self.tokens = files, names, tokens
         self.keep, self.statistics = keep, statistics
-        # Digest of which images each step has.
+        # Digest of the images of each step.
         self.plan = ""
         self.steps = 0
         self.rows: dict[int, TapArrays] = {}
         self.skipped: dict[int, str] = {}
 
     def planned(self, steps: Sequence[Sequence[Batch]]) -> None:
-        """Remember which images each step has, which must be the same for a pass that goes on."""
+        """Record a digest of each step's images, which must be the same in a resumed pass."""
         listed = [[(item.index, item.patches) for b in step for item in b.items] for step in steps]
         self.plan = hashlib.sha256(repr(listed).encode()).hexdigest()
 
     def skip(self, reasons: Mapping[int, str]) -> None:
-        """Images that cannot be read, and why."""
+        """Record images that cannot be read, and why."""
         self.skipped |= reasons
 
     def step_done(self) -> None:
@@ -58,12 +58,12 @@ class PassState:
         self.steps += 1
 
     def needs_tokens(self, name: str) -> bool:
-        """Whether `add` asks for all tokens at a tap, and not for their mean alone."""
+        """Whether `add` needs all tokens at a tap, rather than their mean."""
         kept = not ends_merger(name) or name in self.tokens
         return kept or bool(self.statistics and self.statistics.needs_tokens(name))
 
     def add(self, image: int, taps: Mapping[str, Float[np.ndarray, "tokens d_in"]]) -> None:
-        """The tokens of one image at each tap, or their mean where it is all that is needed."""
+        """Add one image: its tokens at each tap, or their mean where `needs_tokens` is false."""
         if self.statistics:
             self.statistics.add(image, taps)
         if self.keep is None or self.files[image] in self.keep:
@@ -75,30 +75,30 @@ class PassState:
         return np.asarray(x, np.float32)
 
     def snapshot(self) -> Snapshot:
-        """For `restore`: the sums to their last bit."""
+        """A snapshot for `restore`, with the exact sums."""
         rows, sums = self._rows(), self.statistics.arrays() if self.statistics else {}
         facts = {"plan": self.plan, "steps": self.steps}
         return Snapshot({**rows.arrays, **sums}, {**rows.facts, **facts})
 
     def restore(self, snapshot: Snapshot) -> None:
-        """Begin where a snapshot of the same pass was taken."""
+        """Continue from a snapshot of the same pass."""
         self.steps = snapshot.facts["steps"]
         self._take(snapshot)
         if self.statistics:
             self.statistics.restore(snapshot.arrays)
 
     def share(self) -> None:
-        """Take in the rows that other processes have of their images, and send them these.
+        """Exchange rows with the other processes, so that each has those of all images.
 
-        To be called by all processes; no more may be added then.
+        Must be called by all processes, after the last `add`.
         """
         for theirs in collectives.all_gather_bytes(lambda: self._rows().to_bytes()):
             self._take(Snapshot.of_bytes(theirs))
 
     def features(self) -> SampleFeatures:
-        """Of the images of all processes, in the files' order; there must be one.
+        """Features of the images of all processes, in the order of the files; at least one.
 
-        To be called by all processes, after `share`.
+        Must be called by all processes, after `share`.
         """
         order = sorted(self.rows)
         taps = {
@@ -108,7 +108,7 @@ class PassState:
         return self.statistics.finish(features, order) if self.statistics else features
 
     def _rows(self) -> Snapshot:
-        """What there is but for the sums."""
+        """The rows and the skipped files, without the sums."""
         order = sorted(self.rows)
         arrays: dict[str, np.ndarray] = {"rows": np.array(order, int)}
         for name in self.names if order else ():
@@ -119,7 +119,7 @@ class PassState:
         return Snapshot(arrays, {"skipped": skipped})
 
     def _take(self, snapshot: Snapshot) -> None:
-        """Add what `_rows` gave."""
+        """Add rows and skipped files from `_rows`."""
         arrays, skipped = snapshot.arrays, snapshot.facts["skipped"]
         self.skipped |= {int(image): reason for image, reason in skipped.items()}
         order = arrays["rows"].tolist()

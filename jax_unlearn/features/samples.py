@@ -1,4 +1,4 @@
-"""Rows of features, the images that they belong to, and which images are alike."""
+"""Features of samples: rows at the taps, and the sample that each row belongs to."""
 
 from collections.abc import Sequence
 from dataclasses import dataclass, field, replace
@@ -14,9 +14,9 @@ from jax_unlearn.models.qwen3_vision.config import LINEARS
 
 @dataclass(frozen=True)
 class TapRows:
-    """Rows at the input of a Linear: one a token, or one an image (the mean of its tokens).
+    """Rows at the input of a Linear: one per token, or one per image (the mean of its tokens).
 
-    x: [rows, D_in] float32; image: [rows] which image a row belongs to, ascending without a gap.
+    x: [rows, D_in] float32; image: [rows] index of the image of each row, ascending without gaps.
     """
 
     x: Float[np.ndarray, "rows d_in"]
@@ -34,7 +34,7 @@ class TapRows:
 
 
 def ends_merger(linear: str) -> bool:
-    """Whether a Linear is its Merger's last: its mean output is then its output on the mean row."""
+    """Whether a Linear is its Merger's last; its mean output is then that of the mean row."""
     return linear.endswith(f".{LINEARS[-1]}")
 
 
@@ -43,12 +43,15 @@ Sample = ImageFile | Prompt
 
 @dataclass(frozen=True)
 class SampleFeatures:
-    """What is kept of some samples at each tap, by the names of the Linears.
+    """Rows and statistics of some samples, by the names of the Linears at whose input they are.
 
-    taps: rows. Those of a Merger's last Linear hold one an image, unless its linear_fc1 is adapted
-    and the rows of the loss are tokens; before a GELU it is always tokens. statistics: of the rows
-    of the loss, for each path whose change is linear; with `select="held_out"` of the images to fit
-    and those to choose by apart. choosing: which images the latter are, None otherwise.
+    Attributes:
+        files: the samples.
+        taps: the rows. A Merger's last Linear has one per image, unless its linear_fc1 is adapted
+            and the rows of the loss are tokens; a Linear before the GELU always has all tokens.
+        statistics: statistics of the rows of the loss, for each projector whose change is linear;
+            with `select="held_out"` a pair, of the images to fit and of those to choose by.
+        choosing: which samples are to choose by; None without `select="held_out"`.
     """
 
     files: tuple[Sample, ...]
@@ -61,19 +64,19 @@ class SampleFeatures:
         return np.array([file.label for file in self.files])
 
     def image_means(self) -> "SampleFeatures":
-        """One row an image wherever the mean row gives the mean output."""
+        """Replace tokens by their mean for each image, at the taps where `ends_merger` holds."""
         taps = {
             name: tap.image_means() if ends_merger(name) else tap for name, tap in self.taps.items()
         }
         return replace(self, taps=taps)
 
     def choosing_rows(self, name: str) -> Bool[np.ndarray, " rows"]:
-        """Which rows of a tap are of images to choose by."""
+        """Which rows of a tap belong to images to choose by."""
         assert self.choosing is not None
         return self.choosing[self.taps[name].image]
 
     def mean(self, name: str) -> Float[np.ndarray, " d_in"]:
-        """Over all rows of the loss at one tap."""
+        """Mean over all rows of the loss at one tap."""
         if name in self.statistics:
             parts = self.statistics[name]
             total = sum(part.total for part in parts) / sum(part.count for part in parts)
@@ -82,14 +85,14 @@ class SampleFeatures:
 
 
 def images(features: SampleFeatures) -> list[ImageFile]:
-    """The samples that are images."""
+    """The samples of `features` that are images."""
     return [sample for sample in features.files if isinstance(sample, ImageFile)]
 
 
 def image_means(
     x: Float[np.ndarray, "rows d"], image: Int[np.ndarray, " rows"]
 ) -> Float[np.ndarray, "n d"]:
-    """Mean of each image's rows; `image` counts 0, 0, …, 1, … without a gap."""
+    """Mean of each image's rows; `image` ascends from 0 without gaps."""
     starts = np.searchsorted(image, np.arange(image[-1] + 1))
     sums = np.add.reduceat(x, starts, axis=0, dtype=np.float64)
     return (sums / np.bincount(image)[:, None]).astype(np.float32)
@@ -112,7 +115,7 @@ class Sides:
 
     @property
     def is_forget(self) -> Bool[np.ndarray, " n"]:
-        """Which of `files` are to be forgotten."""
+        """Which of `files` are to forget."""
         return np.arange(len(self.files)) < len(self.forget.files)
 
     @property

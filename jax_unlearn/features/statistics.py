@@ -1,15 +1,15 @@
-"""What the loss needs of the rows at a tap, gathered while images stream by.
+"""Statistics of the rows at a tap: all that the loss needs of them, accumulated over batches.
 
-Rows enter the loss only through norms of their products, so Gram matrices do instead of rows, and
-they add up over batches, devices and hosts (source: DESIGN.md, section 6). Features are float32 and
-their products are summed in float64, where the square that a Gram matrix makes of the condition
-number does no more harm than float32's own rounding. The loss is never taken from a Gram matrix but
-from a factor S of it, SᵀS = G, in place of the rows: ‖X Δᵀ‖ = ‖S Δᵀ‖, and no term cancels.
+Rows enter the loss only through norms of their products, so a Gram matrix can replace them, and
+Gram matrices add up over batches, devices and hosts (source: DESIGN.md, section 6). Features are
+float32 and their products are summed in float64, so that squaring the condition number in a Gram
+matrix does no more harm than the rounding of float32. The loss is not computed from a Gram matrix G
+but from a factor S with SᵀS = G in place of the rows: ‖X Δᵀ‖ = ‖S Δᵀ‖, and no term cancels.
 
-The target of a row to forget depends on its image, and so these rows need more: of every image, an
-orthogonal change of its rows leaves one with the sum of them, one with what correlates with their
-outputs' norms (which `matched` asks for), and others that every target treats alike. The first two
-are kept as they are, whatever the target will be; of the others the Gram matrix.
+The target of a forget row depends on its image, so forget rows need more. An orthogonal change of
+the rows of an image leaves one row proportional to their sum, one with what correlates with the
+norms of their outputs (needed by `matched`), and others whose target is the same for every image.
+The first two are kept for each image, for every target; the others enter the Gram matrix only.
 """
 
 from collections.abc import Callable, Mapping
@@ -27,10 +27,10 @@ Output = Callable[[Float[np.ndarray, "n d_in"]], Float[np.ndarray, "n e"]]
 
 @dataclass(frozen=True)
 class Rows:
-    """Rows of images after an orthogonal change of each image's rows; as they were, without one.
+    """Rows of images, possibly after an orthogonal change of each image's rows.
 
-    x: [m, D_in]; image: which image each row is of; ones and norms: the same change applied to
-    a column of ones and to the column of the original outputs' norms ‖W x + b‖.
+    x: [m, D_in]; image: index of the image of each row; ones and norms: the same orthogonal change
+    applied to a column of ones and to the norms of the original outputs ‖W x + b‖.
     """
 
     x: Float[np.ndarray, "m d_in"]
@@ -38,14 +38,15 @@ class Rows:
     ones: Float[np.ndarray, " m"]
     norms: Float[np.ndarray, " m"]
 
-    def joined(self, *others: "Rows") -> "Rows":
+    def concatenated(self, *others: "Rows") -> "Rows":
         columns = ([getattr(rows, name) for rows in (self, *others)] for name in FIELDS)
         return Rows(*(np.concatenate(parts) for parts in columns))
 
     def two_rows_per_image(self) -> "Rows":
-        """The rows of each image that its target can tell from others: at most two.
+        """At most two rows per image: those on which its target can depend.
 
-        The rest of its rows are orthogonal to both columns, and only their Gram matrix is needed.
+        The other rows, after the orthogonal change, have 0 in `ones` and `norms`, and only their
+        Gram matrix is needed.
         """
         starts = np.flatnonzero(np.diff(self.image, prepend=-1))
         counts = np.diff(starts, append=len(self.image))
@@ -60,17 +61,21 @@ class Rows:
         image = self.image[starts]
         first = Rows(sums / roots[:, None], image, roots, roots * means)
         zeros = np.zeros(varied.sum())
-        return first.joined(Rows(along[varied], image[varied], zeros, size[varied]))
+        return first.concatenated(Rows(along[varied], image[varied], zeros, size[varied]))
 
 
 @dataclass(frozen=True)
 class Statistics:
-    """Rows of one tap, as they are while they are few; else their Gram matrix.
+    """Statistics of the rows of one tap: the rows themselves while few, else their Gram matrix.
 
-    by_image: whether a target may depend on the image, as that of rows to forget. count: how many
-    rows; total: [D_in] their sum. rows: all of them without a Gram matrix; with one, what is kept
-    of each image (`Rows.two_rows_per_image`), None unless `by_image`. gram: [D_in, D_in] XᵀX of all
-    rows. noise: its pivots up to this may be rounding of the products that it was summed from.
+    Attributes:
+        by_image: whether the target depends on the image, as that of forget rows does.
+        count: number of rows.
+        total: [D_in] sum of the rows.
+        rows: all rows, without a Gram matrix; with one, those of `Rows.two_rows_per_image` if
+            `by_image`, else None.
+        gram: [D_in, D_in] XᵀX of all rows, or None.
+        noise: pivots of `gram` up to this may be rounding errors of the products in it.
     """
 
     by_image: bool
@@ -85,14 +90,14 @@ class Statistics:
         return self.total / self.count
 
     def full_gram(self) -> Float64[np.ndarray, "d_in d_in"]:
-        """XᵀX of all rows."""
+        """XᵀX of all rows, [D_in, D_in]."""
         if self.gram is not None:
             return self.gram
         assert self.rows is not None
         return gram(self.rows.x)
 
     def numbered(self, places: Int[np.ndarray, " images"]) -> "Statistics":
-        """With each image to forget called by its place in a sorted list of them."""
+        """Renumber the images: each becomes its position in the sorted `places`."""
         if self.rows is None or not self.by_image:
             return self
         return replace(
@@ -100,18 +105,18 @@ class Statistics:
         )
 
     def equivalent_rows(self) -> Rows:
-        """Rows with the same loss: as they are, or at most D_in and two an image."""
+        """Rows with the same loss: all of them, or at most D_in plus two per image."""
         if self.gram is None:
             assert self.rows is not None
             return self.rows
         if self.rows is None:
-            return _alike(factor(self.gram, self.noise))
+            return _image_independent(factor(self.gram, self.noise))
         rest = self.gram - self.rows.x.T @ self.rows.x
         noise = max(self.noise, PIVOT * float(self.gram.diagonal().max()))
-        return self.rows.joined(_alike(factor(rest, noise)))
+        return self.rows.concatenated(_image_independent(factor(rest, noise)))
 
     def arrays(self, prefix: str) -> dict[str, np.ndarray]:
-        """For a file; of the symmetric matrix the lower half."""
+        """Arrays for a file, by name; of the Gram matrix only the lower triangle."""
         numbers = {"by_image": self.by_image, "count": self.count, "noise": self.noise}
         arrays = {name: np.array(value) for name, value in numbers.items()}
         arrays["total"] = self.total
@@ -123,7 +128,7 @@ class Statistics:
 
     @classmethod
     def of_arrays(cls, arrays: Mapping[str, np.ndarray], prefix: str) -> "Statistics":
-        """What `arrays` gave."""
+        """The inverse of `arrays`."""
         total, packed = arrays[f"{prefix}.total"], arrays.get(f"{prefix}.gram")
         rows, whole = None, None
         if f"{prefix}.x" in arrays:
@@ -137,26 +142,29 @@ class Statistics:
 
 def merge(one: Statistics, other: Statistics) -> Statistics:
     """Statistics of the union; no image may be in both."""
-    both = joined(one, other)
+    both = concatenated(one, other)
     if one.gram is None and other.gram is None and both.count <= len(both.total):
         return both
-    one, other = summed(one), summed(other)
-    return replace(joined(one, other), gram=one.full_gram() + other.full_gram())
+    one, other = as_gram(one), as_gram(other)
+    return replace(concatenated(one, other), gram=one.full_gram() + other.full_gram())
 
 
-def joined(one: Statistics, other: Statistics) -> Statistics:
-    """Those of the union but for the Gram matrix; either both have one or none."""
+def concatenated(one: Statistics, other: Statistics) -> Statistics:
+    """Statistics of the union, except for `gram`, which stays that of `one`.
+
+    Both must have a Gram matrix, or neither.
+    """
     return replace(
         one,
         count=one.count + other.count,
         total=one.total + other.total,
-        rows=one.rows.joined(other.rows) if one.rows and other.rows else None,
+        rows=one.rows.concatenated(other.rows) if one.rows and other.rows else None,
         noise=one.noise + other.noise,
     )
 
 
-def summed(statistics: Statistics) -> Statistics:
-    """With a Gram matrix in place of the rows, however few they are."""
+def as_gram(statistics: Statistics) -> Statistics:
+    """The same statistics with a Gram matrix in place of the rows."""
     if statistics.gram is not None:
         return statistics
     rows = statistics.rows
@@ -168,16 +176,22 @@ def summed(statistics: Statistics) -> Statistics:
 def statistics(
     x: Float[np.ndarray, "n d_in"], image: Int[np.ndarray, " n"], output: Output | None
 ) -> Statistics:
-    """Of rows in memory, those of an image side by side; `output` as for `StreamingStatistics`."""
+    """Statistics of rows in memory; the rows of each image must be contiguous.
+
+    Args:
+        x: the rows.
+        image: index of the image of each row.
+        output: see `StreamingStatistics`.
+    """
     norms = np.zeros(len(x))
     if output is not None:
         norms = np.linalg.norm(output(x), axis=1).astype(np.float64)
     rows, total = Rows(x, image, np.ones(len(x)), norms), x.sum(axis=0, dtype=np.float64)
     few = Statistics(output is not None, len(x), total, rows, None)
-    return few if len(x) <= x.shape[1] else summed(few)
+    return few if len(x) <= x.shape[1] else as_gram(few)
 
 
-def _alike(x: Float64[np.ndarray, "m d_in"]) -> Rows:
-    """Rows that no target tells apart."""
+def _image_independent(x: Float64[np.ndarray, "m d_in"]) -> Rows:
+    """Rows whose target does not depend on the image."""
     zeros = np.zeros(len(x))
     return Rows(x, np.zeros(len(x), int), zeros, zeros)

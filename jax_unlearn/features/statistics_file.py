@@ -1,4 +1,4 @@
-"""statistics.safetensors: `Extracted` as a file, and back."""
+"""Save `Extracted` to statistics.safetensors, and read it."""
 
 import json
 from collections.abc import Mapping
@@ -26,7 +26,7 @@ FACTS = ("paths", "summed", "samples", "groups")
 
 
 def save_statistics(directory: Path, extracted: Extracted) -> None:
-    """Write the file, from features of which all Linears have statistics."""
+    """Write the file; every adapted Linear must have statistics."""
     train, test = extracted.train, extracted.test
     groups = (train.forget, train.preserve, test.forget, test.preserve)
     features = dict(zip(GROUPS, groups, strict=True)) | dict(extracted.judged)
@@ -62,7 +62,7 @@ def feature_arrays(group: str, features: SampleFeatures) -> dict[str, np.ndarray
 
 
 def describe(features: SampleFeatures) -> dict[str, Any]:
-    """What of a group is no array."""
+    """The facts of a group that are not arrays: taps, prompts and images."""
     prompts = [[s.text, s.label] for s in features.files if isinstance(s, Prompt)]
     images = [[s.name, s.label] for s in features.files if isinstance(s, ImageFile)]
     return {"taps": list(features.taps), "prompts": prompts, "images": images}
@@ -78,16 +78,16 @@ class StatisticsFile:
 
     @property
     def counts(self) -> dict[str, Any]:
-        """Of the samples, as metrics.json has them."""
+        """Counts of the samples, as in metrics.json."""
         return dict(self.facts["samples"])
 
     @property
     def splits(self) -> bool:
-        """Whether some images were set apart to choose the adapter by."""
+        """Whether some images were held out to choose the adapter by (`select="held_out"`)."""
         return f"{GROUPS[0]}.choosing" in self.arrays
 
     def linears(self) -> tuple[FrozenLinear, ...]:
-        """The last Linear of each projector, those that may be adapted first."""
+        """The last Linear of each projector, adaptable ones first."""
         return tuple(
             FrozenLinear(last_linear(name), *(self.arrays[f"path.{name}.{part}"] for part in PARTS))
             for name in self.facts["paths"]
@@ -116,10 +116,10 @@ class StatisticsFile:
         return SampleFeatures(tuple(self.samples(group)), rows, statistics, choosing)
 
     def extracted(self) -> Extracted:
-        """What was saved."""
+        """The `Extracted` that was saved."""
         train, test = (Sides(*map(self.features, GROUPS[i : i + 2])) for i in (0, 2))
         linears = self.linears()
-        # CLIP's first projection is the one that may be adapted, the second judges.
+        # CLIP's first projection may be adapted; the second is only needed for evaluation.
         adaptable = linears[:1] if kind_of(linears[0].name) != "qwen_images" else linears
         return Extracted(
             linears=adaptable,
@@ -133,25 +133,25 @@ class StatisticsFile:
 
 
 def last_linear(projector: str) -> str:
-    """Full name of the Linear that gives a projector's output."""
+    """Full name of a projector's last Linear."""
     return projector if projector in KINDS else f"{projector}.{LINEARS[-1]}"
 
 
 def statistics_kind(directory: Path) -> SourceKind:
-    """What the samples of a run's file are; see `read_statistics` for errors."""
+    """The source kind of a run's statistics file; raises as `read_statistics` does."""
     return kind_of(last_linear(read_statistics(directory).facts["paths"][0]))
 
 
 def read_statistics(directory: Path) -> StatisticsFile:
-    """The file of a run.
+    """Read the statistics file of a run.
 
     Raises:
-        UserError: no such file, or one that cannot be read.
+        UserError: there is no such file, or it cannot be read.
     """
     path = directory / FILE
     if not path.is_file():
         raise UserError(
-            f"{path}: no such file; linear_fc1 and --no-save-statistics leave none: run again "
+            f"{path}: no such file; linear_fc1 and --no-save-statistics prevent it: run again "
             "from the images"
         )
     try:

@@ -1,4 +1,4 @@
-"""Statistics of one side's images while they stream by: no row is kept that need not be."""
+"""Accumulate the statistics of forget or preserve images, one image at a time."""
 
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import replace
@@ -19,10 +19,10 @@ from jax_unlearn.features.statistics import (
     Output,
     Rows,
     Statistics,
-    joined,
+    as_gram,
+    concatenated,
     merge,
     statistics,
-    summed,
 )
 from jax_unlearn.models.frozen_linear import FrozenLinear
 from jax_unlearn.runtime import collectives, processes
@@ -33,12 +33,12 @@ Granularity = Literal["tokens", "images"]
 
 
 class StreamingStatistics:
-    """Statistics of images as they come, one call an image.
+    """Accumulates the statistics of rows at one tap, image by image.
 
     Args:
         d_in: width of the tap.
-        output: the Linear's original output, for rows to forget; None for rows to preserve, whose
-            images do not matter.
+        output: the Linear's original output, for forget rows; None for preserve rows, whose
+            statistics do not depend on the image.
     """
 
     def __init__(self, d_in: int, output: Output | None) -> None:
@@ -46,18 +46,18 @@ class StreamingStatistics:
         self.waiting: list[tuple[int, Float[np.ndarray, "n d_in"]]] = []
         self.rows = 0
         self.sums: Statistics | None = None
-        # What is kept of each image; joined in the end, for each joining copies all of it.
+        # Rows kept of each image; concatenated once at the end, since that copies all of them.
         self.kept: list[Rows] = []
 
     def add(self, image: int, x: Float[np.ndarray, "n d_in"]) -> None:
-        """All rows of one image; its number is called once only."""
+        """Add all rows of one image; each image may be added once."""
         self.waiting.append((image, x))
         self.rows += len(x)
         if self.rows >= max(BLOCK, self.d_in):
             self._fold()
 
     def finish(self) -> Statistics:
-        """Of all images so far."""
+        """Statistics of all images so far."""
         if self.sums is None:
             return self._take()
         if self.waiting:
@@ -65,7 +65,7 @@ class StreamingStatistics:
         return replace(self.sums, rows=self._kept())
 
     def arrays(self, prefix: str) -> dict[str, np.ndarray]:
-        """For `restore`: the images that wait, and the sums of those before."""
+        """The pending images and the sums of earlier ones, for `restore`."""
         x, image = self._waiting()
         arrays = {f"{prefix}.waiting.x": x, f"{prefix}.waiting.image": image}
         if self.sums:
@@ -73,7 +73,7 @@ class StreamingStatistics:
         return arrays
 
     def restore(self, arrays: Mapping[str, np.ndarray], prefix: str) -> None:
-        """Begin where `arrays` was called."""
+        """Continue from the state saved by `arrays`."""
         x, image = arrays[f"{prefix}.waiting.x"], arrays[f"{prefix}.waiting.image"]
         starts = np.flatnonzero(np.diff(image, prepend=-1))
         self.waiting = [
@@ -87,24 +87,24 @@ class StreamingStatistics:
             self.sums = replace(sums, rows=None)
 
     def _kept(self) -> Rows | None:
-        return self.kept[0].joined(*self.kept[1:]) if self.kept else None
+        return self.kept[0].concatenated(*self.kept[1:]) if self.kept else None
 
     def _waiting(self) -> tuple[Float[np.ndarray, "n d_in"], Int[np.ndarray, " n"]]:
-        """Rows of the images that wait, and which image each is of."""
+        """The rows of pending images, and the image of each row."""
         empty = np.zeros((0, self.d_in), np.float32)
         x = np.concatenate([empty, *(rows for _, rows in self.waiting)])
         counts = [len(rows) for _, rows in self.waiting]
         return x, np.repeat(np.array([i for i, _ in self.waiting], int), counts)
 
     def _take(self) -> Statistics:
-        """Statistics of the images that wait."""
+        """Statistics of the pending images, which are then no longer pending."""
         x, image = self._waiting()
         self.waiting, self.rows = [], 0
         return statistics(x, image, self.output)
 
     def _fold(self) -> None:
-        """Add the images that wait to the sums."""
-        block = summed(self._take())
+        """Add the pending images to the sums."""
+        block = as_gram(self._take())
         if block.rows:
             self.kept.append(block.rows)
         block = replace(block, rows=None)
@@ -112,16 +112,17 @@ class StreamingStatistics:
 
 
 class SideStatistics:
-    """Statistics of one side at several taps, one call per image.
+    """Accumulates the statistics of forget or preserve images at several taps, image by image.
 
     Args:
-        linears: at whose inputs rows are summed.
-        forget: whether the images are to be forgotten: then what a target may need of each is kept.
-        granularity: what a row of the loss is.
-        files: all samples that may come, by whose place in the list they are numbered.
-        split: seed of a fifth of each class's images to choose the adapter by; None without that.
-        mesh: devices that sum what is only summed, the tokens to keep (`device_gram`); if not
-            given, the host does it in float64.
+        linears: the Linears at whose inputs rows are summed.
+        forget: whether these are forget images, of which per-image rows are kept for the targets.
+        granularity: whether a row of the loss is a token or an image.
+        files: all samples that may be added; they are identified by their index in it.
+        split: seed that holds out a fifth of each class's images to choose the adapter by; None
+            for no hold-out.
+        mesh: devices on which preserve tokens are summed (`device_gram`); by default the host sums
+            them in float64.
     """
 
     def __init__(
@@ -139,7 +140,7 @@ class SideStatistics:
         self.forget, self.files, self.held = forget, files, held
         self.granularity, self.split = granularity, split
         self.mesh = None if forget or granularity == "images" else mesh
-        # The last for what is of no image.
+        # The last entry is for tokens of no image, whose owner is -1.
         self.is_held = np.array([*(file in held for file in files), False])
         parts = range(1 if split is None else 2)
         self.taps = {one.name: [self._streaming(one) for _ in parts] for one in linears}
@@ -151,11 +152,11 @@ class SideStatistics:
         return StreamingStatistics(d_in, linear.output if self.forget else None)
 
     def needs_tokens(self, name: str) -> bool:
-        """Whether `add` asks for all tokens at a tap."""
+        """Whether `add` needs all tokens at a tap."""
         return name in self.taps and self.granularity == "tokens" and not self.mesh
 
     def add(self, image: int, taps: Mapping[str, Float[np.ndarray, "tokens d_in"]]) -> None:
-        """The tokens of one image at each tap, or their mean where it is all that is needed."""
+        """Add one image: its tokens at each tap, or their mean where `needs_tokens` is false."""
         for name, parts in self.taps.items():
             x = taps[name]
             if self.granularity == "images":
@@ -165,9 +166,11 @@ class SideStatistics:
                 streaming.add(image, x)
 
     def add_step(self, taps: Mapping[str, Array], owner: Int[np.ndarray, " tokens"]) -> None:
-        """Tokens of several images, on the devices.
+        """Add the tokens of several images, which are on the devices.
 
-        owner: which image each is of; -1 of none.
+        Args:
+            taps: the tokens at each tap.
+            owner: index of each token's image; -1 for padding.
         """
         if not self.mesh:
             return
@@ -178,11 +181,11 @@ class SideStatistics:
                     streaming.add(taps[name], jax.device_put(mask, over_data(self.mesh)))
 
     def arrays(self) -> dict[str, np.ndarray]:
-        """For `restore`."""
+        """The state of all accumulators, for `restore`."""
         return {k: array for key, one in self._each() for k, array in one.arrays(key).items()}
 
     def restore(self, arrays: Mapping[str, np.ndarray]) -> None:
-        """Begin where `arrays` was called."""
+        """Continue from the state saved by `arrays`."""
         for key, streaming in self._each():
             streaming.restore(arrays, key)
 
@@ -192,12 +195,13 @@ class SideStatistics:
                 yield f"{name}.{number}", streaming
 
     def finish(self, features: SampleFeatures, images: Sequence[int]) -> SampleFeatures:
-        """The features of the same images, with the statistics of all processes' images.
+        """Add the statistics, over the images of all processes, to `features`.
 
-        To be called by all processes; no more may be added then.
+        Must be called by all processes, after the last `add`.
 
         Args:
-            images: that the features have, in their order.
+            features: features of these images.
+            images: indices of the images in `features`, in their order.
         """
         of_all = over_all_processes({key: streaming.finish() for key, streaming in self._each()})
         places = np.array(images, int)
@@ -205,7 +209,7 @@ class SideStatistics:
             name: tuple(of_all[f"{name}.{i}"].numbered(places) for i in range(len(parts)))
             for name, parts in self.taps.items()
         }
-        # Rows of some of the images are enough where statistics have all.
+        # `features` may hold only some of the images, while the statistics cover all.
         choosing = None
         if self.split is not None:
             choosing = np.array([file in self.held for file in features.files])
@@ -213,24 +217,26 @@ class SideStatistics:
 
 
 def over_all_processes(ours: Mapping[str, Statistics]) -> dict[str, Statistics]:
-    """Statistics of the images of all processes, by name; no image may be with two of them.
+    """Merge statistics over all processes, by name; no image may be in two processes.
 
-    Gram matrices are all-reduced: what is sent grows neither with the images nor with the
-    processes. Rows, which are those of images to forget or few, are sent to every process.
+    Gram matrices are all-reduced, so the bytes sent grow neither with the images nor with the
+    processes. Rows are all-gathered; they are those kept of forget images, or few.
     """
     if processes.count() == 1 or not ours:
         return dict(ours)
     counts = np.array([[one.count, one.gram is not None] for one in ours.values()], np.float64)
-    # What one process has summed up all must, and all know of it before any sends its rows.
+    # If one process has a Gram matrix, all must use one, and know it before they send rows.
     sums = collectives.all_reduce_sum(counts)
     own = {
-        key: summed(one) if grams or count > len(one.total) else one
+        key: as_gram(one) if grams or count > len(one.total) else one
         for (key, one), (count, grams) in zip(ours.items(), sums, strict=True)
     }
     found = dict(own)
     for theirs in collectives.all_gather_bytes(lambda: without_grams(own).to_bytes()):
         arrays = Snapshot.of_bytes(theirs).arrays
-        found |= {key: joined(one, Statistics.of_arrays(arrays, key)) for key, one in found.items()}
+        found |= {
+            key: concatenated(one, Statistics.of_arrays(arrays, key)) for key, one in found.items()
+        }
     for key, one in own.items():
         if one.gram is not None:
             half = collectives.all_reduce_sum(lower_half(one.gram))

@@ -1,4 +1,4 @@
-"""Images a second, padding and waiting of a pass, and how many workers it should have."""
+"""Throughput, padding and idle time of a pass, and the number of workers it should have."""
 
 import os
 import time
@@ -11,20 +11,23 @@ from jax import Array
 from jax_unlearn.data.batches import Batch
 
 MOST_WORKERS = 8
-
-
-# Patches in a pass, 128 images of a megapixel, for each process that decodes them. With less to do
-# it takes longer to start: on two busy cores the passes of the demo's 1,480 images to train on took
-# 33 s with two processes and 6 s with none.
+# Patches of a pass (128 images of one megapixel) per decoding process. With fewer, starting a
+# process takes longer than it saves: on two busy cores the passes over the demo's 1,480 training
+# images took 33 s with two processes and 6 s with none.
 PER_WORKER = 2**19
 
 
 @dataclass
 class Work:
-    """What this process's passes of the tower came to.
+    """Counters of this process's passes of the tower.
 
-    patches of images, slots computed for them, shapes compiled; images, seconds, and of these those
-    in which the devices had nothing to do, as the next images were not there.
+    Attributes:
+        patches: patches of images.
+        slots: patches computed, with padding.
+        shapes: batch shapes, each compiled once.
+        images: images processed.
+        seconds: duration of the passes.
+        waited: seconds during which the devices were idle because no batch was ready.
     """
 
     patches: int = 0
@@ -42,7 +45,7 @@ class Work:
         self.shapes.add((rows, length))
 
     def metrics(self) -> dict[str, int | float]:
-        """padding: share of the slots that held no patch; waiting: share of the seconds."""
+        """The counters for metrics.json; padding is a share of slots, waiting a share of time."""
         return {
             "images": self.images,
             "patches": self.patches,
@@ -54,16 +57,16 @@ class Work:
 
 
 def ready_at(taps: dict[str, Array]) -> float:
-    """When they are, by `time.perf_counter`."""
+    """Wait for the arrays; returns `time.perf_counter()` when they are ready."""
     jax.block_until_ready(taps)
     return time.perf_counter()
 
 
 def usual_workers(patches: int) -> int:
-    """Processes that decode a pass of so many patches.
+    """Default number of processes that decode the images of a pass of `patches` patches.
 
-    None on a CPU, where the tower needs the cores; elsewhere as many as are worth their start, up
-    to 8.
+    0 on a CPU, where the tower needs the cores; otherwise one per PER_WORKER patches, at most the
+    number of cores and MOST_WORKERS.
     """
     if jax.default_backend() == "cpu":
         return 0

@@ -1,4 +1,4 @@
-"""A step of a pass, a batch for each device: which tokens belong to which image."""
+"""Map the tokens of a step's batches to their images."""
 
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
@@ -14,10 +14,14 @@ from jax_unlearn.features.pass_state import TapArrays
 
 @dataclass(frozen=True)
 class TokenOwners:
-    """What was loaded of some batches of one shape.
+    """The images that own the tokens of a step, which has one batch per device.
 
-    slots: the place of each patch in its device's batch, images one after another; failed: what
-    could not be read, with why; devices: at least as many as batches; block: patches of a token.
+    Attributes:
+        batches: batches of one shape, at most one per device.
+        slots: position of each patch in its device's batch, image after image.
+        failed: the reason by file index for every image that could not be read.
+        devices: number of devices.
+        block: patches per token.
     """
 
     batches: Sequence[Batch]
@@ -28,12 +32,15 @@ class TokenOwners:
 
     @property
     def most_images(self) -> int:
-        """Of one device, to a power of two, so that the steps of a pass share a few programs."""
+        """Largest number of images of a device, rounded up to a power of two.
+
+        Rounding lets the steps of a pass share a few compiled programs.
+        """
         return 1 << (max(len(batch.items) for batch in self.batches) - 1).bit_length()
 
     @cached_property
     def items(self) -> Int[np.ndarray, "devices tokens"]:
-        """Which of its batch's images each token is of, -1 of none."""
+        """Index of each token's image within its batch; -1 for padding."""
         owner = np.full((self.devices, self.batches[0].rows * self.batches[0].length), -1)
         owner = owner[:, :: self.block]
         for number, batch in enumerate(self.batches):
@@ -42,10 +49,10 @@ class TokenOwners:
         return owner
 
     def files(self) -> Int[np.ndarray, "devices tokens"]:
-        """Of which file each token is, -1 of none that could be read."""
+        """Index of each token's file; -1 for padding and files that could not be read."""
         owner = np.full_like(self.items, -1)
         for number, batch in enumerate(self.batches):
-            # The last one for those of no image.
+            # The last entry is for padding, whose index is -1.
             files = [-1 if item.index in self.failed else item.index for item in batch.items]
             owner[number] = np.array([*files, -1])[self.items[number]]
         return owner
@@ -53,9 +60,11 @@ class TokenOwners:
     def images(
         self, taps: Mapping[str, Array], means: Mapping[str, Array]
     ) -> Iterator[tuple[int, TapArrays]]:
-        """(index of the file, its tokens at each tap) of what could be read.
+        """Yields (index of the file, its tokens at each tap) for every image that was read.
 
-        means: of some taps the images' means, which stand for the tokens then.
+        Args:
+            taps: the step's tokens at each tap.
+            means: the image means at some taps, which replace the tokens there.
         """
         found = {
             name: np.split(np.asarray(means.get(name, x)), self.devices) for name, x in taps.items()
@@ -71,7 +80,7 @@ class TokenOwners:
                     yield item.index, {name: rows[i] for name, rows in split.items()}
 
     def _tokens(self, number: int) -> Int[np.ndarray, " tokens"]:
-        """The place of each token of a batch."""
+        """Position of each token in its device's batch, image after image."""
         return self.slots[number][:: self.block] // self.block
 
     def _counts(self, batch: Batch) -> list[int]:

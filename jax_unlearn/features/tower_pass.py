@@ -1,4 +1,4 @@
-"""The program of a pass: one batch for each device through the frozen tower, to the taps."""
+"""The compiled programs of a pass: the frozen tower on one batch per device, up to the taps."""
 
 from functools import partial
 from typing import Any
@@ -19,10 +19,10 @@ BLOCKS = "blocks"
 
 
 def specs(state: nnx.State, fsdp: int) -> nnx.State:
-    """How each leaf of the tower is divided over `fsdp` devices: the blocks' alone are.
+    """Partition specs of the tower's leaves over `fsdp` devices; only the blocks are sharded.
 
-    Of a leaf [depth, a, …] of the blocks, which holds all layers, the first axis after depth that
-    they can share is; where there is none, it is whole on every device.
+    A leaf [depth, a, …] of the blocks holds all layers. It is sharded on the first axis after
+    depth that `fsdp` divides, or replicated if there is none.
     """
 
     def spec(path: tuple[Any, ...], leaf: Any) -> PartitionSpec:
@@ -36,7 +36,7 @@ def specs(state: nnx.State, fsdp: int) -> nnx.State:
 
 
 def place_tower(state: nnx.State, mesh: Mesh) -> nnx.State:
-    """The tower's arrays on the devices of the mesh, as `tap_rows` wants them."""
+    """Put the tower's arrays on the devices of the mesh, sharded as `tap_rows` expects."""
     places = jax.tree.map(lambda spec: NamedSharding(mesh, spec), specs(state, mesh.shape[FSDP]))
     return jax.device_put(state, places)
 
@@ -45,12 +45,12 @@ def place_tower(state: nnx.State, mesh: Mesh) -> nnx.State:
 def image_means(
     taps: dict[str, Float[Array, "n d_in"]], owner: Int[Array, " n"], *, images: int, mesh: Mesh
 ) -> dict[str, Float[Array, "m d_in"]]:
-    """The mean of each image's tokens, where the tokens are.
+    """The mean of each image's tokens, computed on the device that holds them.
 
     Args:
-        taps: as `tap_rows` gives them.
-        owner: which of its device's images a token is of, from 0; -1 of none.
-        images: of each device; so many rows it gives, zeros for those that have no token.
+        taps: tokens at each tap, from `tap_rows`.
+        owner: index of each token's image within its device's batch; -1 for padding.
+        images: number of rows to return per device; images without tokens are zeros.
     """
 
     def of_device(taps: dict[str, Array], owner: Array) -> dict[str, Array]:
@@ -70,17 +70,23 @@ def tap_rows(
     names: tuple[str, ...],
     mesh: Mesh,
 ) -> dict[str, Float[Array, "n d_in"]]:
-    """The wanted taps of a batch for each device; XLA drops what only the other features need.
+    """The named taps of one batch per device; XLA drops computations that only others need.
 
-    packed: the devices' batches one after another. No device needs anything of another's, so
-    nothing is communicated, but for the blocks' weights where the mesh has them in parts: each
-    layer's are gathered when its turn comes, so that one layer at a time is whole.
+    Devices do not communicate, except for sharded block weights: those of a layer are all-gathered
+    right before it runs, so that only one layer at a time is whole.
+
+    Args:
+        packed: the devices' batches, concatenated.
+        names: the taps to return.
+
+    Returns:
+        Rows at each tap in float32, the devices' batches concatenated.
     """
     parts = specs(state, mesh.shape[FSDP])
 
     def whole_layer(layer: nnx.State) -> nnx.State:
         def whole(x: Array, spec: PartitionSpec) -> Array:
-            # Without the depth axis; what is divided is the last that the spec names.
+            # The sharded axis is the last one in the spec; the depth axis is gone inside the scan.
             return jax.lax.all_gather(x, FSDP, axis=len(spec) - 2, tiled=True) if spec else x
 
         return jax.tree.map(whole, layer, parts[BLOCKS])
@@ -91,7 +97,7 @@ def tap_rows(
         return {name: rows.astype("float32") for name, rows in flat.items()}
 
     rows = PartitionSpec(AXES)
-    # Pallas kernels do not say how their outputs vary over the mesh.
+    # check_vma is off because Pallas kernels do not declare how their outputs vary over the mesh.
     mapped = jax.shard_map(
         of_device, mesh=mesh, in_specs=(parts, rows), out_specs=rows, check_vma=False
     )

@@ -1,7 +1,7 @@
-"""Attention within segments: one function, and for each backend the kernel that serves it best.
+"""Attention within segments: one function, with the fastest kernel for each backend.
 
-Rows hold several segments one after another, and a token sees its own segment only. Padding is
-segment 0; what comes out for it is finite and means nothing.
+A row holds several segments one after another, and a token attends to its own segment only. Padding
+is segment 0; its output is finite but meaningless.
 """
 
 import math
@@ -16,23 +16,23 @@ from jaxtyping import Float, Int
 Kernel = Literal["blockwise", "xla", "triton", "splash"]
 KERNELS: tuple[Kernel, ...] = get_args(Kernel)
 BEST: dict[str, Kernel] = {"cpu": "blockwise", "gpu": "triton", "tpu": "splash"}
-# Finite, so that a query without any key gives a number.
+# Finite, so that a query without any key does not give NaN.
 MASKED = -1e30
-# Queries, and keys, in a block of `blockwise`: measured against 128 and 512 on two CPU cores.
+# Queries, and keys, in a block of `blockwise`; faster than 128 and 512 on two CPU cores.
 BLOCK = 256
-# The Pallas kernels need lengths of whole tiles; what is added is padding.
+# The Pallas kernels need lengths that are multiples of this; shorter rows are padded.
 TILE = 128
 
 Heads = Float[Array, "rows length heads head_dim"]
 
 
 def best_kernel(backend: str) -> Kernel:
-    """The kernel for a backend of JAX."""
+    """The fastest kernel for a JAX backend."""
     return BEST.get(backend, "xla")
 
 
 def skips(kernel: Kernel) -> bool:
-    """Whether a kernel leaves out blocks of foreign segments, so that long rows cost nothing."""
+    """Whether a kernel skips blocks of other segments, so that long rows cost nothing extra."""
     return kernel == "blockwise"
 
 
@@ -50,16 +50,16 @@ def segment_attention(
         segment: segments are contiguous and numbered from 1, all different; 0 is padding.
         kernel: `blockwise` skips blocks of other segments (lax loops, made for CPU), `xla` is
             dense, `triton` (GPU) and `splash` (TPU) are JAX's Pallas kernels.
-        interpret: run a Pallas kernel without its hardware, to compare numbers.
+        interpret: run a Pallas kernel in interpret mode, without its hardware, to compare numbers.
     """
     if kernel == "blockwise" and q.shape[1] > BLOCK:
         return blockwise(q, k, v, segment)
     if kernel in ("blockwise", "xla"):
-        # A row of no more than a block has nothing to skip.
+        # In a row of at most one block there is nothing to skip.
         mask = segment[:, None, :, None] == segment[:, None, None, :]
         return jax.nn.dot_product_attention(q, k, v, mask=mask)
     pallas = triton if kernel == "triton" else splash
-    # Of the ladder's lengths only those of short rows, and of merge blocks of 3 × 3, lack some.
+    # Only short rows, and rows of 3 × 3 merge blocks, are no multiple of TILE and need padding.
     spare = -q.shape[1] % TILE
     q, k, v, segment = (
         jnp.pad(x, ((0, 0), (0, spare), *((0, 0),) * (x.ndim - 2))) for x in (q, k, v, segment)
@@ -68,11 +68,12 @@ def segment_attention(
 
 
 def blockwise(q: Heads, k: Heads, v: Heads, segment: Int[Array, "rows length"]) -> Heads:
-    """Softmax accumulated over blocks of keys, from a query block's first segment to its last.
+    """Attention with an online softmax over the key blocks of each query block's segments.
 
-    The running maximum and sum are those of Milakov and Gimelshein 2018 (arXiv:1805.02867), as in
-    FlashAttention. Trip counts come from the data, so any mix of segments runs one program, and
-    the cost follows the segments' own sizes. Forward only: such a loop has no reverse derivative.
+    The running maximum and sum follow Milakov and Gimelshein 2018 (arXiv:1805.02867), as in
+    FlashAttention. Trip counts depend on the data: every mix of segments runs the same program, and
+    its cost depends on the sizes of the segments. Forward only: a `fori_loop` with dynamic bounds
+    has no reverse-mode derivative.
     """
     shape, tokens = q.shape, segment.size
     block = min(BLOCK, tokens)
@@ -107,7 +108,7 @@ def blockwise(q: Heads, k: Heads, v: Heads, segment: Int[Array, "rows length"]) 
         heads = query.shape[:2]
         begin = (jnp.full(heads, MASKED), jnp.zeros(heads), jnp.zeros(query.shape))
         _, total, out = jax.lax.fori_loop(start, stop, step, begin)
-        # A block of padding alone visits no key.
+        # A block of padding only has no keys, and a total of 0.
         out = out / jnp.maximum(total, jnp.finfo(jnp.float32).tiny)[..., None]
         return out.transpose(1, 0, 2).astype(v.dtype)
 
@@ -118,12 +119,12 @@ def blockwise(q: Heads, k: Heads, v: Heads, segment: Int[Array, "rows length"]) 
 def key_blocks(
     ids: Int[Array, " tokens"], block: int
 ) -> tuple[Int[Array, " blocks"], Int[Array, " blocks"]]:
-    """For each block of queries the key blocks that its segments lie in, [first, last)."""
+    """For each block of queries, the range [first, last) of key blocks of its segments."""
     index = jnp.arange(ids.size)
     changes = jnp.concatenate([jnp.ones(1, bool), ids[1:] != ids[:-1]])
     begins = jax.lax.cummax(jnp.where(changes, index, 0))
     ends = jax.lax.cummin(jnp.where(jnp.roll(changes, -1), index + 1, ids.size), reverse=True)
-    # Padding asks for nothing.
+    # Padding needs no keys.
     begins, ends = jnp.where(ids == 0, ids.size, begins), jnp.where(ids == 0, -1, ends)
     first = begins.reshape(-1, block).min(axis=1) // block
     return first, -(-ends.reshape(-1, block).max(axis=1) // block)
@@ -135,7 +136,7 @@ def triton(
     """JAX's Pallas kernel for NVIDIA GPUs; lengths are multiples of TILE."""
     from jax.experimental.pallas.ops.gpu.attention import BlockSizes, mha
 
-    # In float32 two stages of 128 × 128 tiles are more than a block's shared memory.
+    # In float32 two stages of 128 × 128 tiles exceed the shared memory of a thread block.
     tile = 64 if q.dtype == jnp.float32 else TILE
     sizes = BlockSizes(block_q=tile, block_k=tile)
     scale = q.shape[-1] ** -0.5

@@ -1,4 +1,4 @@
-"""FrozenLinear: an original Linear of the tower, with its full name."""
+"""FrozenLinear: the original weight and bias of an adaptable Linear, with its full name."""
 
 from collections.abc import Iterable
 from dataclasses import dataclass
@@ -9,9 +9,9 @@ from jaxtyping import Float
 
 @dataclass(frozen=True)
 class FrozenLinear:
-    """Weight [E, D_in] and bias [E] in torch's layout, float32, by the full name of the Linear.
+    """Weight [E, D_in] and bias [E] of a Linear, float32 in torch's layout, with its full name.
 
-    Arrays are row-major, as in a file: the rounding of a product depends on the order.
+    The arrays are row-major, as in a file, because the rounding of a product depends on the order.
     """
 
     name: str
@@ -29,17 +29,17 @@ class FrozenLinear:
         return self.weight.shape[0], self.weight.shape[1]
 
     def output(self, x: Float[np.ndarray, "n d_in"]) -> Float[np.ndarray, "n e"]:
-        """The original outputs of rows at the Linear's input."""
+        """The original outputs for rows of the Linear's input."""
         return x @ self.weight.T + self.bias
 
 
 def projector_name(linear: str) -> str:
-    """`merger` of `merger.linear_fc2`; CLIP's projections are one Linear and have its name."""
+    """`merger` for `merger.linear_fc2`; a CLIP projection is one Linear and has its name."""
     return linear.rpartition(".")[0] or linear
 
 
 def by_projector(linears: Iterable[FrozenLinear]) -> dict[str, list[FrozenLinear]]:
-    """The Linears of each Merger or projection, in their order."""
+    """The Linears of each Merger or projection, in the given order."""
     found: dict[str, list[FrozenLinear]] = {}
     for linear in linears:
         found.setdefault(linear.projector, []).append(linear)

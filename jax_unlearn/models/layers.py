@@ -1,4 +1,4 @@
-"""What the models have in common: activations, LayerNorm, an adapted Linear, a stack of blocks."""
+"""Layers shared by the models: activations, LayerNorm, an adapted Linear, stacked blocks."""
 
 from collections.abc import Callable
 from contextlib import AbstractContextManager
@@ -20,7 +20,7 @@ def quick_gelu(x: Float[Array, "*n"]) -> Float[Array, "*n"]:
     return x * jax.nn.sigmoid(1.702 * x)
 
 
-# By the names of transformers' configs.
+# Keys are the names in transformers' configs.
 ACTIVATIONS: dict[str, Callable[[Array], Array]] = {
     "gelu_pytorch_tanh": partial(jax.nn.gelu, approximate=True),
     "gelu": partial(jax.nn.gelu, approximate=False),
@@ -30,7 +30,7 @@ ACTIVATIONS: dict[str, Callable[[Array], Array]] = {
 
 
 def layer_norm(width: int, epsilon: float, dtype: str, rngs: nnx.Rngs) -> nnx.LayerNorm:
-    # Flax's fast variance (E[x²] − E[x]²) cancels when the mean is large; torch's does not.
+    # Flax's fast variance, E[x²] − E[x]², loses precision when the mean is large; torch's does not.
     return nnx.LayerNorm(
         width,
         epsilon=epsilon,
@@ -44,16 +44,16 @@ def layer_norm(width: int, epsilon: float, dtype: str, rngs: nnx.Rngs) -> nnx.La
 def adapted(
     linear: nnx.Linear, x: Float[Array, "*n d_in"], pair: LoraPair | None, scale: float
 ) -> Float[Array, "*n e"]:
-    """The Linear plus its low-rank change; the base arrays are only read."""
+    """Output of a Linear plus that of its low-rank change; the base weights are not modified."""
     y = linear(x)
     return y if pair is None else y + lora_delta(x, pair, scale).astype(y.dtype)
 
 
 def stack(make: Callable[[nnx.Rngs], Block], depth: int, rngs: nnx.Rngs) -> Block:
-    """`depth` blocks as one, whose arrays have a leading layer axis: to be scanned."""
+    """`depth` blocks as one module whose arrays have a leading layer axis, for a scan."""
     return nnx.split_rngs(splits=depth)(nnx.vmap(make, in_axes=0, out_axes=0))(rngs)
 
 
 def matmul_precision(dtype: str) -> AbstractContextManager[None]:
-    """TPU and GPU would otherwise round float32 operands to bfloat16 or TF32."""
+    """Full precision for float32: TPU and GPU would otherwise round to bfloat16 or TF32."""
     return jax.default_matmul_precision("highest" if dtype == "float32" else "default")

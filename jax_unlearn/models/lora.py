@@ -1,4 +1,4 @@
-"""The low-rank change of a few Linears, as a pytree that a forward takes as an argument."""
+"""LoRA adapter: low-rank changes of a few Linears, as a pytree passed to the forward function."""
 
 import math
 from collections.abc import Mapping
@@ -13,9 +13,9 @@ from numpy import ndarray
 @jax.tree_util.register_dataclass
 @dataclass(frozen=True)
 class LoraPair:
-    """The two factors of one Linear's change: a [r, D_in] and b [E, r], float32.
+    """Low-rank change of one Linear: factors a [r, D_in] and b [E, r], float32.
 
-    bias: [E] a change of the Linear's bias beside them (PEFT's `lora_bias`), None without one.
+    bias: [E] change of the Linear's bias (PEFT's `lora_bias`), or None.
     """
 
     a: Float[Array | ndarray, "r d_in"]
@@ -26,10 +26,10 @@ class LoraPair:
 @jax.tree_util.register_dataclass
 @dataclass(frozen=True)
 class LoraAdapter:
-    """Δ = alpha / rank · b @ a for each Linear, by the name that `qwen3_vl` gives it.
+    """Low-rank changes Δ = alpha / rank · b @ a of several Linears, by their names in the tower.
 
-    A pair's bias is scaled as b @ a is, for PEFT does so. `alpha` and `rank` belong to the tree's
-    structure: they are static under jit.
+    A pair's bias is scaled by alpha / rank too, as in PEFT. `alpha` and `rank` are part of the
+    pytree's structure, and so static under jit.
     """
 
     pairs: dict[str, LoraPair]
@@ -44,15 +44,16 @@ class LoraAdapter:
 def init_adapter(
     key: Array, shapes: Mapping[str, tuple[int, int]], rank: int, alpha: float
 ) -> LoraAdapter:
-    """A fresh adapter that changes nothing: a is Kaiming uniform, b is zero.
+    """A new adapter that changes nothing: a is Kaiming uniform, b is zero.
+
+    The bound of a is 1 / sqrt(D_in), Kaiming uniform with a = sqrt(5), as in torch's Linear and
+    PEFT.
 
     Args:
-        key: PRNG key; each Linear draws from its own fold of it, in the order of the names.
+        key: PRNG key; split over the Linears in the order of their names.
         shapes: (E, D_in) of each Linear.
         rank: r.
         alpha: numerator of the scale.
-
-    The bound is 1 / sqrt(D_in): Kaiming uniform with a = sqrt(5), as torch's Linear and PEFT do.
     """
     pairs = {}
     for name, subkey in zip(sorted(shapes), jax.random.split(key, len(shapes)), strict=True):
@@ -66,8 +67,8 @@ def init_adapter(
 def lora_delta(x: Float[Array, "*n d_in"], pair: LoraPair, scale: float) -> Float[Array, "*n e"]:
     """x Δᵀ + scale · bias in float32, without forming Δ.
 
-    Whatever the model's precision: a GPU would round a to TF32, and then x Δᵀ and the bias do not
-    cancel where they should.
+    Computed at full precision for every model dtype: a GPU would round a to TF32, and x Δᵀ and the
+    bias would not cancel where they should.
     """
     with jax.default_matmul_precision("highest"):
         delta = (x.astype("float32") @ pair.a.T) @ pair.b.T

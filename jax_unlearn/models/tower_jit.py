@@ -1,4 +1,4 @@
-"""jit for a tower, with the compiler's options that its backend needs."""
+"""jit for a tower, with compiler options for its backend."""
 
 import warnings
 from collections.abc import Callable
@@ -8,18 +8,19 @@ from typing import Any
 import jax
 
 OPTIONS: dict[str, dict[str, str]] = {
-    # YNNPACK, left on for convolutions alone, of which a tower has none. It would take a LayerNorm
-    # into the product that follows and compute it again for every tile, and it runs attention's
-    # small products on one core: together twice the time of a block with jax 0.10.2.
+    # Restricts YNNPACK to convolutions, of which a tower has none. It would fuse a LayerNorm into
+    # the product that follows and recompute it for every tile, and it runs attention's small
+    # products on one core; with jax 0.10.2 a block then takes twice the time.
     "cpu": {"xla_cpu_experimental_ynn_fusion_type": "LIBRARY_FUSION_TYPE_INDIVIDUAL_CONVOLUTION"},
 }
 
 
 class TowerJit:
-    """`jax.jit(function, static_argnums=…)` whose options are chosen at the first call.
+    """`jax.jit(function, static_argnums=…)` with compiler options chosen at the first call.
 
-    Not before: asking for the backend starts it, and that must wait for the program's own setting
-    of platform and distribution. To be used outermost, for jit takes options nowhere else.
+    They cannot be chosen earlier: asking for the backend starts it, and the program must set the
+    platform and connect its processes before that. It must be the outermost jit, because JAX
+    accepts compiler options only there.
     """
 
     def __init__(self, function: Callable[..., Any], static_argnums: tuple[int, ...]) -> None:
@@ -28,22 +29,22 @@ class TowerJit:
         update_wrapper(self, function)
 
     def _on(self, backend: str) -> Any:
-        options = known(OPTIONS.get(backend))
+        options = supported(OPTIONS.get(backend))
         return jax.jit(self.function, static_argnums=self.static_argnums, compiler_options=options)
 
     def __call__(self, *args: Any) -> Any:
         return self.on(jax.default_backend())(*args)
 
     def compilations(self) -> int:
-        """How many programs were compiled so far."""
+        """Number of programs compiled so far."""
         count: int = self.on(jax.default_backend())._cache_size()
         return count
 
 
-def known(options: dict[str, str] | None) -> dict[str, str] | None:
-    """The options if the compiler has them, or None: they change from one version to the next.
+def supported(options: dict[str, str] | None) -> dict[str, str] | None:
+    """The options, or None if this version of the compiler does not have them.
 
-    They save time and change no result but its rounding.
+    They save time, and do not change results except for rounding.
     """
     if options is None:
         return None
@@ -60,5 +61,5 @@ def known(options: dict[str, str] | None) -> dict[str, str] | None:
 
 
 def tower_jit(*static_argnums: int) -> Callable[[Callable[..., Any]], TowerJit]:
-    """Decorator: see `TowerJit`."""
+    """Decorator that makes a function a `TowerJit`."""
     return lambda function: TowerJit(function, static_argnums)

@@ -1,4 +1,4 @@
-"""LinearProblem: one adapted Linear, on its rows or on their statistics."""
+"""LinearProblem: the loss of one adapted Linear, on its rows or on their statistics."""
 
 from dataclasses import dataclass, replace
 
@@ -19,11 +19,14 @@ from jax_unlearn.objective.targets import Target
 @jax.tree_util.register_dataclass
 @dataclass(frozen=True)
 class LinearProblem:
-    """What one adapted Linear must forget and keep.
+    """The forget and preserve rows of one adapted Linear, float32.
 
-    forget: X_f [n_f, D_in]; residual: R = T − X_f Wᵀ − b [n_f, E], constant because only Δ is
-    trained; preserve: X_p [n_p, D_in]. All float32. forget_rows and preserve_rows: how many rows
-    there were before `statistics.compress`, for the mean reduction.
+    Attributes:
+        forget: X_f [n_f, D_in].
+        residual: R = T − X_f Wᵀ − b [n_f, E]; constant, since only Δ is trained.
+        preserve: X_p [n_p, D_in].
+        forget_rows: number of forget rows before `compress`, for the mean reduction.
+        preserve_rows: number of preserve rows before `compress`.
     """
 
     forget: Float[Array | np.ndarray, "n_f d_in"]
@@ -38,7 +41,7 @@ class LinearProblem:
         return self.residual.shape[1], self.forget.shape[1]
 
     def shapes(self, name: str) -> dict[str, tuple[int, int]]:
-        """The key is the Linear's own name."""
+        """(E, D_in) of the Linear, by its full name."""
         return {name: self.shape}
 
     def terms(
@@ -62,7 +65,15 @@ def linear_problem(
     target: Float[Array | np.ndarray, "n_f e"],
     preserve: Float[Array | np.ndarray, "n_p d_in"],
 ) -> LinearProblem:
-    """A problem from the Linear's own arrays, in torch's layout, and the neutral target T."""
+    """A problem from a Linear's weight and bias in torch's layout, its rows, and the target T.
+
+    Args:
+        weight: W [E, D_in].
+        bias: b [E], or a number.
+        forget: X_f [n_f, D_in].
+        target: T [n_f, E], the outputs that the forget rows should have.
+        preserve: X_p [n_p, D_in].
+    """
     with jax.default_matmul_precision("highest"):
         residual = jnp.asarray(target) - (jnp.asarray(forget) @ jnp.asarray(weight).T + bias)
     rows = float(len(forget)), float(len(preserve))
@@ -76,9 +87,10 @@ def linear_part(
     target: Target,
     preserve: Statistics,
 ) -> LinearProblem:
-    """The problem of a Linear, from its own arrays in torch's layout, on as few rows as carry it.
+    """A problem from a Linear's weight and bias in torch's layout and the statistics of its rows.
 
-    The target is by image, so any of them will do, and any seed of it.
+    It has as few rows as give the same loss. The statistics suffice for every kind of target, since
+    a target is defined per image.
     """
     rows = forget.equivalent_rows()
     arrays = (rows.x, residual_of(rows, target, weight, bias), preserve.equivalent_rows().x)
@@ -92,7 +104,7 @@ def residual_of(
     weight: Float[np.ndarray, "e d_in"],
     bias: Float[np.ndarray, " e"],
 ) -> Float64[np.ndarray, "m e"]:
-    """T − X Wᵀ − b of rows after their change."""
+    """T − X Wᵀ − b of rows, after the orthogonal change of each image's rows (`Rows`)."""
     residual = rows.ones[:, None] * target.constant[rows.image].astype(np.float64)
     if target.scaled is not None:
         residual += rows.norms[:, None] * target.scaled[rows.image]
@@ -102,12 +114,12 @@ def residual_of(
 
 
 def compress(problem: Problem) -> dict[str, ProjectorProblem]:
-    """The same problem on at most D_in + E forget and D_in preserve rows of each Linear.
+    """Reduce each Linear to at most D_in + E forget and D_in preserve rows with the same loss.
 
-    The loss and its gradient agree with the original's to float32 rounding, which in the gradient
-    of a change that misses the target by a share ε is that over ε; the number of original rows is
-    kept for the mean reduction. Other parts keep their rows: they do not combine where a
-    GELU lies between the change and the output.
+    Loss and gradient agree with the original's to float32 rounding; in the gradient of a change
+    that misses the target by a share ε, the error is that rounding over ε. The original number of
+    rows is kept for the mean reduction. Parts of a Merger keep their rows, since rows cannot be
+    combined where a GELU lies between the change and the output.
     """
     return {
         name: _compress(part) if isinstance(part, LinearProblem) else part
@@ -128,11 +140,11 @@ def _compress(linear: LinearProblem) -> LinearProblem:
 
 
 def describe(problem: Problem) -> dict[str, dict[str, str]]:
-    """Which rows each Linear is trained on, to forget and to preserve."""
+    """The number of forget and preserve rows of each Linear, before and after `compress`."""
 
     def form(rows: int, original: float | Float[Array, ""]) -> str:
-        asked = int(original)
-        return f"{asked} rows" if rows == asked else f"{rows} rows in place of {asked}"
+        before = int(original)
+        return f"{before} rows" if rows == before else f"{rows} rows in place of {before}"
 
     return {
         name: {

@@ -1,12 +1,12 @@
-"""The three-term loss of one or several paths, each of which has a part of its own in it.
+"""The three-term loss, summed over one or several projectors.
 
     forget = λ_f ‖R − change(X_f)‖    preserve = λ_p ‖change(X_p)‖    weight = λ_w Σ ‖B A‖
 
 R = T − Y_f is what the change must add to the original outputs to reach the target. The change is
-X Δᵀ where a Merger's last Linear alone is adapted (`LinearProblem`), and runs through the Merger
-where linear_fc1 is (`merger_problem`). Frobenius norms, neither squared nor averaged (reduction
-`sum`), or each divided by the root of its number of rows (`mean`: root mean square per row). Paths
-are independent and their losses add up.
+X Δᵀ where only a Merger's last Linear is adapted (`LinearProblem`), and passes through the Merger
+where linear_fc1 is adapted (`merger_problem`). Norms are Frobenius norms, not squared; with the
+reduction `mean` each is divided by the square root of its number of rows (root mean square per
+row), with `sum` it is not. Projectors are independent and their losses add up.
 """
 
 from collections.abc import Iterable, Mapping
@@ -28,7 +28,7 @@ TERMS = ("forget", "preserve", "weight")
 @jax.tree_util.register_dataclass
 @dataclass(frozen=True)
 class LossWeights:
-    """λ_f, λ_p and λ_w, and how rows are summed. The λ's may be traced, the reduction is static."""
+    """λ_f, λ_p, λ_w and the reduction over rows. The λ's may be traced; the reduction is static."""
 
     forget: float | Float[Array, ""]
     preserve: float | Float[Array, ""]
@@ -38,10 +38,10 @@ class LossWeights:
 
 @runtime_checkable
 class ProjectorProblem(Protocol):
-    """What one path must forget and keep, as a pytree of constants; `name` is its key."""
+    """The part of the loss of one projector, as a pytree of constants; `name` is its key."""
 
     def shapes(self, name: str) -> dict[str, tuple[int, int]]:
-        """(E, D_in) of each Linear that is trained, by its full name."""
+        """(E, D_in) of each trained Linear, by its full name."""
 
     def terms(
         self, name: str, adapter: LoraAdapter, weights: LossWeights
@@ -59,13 +59,14 @@ def three_terms(
     rows: tuple[float | Float[Array, ""], float | Float[Array, ""]],
     weights: LossWeights,
 ) -> Float[Array, " terms"]:
-    """The weighted terms of one path, in the order of TERMS.
+    """The weighted terms of one projector, in the order of TERMS.
 
     Args:
         missed: ‖R − change‖ over the forget rows.
         moved: ‖change‖ over the preserve rows.
-        pairs: of the path's adapted Linears.
-        rows: how many there are of both, for the mean reduction.
+        pairs: the LoRA pairs of the projector's adapted Linears.
+        rows: number of forget and of preserve rows, for the mean reduction.
+        weights: the λ's and the reduction.
     """
     if weights.reduction == "mean":
         missed /= rows[0] ** 0.5
@@ -75,7 +76,7 @@ def three_terms(
 
 
 def shapes(problem: Problem) -> dict[str, tuple[int, int]]:
-    """(E, D_in) of each Linear to train, by its full name."""
+    """(E, D_in) of each trained Linear, by its full name."""
     return {
         linear: shape
         for name, part in problem.items()
@@ -86,7 +87,7 @@ def shapes(problem: Problem) -> dict[str, tuple[int, int]]:
 def loss(
     adapter: LoraAdapter, problem: Problem, weights: LossWeights
 ) -> tuple[Float[Array, ""], Float[Array, " terms"]]:
-    """(total, terms in the order of TERMS), summed over the paths."""
+    """(total, terms in the order of TERMS), summed over the projectors."""
     with jax.default_matmul_precision("highest"):
         terms = sum(part.terms(name, adapter, weights) for name, part in problem.items())
     return jnp.sum(terms), jnp.asarray(terms)

@@ -1,12 +1,12 @@
-"""The part of a Merger whose linear_fc1 is adapted, alone or with linear_fc2.
+"""MergerProblem: the loss of a Merger whose linear_fc1 is adapted, alone or with linear_fc2.
 
 The GELU lies between the change and the output, so the rest of the Merger runs in the loss. With
-the tap X of linear_fc1 and the pairs' Δ1 and Δ2 (zero where linear_fc2 is left alone):
+the tap X of linear_fc1 and the pairs' Δ1 and Δ2 (zero if linear_fc2 is not adapted):
 
     P = X W1ᵀ + b1    H = GELU(P)    H' = GELU(P + X Δ1ᵀ)    change = (H' − H) W2ᵀ + H' Δ2ᵀ
 
-P and H are constants. Written as a difference, and not as new output minus old, the change of an
-adapter that changes nothing is exactly zero, and the preserve term starts at zero.
+P and H are constants. In this form, unlike new output minus old, an adapter that changes nothing
+gives a change of exactly zero, and the preserve term starts at zero.
 """
 
 from collections.abc import Mapping
@@ -29,11 +29,15 @@ FIRST, LAST = LINEARS
 @jax.tree_util.register_dataclass
 @dataclass(frozen=True)
 class MergerTokens:
-    """Some images' tokens in one Merger, and the rows that the loss is taken over; float32.
+    """Tokens of images in one Merger, and the rows of the loss that they belong to; float32.
 
-    x: X [t, D_in]; before: P [t, H]; hidden: H [t, H]. row: which row each token belongs to,
-    ascending, or None where each token is a row. mean: [n, H] the mean of H over each row's tokens;
-    count: how many tokens each row has.
+    Attributes:
+        x: X [t, D_in], the tap of linear_fc1.
+        before: P [t, H], before the GELU.
+        hidden: H [t, H], after the GELU.
+        row: index of each token's row, ascending; None if each token is a row.
+        mean: [n, H] mean of H over the tokens of each row.
+        count: [n] number of tokens of each row.
     """
 
     x: Float[Array, "t d_in"]
@@ -49,12 +53,13 @@ class MergerTokens:
         scale: float,
         weight: Float[Array | np.ndarray, "e h"],
     ) -> Float[Array, "n e"]:
-        """How the adapter changes the rows' mean output.
+        """The adapter's change of each row's mean output.
 
-        linear_fc2 is linear, so the mean over tokens is taken before it: rows are fewer.
+        linear_fc2 is linear, so tokens are averaged before it, where there are fewer rows.
 
         Args:
-            pairs: of linear_fc1, and of linear_fc2 if it is adapted, by these names.
+            pairs: LoRA pairs of linear_fc1, and of linear_fc2 if it is adapted, by these names.
+            scale: alpha / rank.
             weight: W2.
         """
         with jax.default_matmul_precision("highest"):
@@ -67,7 +72,7 @@ class MergerTokens:
         return change
 
     def take(self, rows: Bool[np.ndarray, " n"]) -> "MergerTokens":
-        """The tokens of some of the rows."""
+        """The tokens of the rows selected by a mask."""
         row = np.arange(len(rows)) if self.row is None else np.asarray(self.row)
         kept = rows[row]
         x, before, hidden = self.x[kept], self.before[kept], self.hidden[kept]
@@ -83,9 +88,14 @@ def merger_tokens(
     x: Float[Array | np.ndarray, "t d_in"],
     row: Int[np.ndarray, " t"] | None = None,
 ) -> MergerTokens:
-    """The constants of tokens, from linear_fc1's arrays in torch's layout and its tap.
+    """`MergerTokens` from linear_fc1's arrays in torch's layout and its tap.
 
-    row: which row each token belongs to, 0, 0, …, 1, … without a gap; by default each is its own.
+    Args:
+        weight: W1 [H, D_in].
+        bias: b1 [H].
+        x: X [t, D_in].
+        row: index of each token's row, ascending from 0 without gaps; by default each token is a
+            row.
     """
     x = jnp.asarray(x)
     with jax.default_matmul_precision("highest"):
@@ -99,17 +109,17 @@ def merger_tokens(
 
 
 def gelu(x: Float[Array, "..."]) -> Float[Array, "..."]:
-    """The Mergers' GELU: the exact one, by erf."""
+    """The Mergers' GELU, the exact one (erf)."""
     return jax.nn.gelu(x, approximate=False)
 
 
 def gelu_change(
     x: Float[Array, "*n"], before: Float[Array, "*n"], step: Float[Array, "*n"]
 ) -> Float[Array, "*n"]:
-    """GELU(x + step) − before, where before = GELU(x): exactly zero where the step is.
+    """GELU(x + step) − before, with before = GELU(x); exactly zero where the step is zero.
 
-    Two programs may round the same GELU differently, which would leave noise there. The derivative
-    is that of the GELU everywhere.
+    Two compiled programs may round the same GELU differently, so the difference is set to zero
+    there. The derivative is that of GELU(x + step) everywhere.
     """
     change = gelu(x + step) - before
     return change - jax.lax.stop_gradient(jnp.where(step == 0, change, 0.0))
@@ -126,10 +136,14 @@ def row_means(
 @jax.tree_util.register_dataclass
 @dataclass(frozen=True)
 class MergerProblem:
-    """What one Merger must forget and keep; its key in a problem is the Merger's name.
+    """The forget and preserve rows of one Merger; its key in a problem is the Merger's name.
 
-    residual: R = T − Y_f [n_f, E], Y_f the original rows' mean output; weight: W2 [E, H]. linears:
-    those adapted, linear_fc1 or both.
+    Attributes:
+        forget: tokens of the forget rows.
+        residual: R = T − Y_f [n_f, E], where Y_f is the rows' original mean output.
+        preserve: tokens of the preserve rows.
+        weight: W2 [E, H].
+        linears: the adapted Linears: linear_fc1, or both.
     """
 
     forget: MergerTokens
@@ -147,7 +161,7 @@ class MergerProblem:
     def terms(
         self, name: str, adapter: LoraAdapter, weights: LossWeights
     ) -> Float[Array, " terms"]:
-        """The weighted terms, in the order of `objective.TERMS`."""
+        """The weighted terms, in the order of TERMS."""
         pairs = {linear: adapter.pairs[f"{name}.{linear}"] for linear in self.linears}
         missed = self.residual - self.forget.change(pairs, adapter.scale, self.weight)
         moved = self.preserve.change(pairs, adapter.scale, self.weight)
@@ -158,7 +172,7 @@ class MergerProblem:
     def take(
         self, forget: Bool[np.ndarray, " n_f"], preserve: Bool[np.ndarray, " n_p"]
     ) -> "MergerProblem":
-        """The problem on some of the rows."""
+        """The problem on the rows selected by two masks."""
         tokens = self.forget.take(forget), self.preserve.take(preserve)
         return MergerProblem(tokens[0], self.residual[forget], tokens[1], self.weight, self.linears)
 
@@ -171,9 +185,16 @@ def merger_problem(
     preserve: MergerTokens,
     linears: tuple[str, ...] = (FIRST,),
 ) -> MergerProblem:
-    """A problem from linear_fc2's arrays in torch's layout, tokens, and the neutral target T.
+    """A problem from linear_fc2's arrays in torch's layout, tokens, and the target T.
 
-    linears: those to adapt, linear_fc1 or both. For linear_fc2 alone, `linear_problem` is faster.
+    Args:
+        weight: W2 [E, H].
+        bias: b2 [E].
+        forget: tokens of the forget rows.
+        target: T [n_f, E].
+        preserve: tokens of the preserve rows.
+        linears: the Linears to adapt: linear_fc1, or both. For linear_fc2 alone use the faster
+            `linear_problem`.
     """
     w2 = jnp.asarray(weight)
     with jax.default_matmul_precision("highest"):

@@ -9,21 +9,21 @@ from jax_unlearn.models.lora import LoraPair
 
 
 def safe_norm(x: Float[Array, "..."]) -> Float[Array, ""]:
-    """Frobenius norm whose gradient at zero is zero, as PyTorch's is; jnp's is NaN there."""
+    """Frobenius norm whose gradient at zero is zero, as in PyTorch; jnp's is NaN there."""
     return safe_sqrt(jnp.sum(x * x))
 
 
 def safe_sqrt(square: Float[Array, ""]) -> Float[Array, ""]:
-    # A Gram sum may round to less than zero. NaN is not below zero, and must come out as NaN.
+    # A sum of Gram entries may round to less than zero; NaN must stay NaN.
     zero = square <= 0
     return jnp.where(zero, 0.0, jnp.sqrt(jnp.where(zero, 1.0, square)))
 
 
-# The rules of these two are those of calculus, written by hand for the order of the operands: XLA's
-# own leave a wide matrix transposed in a thin product, which costs five times as much on a CPU.
+# The derivatives of these two are written by hand to choose the order of the operands: those of JAX
+# leave a wide matrix transposed in a thin product, which takes five times as long on a CPU.
 @jax.custom_vjp
 def narrow(x: Float[Array, "n d_in"], a: Float[Array, "r d_in"]) -> Float[Array, "n r"]:
-    """X Aᵀ, differentiable by A only."""
+    """X Aᵀ, differentiable with respect to A only."""
     return jnp.matmul(x, a.T, precision="highest")
 
 
@@ -42,7 +42,7 @@ narrow.defvjp(_narrow_forward, _narrow_backward)
 def missed_norm(
     h: Float[Array, "n r"], b: Float[Array, "e r"], residual: Float[Array, "n e"]
 ) -> Float[Array, ""]:
-    """‖R − H Bᵀ‖, differentiable by H and B only; the gradient at zero is zero."""
+    """‖R − H Bᵀ‖, differentiable with respect to H and B only; the gradient at zero is zero."""
     return _missed_forward(h, b, residual)[0]
 
 
@@ -56,7 +56,7 @@ def _missed_backward(saved: tuple[Array, ...], gradient: Array) -> tuple[Array, 
     h, b, missed, norm = saved
     share = jnp.where(norm > 0, -gradient / jnp.where(norm > 0, norm, 1.0), 0.0)
     by_h = jnp.matmul(missed, b, precision="highest")
-    # Without the barrier the transpose would go into the product.
+    # Without the barrier XLA would fuse the transpose into the product.
     by_b = jax.lax.optimization_barrier(jnp.matmul(h.T, missed, precision="highest"))
     return share * by_h, share * by_b.T, None
 
@@ -65,5 +65,5 @@ missed_norm.defvjp(_missed_forward, _missed_backward)
 
 
 def product_norm(pair: LoraPair) -> Float[Array, ""]:
-    """‖B A‖ from the r × r Gram matrices, for ‖B A‖² = ⟨BᵀB, A Aᵀ⟩; B A itself is E × D_in."""
+    """‖B A‖ from r × r Gram matrices, ‖B A‖² = ⟨BᵀB, A Aᵀ⟩, without forming B A [E, D_in]."""
     return safe_sqrt(jnp.sum((pair.b.T @ pair.b) * (pair.a @ pair.a.T)))

@@ -1,4 +1,4 @@
-"""From `Extracted` and settings to the problem to solve: which Linears, which targets."""
+"""Build the problem to solve from `Extracted` and the settings: Linears and targets."""
 
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
@@ -28,36 +28,38 @@ from jax_unlearn.runtime.errors import UserError
 from jax_unlearn.runtime.used_if import used_if
 
 LinearName = Literal["linear_fc1", "linear_fc2"]
-# LEACE erases what it is given, without a target.
+# Optimisers that fit to a target; LEACE has none.
 FITTED = ("closed_form", "adam")
-# Each draws from a stream of its own: the adapter's init uses the seed's key itself.
+# Streams folded into the seed's key; the adapter's init uses the key itself.
 TARGET_STREAM, NOISE_STREAM = 1, 2
-# The published scheme moves the embedding of "" by 0.5 · N(0, 1) until it names something else.
+# The published scheme adds 0.5 · N(0, 1) to the embedding of "" until it names another class.
 NOISE, TRIES = 0.5, 1000
 
 
 @dataclass(frozen=True, kw_only=True)
 class ObjectiveSettings:
-    """Which Linears are adapted, and where the rows to forget are sent."""
+    """Which Linears are adapted, and the target of the forget rows."""
 
     targets: tuple[str, ...] = ("all",)
-    """Which Mergers to adapt: all, or any of merger (the main one), deepstack_merger_list.0, …;
-    with CLIP text_projection for names, visual_projection for images."""
+    """Mergers to adapt: all, or any of merger (the main one), deepstack_merger_list.0, …; with CLIP
+    text_projection for names, visual_projection for images."""
     linears: tuple[LinearName, ...] = used_if(("linear_fc2",), source="qwen_images")
-    """Which Linears of those Mergers. With linear_fc1 every step runs the rest of the Merger on all
-    tokens, which costs many times the memory and the time."""
+    """Linears of those Mergers to adapt. With linear_fc1 every step runs the rest of the Merger on
+    all tokens, which takes many times the memory and time."""
     target: TargetKind = used_if("near", optimizer=FITTED)
-    """Where forget rows are sent."""
+    """Target embeddings of the forget rows."""
     near_step: float = used_if(1.5, target="near", optimizer=FITTED)
-    """With --target near: how far to go, 1 ending at the most similar preserve images. More than 1
-    leaves room for images whose concept is weaker than in those trained on."""
+    """With --target near: length of the step from forget images towards the most similar preserve
+    images, 1 ending at them. More than 1 also covers images that show the concept less clearly than
+    the training images."""
 
 
 def linears_to_adapt(settings: ObjectiveSettings, known: Sequence[str]) -> list[str]:
-    """Full names of the Linears that the settings name.
+    """Full names of the Linears selected by --targets and --linears.
 
     Args:
-        known: full names of the Linears of a source, of which some may be adapted.
+        settings: the settings.
+        known: full names of the source's adaptable Linears.
 
     Raises:
         UserError: --targets or --linears names one that the source does not have.
@@ -72,17 +74,17 @@ def linears_to_adapt(settings: ObjectiveSettings, known: Sequence[str]) -> list[
 
 
 def adapted_in(settings: ObjectiveSettings, extracted: Extracted) -> list[str]:
-    """The Linears that the settings name, all of which can be fitted to what was extracted.
+    """Full names of the Linears to adapt, after checking that their rows were extracted.
 
     Raises:
-        UserError: features of one of them were not extracted.
+        UserError: the rows of one of them were not extracted.
     """
     adapted = linears_to_adapt(settings, [*extracted.shapes])
     tokens = {projector_name(name) for name in adapted if name.endswith(f".{FIRST}")}
-    summed = extracted.train.forget.statistics
+    with_statistics = extracted.train.forget.statistics
     for name in adapted:
         by_tokens = projector_name(name) in tokens
-        if not (name in extracted.shapes if by_tokens else name in summed):
+        if not (name in extracted.shapes if by_tokens else name in with_statistics):
             raise UserError(
                 f"{name}: its rows were not extracted; extract with --targets and --linears that "
                 "name it"
@@ -93,20 +95,25 @@ def adapted_in(settings: ObjectiveSettings, extracted: Extracted) -> list[str]:
 def problems(
     extracted: Extracted, settings: ObjectiveSettings, seed: int, held_out: bool
 ) -> tuple[dict[str, ProjectorProblem], Problem | None]:
-    """(problem to fit, problem to choose the adapter by), on as few rows as carry the loss.
+    """(problem to fit, problem to choose the adapter by), on as few rows as give the same loss.
 
     Args:
-        held_out: whether a fifth of the training images is there to choose the adapter by. Targets
-            are made for all images, so that both parts go to the same place.
+        extracted: the features.
+        settings: the Linears and the target.
+        seed: seed of drawn targets.
+        held_out: whether a fifth of the training images was held out to choose the adapter by; if
+            not, the second problem is None. Targets are computed from all training images, so that
+            both problems have the same target.
 
     Raises:
-        UserError: features of a Linear to adapt, or those to choose by, were not extracted.
+        UserError: the rows of a Linear to adapt were not extracted, or `held_out` differs from the
+            setting they were extracted with.
     """
     sides = extracted.train
     if held_out != (sides.forget.choosing is not None):
         raise UserError(
-            "--select: the features were extracted with images to choose by, or without; select "
-            "held_out in both places, or in neither"
+            "--select: held_out must be given both when features are extracted and when they are "
+            "fitted, or neither time"
         )
     adapted = adapted_in(settings, extracted)
     parts = dict(
@@ -120,7 +127,7 @@ def problems(
 def targets_of(
     extracted: Extracted, settings: ObjectiveSettings, seed: int
 ) -> Iterator[tuple[Projector, Target]]:
-    """Every projector that is adapted, and where it is to send the rows to forget."""
+    """Yields each adapted projector with the target of its forget rows."""
     adapted, sides = set(adapted_in(settings, extracted)), extracted.train
     projectors = projectors_of(extracted.linears)
     means = sides.image_means()
@@ -145,20 +152,21 @@ def targets_of(
 
 
 def similar_images(projectors: Sequence[Projector], sides: Sides) -> Int[np.ndarray, "samples k"]:
-    """For each sample to forget, the preserved ones most like it over all projectors."""
+    """Indices of the preserve samples most similar to each forget sample, over all projectors."""
     means = sides.image_means()
     outputs = [one.last.output(means.both(one.last.name)) for one in projectors]
     return most_similar(outputs, sides.is_forget, NEIGHBOURS)
 
 
 def blank_targets(extracted: Extracted, seed: int) -> dict[str, Float[np.ndarray, " e"]]:
-    """Where the target `blank` sends the rows of each projector, by its name.
+    """The embedding of the target `blank` for each projector, by its name.
 
-    Of CLIP's names the L2-normalised embedding of "", moved at random while it names what is to be
-    forgotten (source: the published scheme, whose noise is 0.5 · N(0, 1) for each component).
+    For images it is that of a blank image. For CLIP's names it is the L2-normalised embedding of
+    "", with noise added while its nearest name is one to forget (source: the published scheme,
+    whose noise is 0.5 · N(0, 1) for each component).
 
     Raises:
-        UserError: no such point was found.
+        UserError: no such embedding was found.
     """
     if extracted.kind != "clip_names":
         return dict(extracted.empty)
@@ -171,7 +179,7 @@ def blank_targets(extracted: Extracted, seed: int) -> dict[str, Float[np.ndarray
         if classify(target, names)[0] not in sides.forget.labels:
             return {projection.name: target[0]}
         target = target + NOISE * np.asarray(jax.random.normal(subkey, target.shape))
-    raise UserError('every point near "" names what is to be forgotten; choose another --target')
+    raise UserError('every point near "" is named as a class to forget; choose another --target')
 
 
 def drawn_targets(kind: SourceKind) -> tuple[TargetKind, ...]:

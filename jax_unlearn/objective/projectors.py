@@ -1,7 +1,7 @@
-"""Projector: a Merger or a CLIP projection, from the rows at its taps to embeddings.
+"""Projector: a Merger or a CLIP projection, which maps the rows at its taps to embeddings.
 
-What the language model, or CLIP's comparison, sees of a sample is a projector's output. Its Linears
-are frozen; an adapter changes some of them.
+Its output is the input of the language model, or of CLIP's comparison. Its Linears are frozen; an
+adapter changes some of them.
 """
 
 from collections.abc import Collection, Iterable, Sequence
@@ -26,12 +26,12 @@ ALL = "all"
 
 @dataclass(frozen=True)
 class Projector:
-    """A frozen map from the rows at its taps to embeddings, some of whose Linears may be adapted.
+    """A frozen map from rows at its taps to embeddings; some of its Linears may be adapted.
 
     Attributes:
-        last: the Linear that gives the embeddings; the rows of the loss are at its input.
-        first: a Merger's linear_fc1, where it may be adapted and there are tokens of it. A GELU
-            lies between it and the output. None where only `last` is ever adapted.
+        last: the Linear that outputs the embeddings; the rows of the loss are its inputs.
+        first: a Merger's linear_fc1, if it may be adapted and its tokens were kept; a GELU lies
+            between it and the output. None if only `last` may be adapted.
     """
 
     last: FrozenLinear
@@ -48,11 +48,11 @@ class Projector:
 
     @property
     def is_linear(self) -> bool:
-        """Whether what may be adapted changes the embeddings linearly in the rows."""
+        """Whether the adapter's change of the embeddings is linear in the rows."""
         return self.first is None
 
     def change(self, samples: SampleFeatures, adapter: LoraAdapter) -> Float[np.ndarray, "n e"]:
-        """How the adapter changes each sample's mean embedding; from `image_means`."""
+        """The adapter's change of each sample's mean embedding; `samples` from `image_means`."""
         pairs = merger_pairs(adapter, self.name)
         if FIRST in pairs:
             tokens = self._tokens(samples)
@@ -66,10 +66,16 @@ class Projector:
         target: Target,
         preserve: SampleFeatures,
     ) -> tuple[str, tuple[ProjectorProblem, ...]]:
-        """The key of this projector in the loss and its part: two, if some images choose.
+        """The projector's key in a problem, and its part of the loss.
 
         Args:
             adapted: full names of the Linears to adapt.
+            forget: features of the forget samples.
+            target: target of the forget rows.
+            preserve: features of the preserve samples.
+
+        Returns:
+            The key, and one part; or two, to fit and to choose by, if images were held out.
         """
         own = tuple(name for name in (FIRST, LAST) if f"{self.name}.{name}" in adapted)
         weight, bias, name = self.last.weight, self.last.bias, self.last.name
@@ -86,7 +92,7 @@ class Projector:
         return self.name, (part.take(~f, ~p), part.take(f, p))
 
     def _tokens(self, side: SampleFeatures) -> MergerTokens:
-        """Tokens at linear_fc1, grouped as the rows of the last tap are."""
+        """Tokens at linear_fc1, grouped into the rows of the last tap."""
         assert self.first is not None
         tap, last = side.taps[self.first.name], side.taps[self.last.name]
         row = None if len(last.x) == len(tap.x) else tap.image
@@ -96,7 +102,7 @@ class Projector:
 def linear_change(
     linear: FrozenLinear, samples: SampleFeatures, adapter: LoraAdapter
 ) -> Float[np.ndarray, "n e"]:
-    """The change of a Linear's outputs on the rows of its tap; zeros where it is not adapted."""
+    """The adapter's change of a Linear's outputs; zeros if it is not adapted."""
     x = samples.taps[linear.name].x
     if linear.name not in adapter.pairs:
         return np.zeros((len(x), len(linear.weight)), np.float32)
@@ -104,8 +110,8 @@ def linear_change(
 
 
 def projectors_of(linears: Iterable[FrozenLinear]) -> list[Projector]:
-    """The projectors that these Linears make up, in their order."""
-    # In the tower's order a Merger's linear_fc1 comes before its last.
+    """Group Linears into projectors, in their order."""
+    # In the tower's order a Merger's linear_fc1 comes before linear_fc2.
     return [Projector(*reversed(own)) for own in by_projector(linears).values()]
 
 
@@ -115,9 +121,9 @@ def adapted_linears(
     """Full names of the Linears to adapt, in the order of the tower, each once.
 
     Args:
-        targets: some of the Mergers' names, or "all".
-        linears: which Linears of them.
-        mergers: the tower's.
+        targets: names of Mergers, or "all".
+        linears: names of Linears within each Merger.
+        mergers: names of the tower's Mergers.
 
     Raises:
         UserError: a Merger that the tower does not have, or nothing to adapt.
@@ -135,13 +141,13 @@ def adapted_linears(
 
 
 def frozen_linears(tower: Qwen3VisionTower, adapted: Collection[str]) -> list[FrozenLinear]:
-    """linear_fc2 of every Merger, as all are judged, and linear_fc1 where it is to be adapted.
+    """linear_fc2 of every Merger, since all are evaluated, and linear_fc1 where it is adapted.
 
     Args:
         adapted: full names of the Linears to adapt.
 
     Raises:
-        UserError: the tower has no Linear of one of the names.
+        UserError: the tower has no Linear of such a name.
     """
     needed = {f"{merger}.{LAST}" for merger in tower.config.mergers} | set(adapted)
     order = [f"{merger}.{own}" for merger in tower.config.mergers for own in (FIRST, LAST)]

@@ -1,8 +1,8 @@
-"""Neutral targets: where the forget rows are sent.
+"""Neutral targets: the embeddings that the forget rows should have after the edit.
 
-Every target is made from one path's own outputs, the original Linear's, and says the same of all
-rows of an image but for their own output and its norm. So it can be had from statistics of the rows
-(`linear.linear_part`) as well as for the rows themselves (`Target.rows`).
+A target is computed from the original outputs of one projector. It is the same for all rows of an
+image, except for terms in the row's own output and its norm. It can therefore be applied to the
+statistics of rows (`linear.linear_part`) as well as to the rows (`Target.rows`).
 """
 
 from dataclasses import dataclass
@@ -16,10 +16,10 @@ from jaxtyping import Float, Int
 TargetKind = Literal["random", "matched", "mean", "blank", "shift", "near", "twin"]
 TARGETS: tuple[TargetKind, ...] = get_args(TargetKind)
 NEIGHBOURS = 10
-# Targets that the seed decides: for CLIP's names also the one that noise is added to.
+# Targets that depend on the seed; for CLIP's names also `blank`, which has noise added.
 DRAWN: tuple[TargetKind, ...] = ("random", "matched")
 DRAWN_FOR_NAMES: tuple[TargetKind, ...] = (*DRAWN, "blank")
-# Targets that move every row by one vector: the best change has rank 1, whatever is allowed.
+# Targets that shift every row by the same vector; the best change then has rank 1.
 ONE_STEP: tuple[TargetKind, ...] = ("shift", "near")
 
 Images = Float[np.ndarray, "images e"]
@@ -27,12 +27,16 @@ Images = Float[np.ndarray, "images e"]
 
 @dataclass(frozen=True)
 class Outputs:
-    """One path's original outputs.
+    """The original outputs of one projector.
 
-    forget: [images, E] mean embedding of each image to forget; preserve: [others, E] of images to
-    keep. forget_mean, preserve_mean: [E] over all rows. blank: [E] of a blank image, for the target
-    of that name only. similar: [images, 10] which preserve images are most like each
-    (`similarity.most_similar`, over all paths), for `near` only.
+    Attributes:
+        forget: [images, E] mean embedding of each forget image.
+        preserve: [others, E] mean embedding of preserve images.
+        forget_mean: [E] mean over all forget rows.
+        preserve_mean: [E] mean over all preserve rows.
+        blank: [E] embedding of a blank image; needed for `blank` only.
+        similar: [images, 10] indices of the preserve images most similar to each forget image
+            (`similarity.most_similar`, over all projectors); needed for `near` only.
     """
 
     forget: Images
@@ -45,7 +49,7 @@ class Outputs:
 
 @dataclass(frozen=True)
 class Target:
-    """T of a row with output y of image i: constant[i] + ‖y‖ scaled[i], and y itself if `own`.
+    """The target T of a row of image i with output y: constant[i] + ‖y‖ scaled[i], plus y if `own`.
 
     constant, scaled: [images, E] float32.
     """
@@ -57,7 +61,7 @@ class Target:
     def rows(
         self, y: Float[np.ndarray, "n e"], image: Int[np.ndarray, " n"]
     ) -> Float[np.ndarray, "n e"]:
-        """T [n, E] of rows with outputs y; image: which image each row is of."""
+        """T [n, E] of rows with outputs y [n, E]; image: [n] index of each row's image."""
         target = self.constant[image]
         if self.scaled is not None:
             target = target + np.linalg.norm(y, axis=1, keepdims=True) * self.scaled[image]
@@ -67,15 +71,25 @@ class Target:
 def neutral_target(
     kind: TargetKind, outputs: Outputs, key: Array, near_step: float = 1.5
 ) -> Target:
-    """Where the forget rows go.
+    """The target of the forget rows.
 
-    random: one unit vector an image, the published scheme. matched: the same directions, with the
-    norm of each row's own output. mean: the mean of the preserve outputs. blank: the mean
-    embedding of a blank image. shift: the row's own output plus (preserve mean − forget mean),
-    which removes only what tells the two sets apart on average. near: the row's own output plus
-    `near_step` times the mean step from a forget image to the preserve images most like it, which
-    removes only what tells the concept from its neighbours. twin: the row's own output plus (mean
-    of its 10 nearest preserve images, found after the shift, − its own image's mean).
+    Args:
+        kind: which target:
+
+            * random: one random unit vector per image (the published scheme);
+            * matched: the same directions, with the norm of each row's own output;
+            * mean: the mean of the preserve outputs;
+            * blank: the embedding of a blank image;
+            * shift: the row's own output plus (preserve mean − forget mean), which removes only
+              the average difference between the two sets;
+            * near: the row's own output plus `near_step` times the mean step from a forget image
+              to the preserve images most similar to it, which removes only what distinguishes the
+              concept from its neighbours;
+            * twin: the row's own output plus (mean of its 10 nearest preserve images, found after
+              the shift, − mean of its own image).
+        outputs: the projector's original outputs.
+        key: PRNG key of random and matched.
+        near_step: length of the step of near.
     """
     own, others = outputs.forget, outputs.preserve
     if kind == "random":
@@ -95,7 +109,7 @@ def neutral_target(
     shift = outputs.preserve_mean - outputs.forget_mean
     if kind == "shift":
         return Target(np.broadcast_to(shift, own.shape), own=True)
-    # Not at the top: it costs a second, and `train` is imported by who never asks for a target.
+    # Imported here because it takes a second, and programs that only call `train` do not need it.
     from sklearn.neighbors import NearestNeighbors
 
     search = NearestNeighbors(n_neighbors=min(NEIGHBOURS, len(others)), algorithm="brute")

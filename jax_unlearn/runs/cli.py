@@ -1,4 +1,4 @@
-"""The command line. Commands are dataclasses, and their options are the dataclasses' fields."""
+"""The command line. Commands are dataclasses, and their fields are the options."""
 
 import argparse
 import json
@@ -34,12 +34,11 @@ from jax_unlearn.runtime.xla_flags import make_reproducible
 
 PROGRAM = "jax-unlearn"
 PRESET_HELP = (
-    "--preset PRESET: settings to start from, which other options change: default, what was "
-    "measured to work (for names --target blank and --lambda-preserve 1); faithful, the published "
-    "scheme "
-    "(for images: main Merger only, random unit targets, tokens, sums; for names with its faults, "
-    "the last epoch kept); clip-rn50, clip-vit-b16, clip-multi, for names, its constants without "
-    "them."
+    "--preset PRESET: initial settings, which other options override: default, the settings that "
+    "worked best in our measurements (for names --target blank and --lambda-preserve 1); faithful, "
+    "the published scheme (for images: main Merger only, random unit targets, tokens, sums; for "
+    "names including its faults, with the last epoch kept); clip-rn50, clip-vit-b16 and "
+    "clip-multi, for names, its constants without those faults."
 )
 
 
@@ -50,11 +49,11 @@ class Inspect:
     checkpoint: Positional[Path]
     """Directory of a checkpoint."""
     plan: str | None = None
-    """Accelerators that need not be here, as v5e:2x2, v5p:2x2x4 or h100:8: also say the largest
-    batch that fits, its memory and the work of a pass, by compiling for them (needs the extra
+    """Accelerators such as v5e:2x2, v5p:2x2x4 or h100:8: also print the largest batch that fits
+    them, its memory and the work of a pass. Compiles for them without the hardware (needs the extra
     aot)."""
     fsdp: int = used_if(1, plan=True)
-    """How many of those devices share the weights of the tower's blocks."""
+    """Number of those devices over which the weights of the tower's blocks are sharded."""
     dtype: Literal["float32", "bfloat16"] = used_if("bfloat16", plan=True)
     """Data type of the tower."""
     json: bool = False
@@ -70,14 +69,14 @@ class Evaluate:
     vlm: bool = False
     """Ask the model questions about the held-out images, before and after."""
     questions: Path | None = used_if(None, vlm=True)
-    """JSON list of {question, answers: {class: answer}}; by default the run's own, or "what is
-    this?" and the classes' names."""
+    """JSON list of {question, answers: {class: answer}}; by default that of the run, or "what is
+    this?" with the class names as answers."""
     mesh: str | None = None
-    """Devices for the tower, as for `run`; by default all here."""
+    """Devices for the tower, as for `run`; by default all local devices."""
     workers: int | None = None
     """Processes that decode and pack images, as for `run`."""
     batch_patches: int | None = None
-    """Patches of a device's batch; by default the run's."""
+    """Patches per batch of a device; by default that of the run."""
 
 
 @dataclass(frozen=True)
@@ -87,9 +86,9 @@ class Export:
     run: Positional[Path]
     """Directory of a run."""
     out: Path
-    """Directory to make."""
+    """Directory to create."""
     format: Format = "peft"
-    """An adapter for PEFT, or a whole checkpoint with the change merged in."""
+    """peft: an adapter for PEFT; merged: a whole checkpoint with the change merged in."""
     overwrite: bool = False
     """Replace --out if it exists."""
 
@@ -104,7 +103,7 @@ Command = (
     | Annotated[
         SweepConfig,
         tyro.conf.subcommand(
-            "sweep", description="Many settings at once, and which of them forgets at least cost."
+            "sweep", description="Fit and score many settings, and choose one of them."
         ),
     ]
     | Annotated[Evaluate, tyro.conf.subcommand("evaluate")]
@@ -113,12 +112,12 @@ Command = (
 
 
 def main(arguments: Sequence[str] | None = None) -> None:
-    """Entry point: exits 0, or prints one line that says what is wrong and exits 2."""
+    """Entry point: exits with 0, or prints one line that says what is wrong and exits with 2."""
     console = Console(stderr=True)
     given = list(sys.argv[1:] if arguments is None else arguments)
     try:
         with warnings.catch_warnings():
-            # Not as markup: a file's name may hold brackets.
+            # Without markup, since a file name may contain brackets.
             warnings.showwarning = lambda message, *_: console.out(f"warning: {message}")
             dispatch(given, console)
     except UserError as error:
@@ -181,7 +180,7 @@ def prepare(torch: bool) -> None:
 
 
 def parse_run(kind: type[Any], arguments: Sequence[str]) -> tuple[Any, RunConfig]:
-    """(settings, the settings that they started from): options change a preset's or a run's."""
+    """(settings, initial settings): the settings are those of a preset or run, plus options."""
     first, _ = deciding_options().parse_known_args(list(arguments[1:]))
     helps = {"-h", "--help"} & set(arguments)
     if helps or not (first.checkpoint or first.statistics):
@@ -198,7 +197,7 @@ def parse_run(kind: type[Any], arguments: Sequence[str]) -> tuple[Any, RunConfig
     default = build(kind, {}, start)
     for name in required:
         group = default.samples if name == "checkpoint" else default.execution
-        # Frozen for readers; tyro asks for what has this value.
+        # Bypasses the frozen dataclass: tyro requires an option whose default is MISSING.
         object.__setattr__(group, name, tyro.MISSING)
     config = tyro.cli(
         kind,
@@ -213,7 +212,7 @@ def parse_run(kind: type[Any], arguments: Sequence[str]) -> tuple[Any, RunConfig
 
 
 def deciding_options() -> argparse.ArgumentParser:
-    """The options that decide what the defaults of the others are."""
+    """A parser of the options that determine the defaults of the others."""
     parser = argparse.ArgumentParser(prog=PROGRAM, add_help=False, allow_abbrev=False)
     parser.add_argument("--preset", choices=get_args(Preset), default="default")
     parser.add_argument("--checkpoint", type=Path)
@@ -223,7 +222,7 @@ def deciding_options() -> argparse.ArgumentParser:
 
 
 def without_preset(arguments: Sequence[str]) -> list[str]:
-    """The arguments that `RunConfig` knows: a preset is not a setting."""
+    """Remove --preset, which is not a setting of `RunConfig`, from the arguments."""
     kept, skip = [], False
     for one in arguments:
         if skip or one.startswith("--preset="):

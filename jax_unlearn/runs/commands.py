@@ -1,4 +1,4 @@
-"""The commands beside `run`: sweep, evaluate again, export."""
+"""The commands sweep, evaluate and export."""
 
 import shutil
 from dataclasses import asdict, replace
@@ -30,10 +30,10 @@ from jax_unlearn.runtime.used_if import option
 
 
 def sweep(config: SweepConfig, console: Console, start: RunConfig | None = None) -> TradeOff | None:
-    """Try many settings, and leave the table, the plot and the chosen one's config.
+    """Fit and score many settings; write a table, a plot and the config of the chosen setting.
 
-    The directory also holds the statistics, where there are some, so that `run --statistics` fits
-    the chosen setting. Of several processes the first writes; the others return None.
+    Also saves the statistics, unless linear_fc1 is adapted, so that `run --statistics` can fit the
+    chosen setting. Only process 0 writes; the others return None.
 
     Raises:
         UserError, TerminatedError: see `run`.
@@ -42,7 +42,7 @@ def sweep(config: SweepConfig, console: Console, start: RunConfig | None = None)
         extracted = prepared.source.extract(prepared.snapshots.stage)
         if processes.index() > 0:
             return None
-        # With lists of names read from their files.
+        # The source's config has lists of names read from their files.
         config = build(SweepConfig, {}, prepared.source.config)
         found = explore(extracted, judge_of(extracted, config.samples), config, console)
         with fresh_directory(config.execution.out, config.execution.overwrite) as out:
@@ -57,17 +57,24 @@ def sweep(config: SweepConfig, console: Console, start: RunConfig | None = None)
 def evaluate(
     run_dir: Path, vlm: bool, questions: Path | None, console: Console, **how: Any
 ) -> Metrics:
-    """Evaluate an existing run again; `vlm` also asks the Hugging Face model.
+    """Evaluate an existing run again.
 
-    What the run extracted is read from its statistics.safetensors; without the file the tower is
-    run again.
+    The run's features are read from its statistics.safetensors; without that file the tower is run
+    again.
 
     Args:
-        how: settings to run the tower with in place of the run's own, if they are not None.
+        run_dir: directory of the run.
+        vlm: also ask the Hugging Face model.
+        questions: JSON file of questions for it; by default that of the run.
+        console: where progress is shown.
+        how: settings of the tower that replace those of the run, if not None.
+
+    Returns:
+        The updated metrics.
 
     Raises:
-        UserError: not a run, its images or checkpoint are gone or have changed, torch is missing
-            for `vlm`, or a setting of the tower where no tower is run.
+        UserError: `run_dir` is not a run, its images or checkpoint are missing or have changed,
+            torch is missing for `vlm`, or a setting of the tower is given but no tower is run.
     """
     config = read_config(run_dir)
     adapter = porting.load_peft(run_dir / "adapter")
@@ -77,7 +84,7 @@ def evaluate(
     given = {name: value for name, value in how.items() if value is not None}
     questions = questions or config.samples.questions
     if vlm and porting.is_clip(config.samples.checkpoint):
-        raise UserError("--vlm asks a language model, and CLIP has none")
+        raise UserError("--vlm: asks a language model, and CLIP has none; leave it out")
     if vlm:
         need_torch()
     extracted = extracted_again(run_dir, config, metrics["samples"]["fingerprint"], given, console)
@@ -98,32 +105,38 @@ def evaluate(
 def extracted_again(
     run_dir: Path, config: RunConfig, fingerprint: str, how: dict[str, Any], console: Console
 ) -> Extracted:
-    """What a run extracted: from its own file, or by another pass over the same samples.
+    """The features of a run, from its statistics file or by another pass over the same samples.
 
     Args:
-        fingerprint: of the samples that the run had.
-        how: settings of the tower in place of the run's own.
+        run_dir: directory of the run.
+        config: settings of the run.
+        fingerprint: fingerprint of the run's samples.
+        how: settings of the tower that replace those of the run.
+        console: where progress is shown.
+
+    Raises:
+        UserError: the samples have changed, or `how` is given but no tower is run.
     """
     file = run_dir / FILE
     if how and file.is_file():
         raise UserError(
-            f"{option(min(how))}: has no effect here: no tower is run, as {file} holds what is "
-            "evaluated; leave it out"
+            f"{option(min(how))}: has no effect here: no tower is run, because the features are "
+            f"read from {file}; leave it out"
         )
-    changed = UserError(f"{run_dir}: its samples have changed since, or its seed; run again")
-    # The samples of a run on an earlier one's statistics need not be there any more.
+    changed = UserError(f"{run_dir}: its samples or its seed have changed since; run again")
+    # The samples of a run that used --statistics may no longer exist.
     on_statistics = config.samples.statistics is not None
     if file.is_file() or on_statistics:
         if file.is_file():
             extracted = read_statistics(run_dir).extracted()
         else:
             extracted = open_source(config.replace(**how), console, start=config).extract()
-        same = extracted.counts["fingerprint"] == fingerprint
-        if same and not on_statistics:
+        unchanged = extracted.counts["fingerprint"] == fingerprint
+        if unchanged and not on_statistics:
             dataset = collect(config.samples, config.solver.seed)
-            same = dataset.fingerprint() == fingerprint
+            unchanged = dataset.fingerprint() == fingerprint
             extracted = with_files(extracted, dataset)
-        if not same:
+        if not unchanged:
             raise changed
         return extracted
     source = open_source(config.replace(**how), console, start=config)
@@ -133,7 +146,7 @@ def extracted_again(
 
 
 def with_files(extracted: Extracted, dataset: Dataset[Any]) -> Extracted:
-    """With the held-out samples as they lie on this machine, in shards or as files."""
+    """Replace the held-out samples by those of the data set, which may be in shards."""
     here = {(s.name, s.label): s for s in dataset.samples() if isinstance(s, ImageFile)}
 
     def side(features: SampleFeatures) -> SampleFeatures:
@@ -146,10 +159,10 @@ def with_files(extracted: Extracted, dataset: Dataset[Any]) -> Extracted:
 
 
 def export(run_dir: Path, form: Format, out: Path, overwrite: bool) -> None:
-    """Write the run's adapter as a PEFT directory, or merged into a copy of its checkpoint.
+    """Write a run's adapter as a PEFT directory, or merged into a copy of its checkpoint.
 
     Raises:
-        UserError: not a run, or `out` exists or is the run.
+        UserError: `run_dir` is not a run, or `out` exists or contains the run.
     """
     config = read_config(run_dir)
     adapter = porting.load_peft(run_dir / "adapter")
@@ -158,6 +171,6 @@ def export(run_dir: Path, form: Format, out: Path, overwrite: bool) -> None:
         porting.merge_checkpoint(adapter, checkpoint, out, overwrite=overwrite)
         return
     if run_dir.resolve().is_relative_to(out.resolve()):
-        raise UserError(f"{out}: holds the run itself; choose another folder")
+        raise UserError(f"{out}: contains the run itself; choose another folder")
     with fresh_directory(out, overwrite) as fresh:
         shutil.copytree(run_dir / "adapter", fresh, dirs_exist_ok=True)

@@ -13,17 +13,18 @@ CLIP_CONCEPT = "red triangle"
 
 @dataclass(frozen=True)
 class Demo:
-    """The whole job on the bundled model and images, on CPU, without network."""
+    """Run on the bundled model and images, on CPU, without network."""
 
     concept: str | None = None
-    """What to forget: a photo (astronaut is the default), a shape, a colour, or a pair; with --clip
-    one of its names ("red triangle" is the default)."""
+    """Concept to forget: a photo (astronaut by default), a shape, a colour, or a pair of both; with
+    --clip one of its names ("red triangle" by default)."""
     clip: bool = False
     """Forget a name through the text side of the bundled CLIP."""
     out: Path = Path("unlearn-demo")
     """Directory of the run."""
     preset: Preset = "default"
-    """What works best, or the published scheme."""
+    """Initial settings: default, those that worked best in our measurements; faithful, the
+    published scheme; clip-…, its constants for CLIP (with --clip)."""
     overwrite: bool = False
     """Replace --out if it exists."""
 
@@ -40,7 +41,7 @@ def demo_start(demo: Demo) -> RunConfig:
 
 
 def demo_config(demo: Demo) -> RunConfig:
-    """The demo is a run over the bundled folders."""
+    """The settings of the demo, a run on the bundled folders."""
     if demo.clip:
         return clip_demo_config(demo)
     return demo_start(demo).replace(
@@ -55,10 +56,10 @@ def demo_config(demo: Demo) -> RunConfig:
 
 
 def clip_demo_config(demo: Demo) -> RunConfig:
-    """The same for CLIP: one of the bundled classes' names is forgotten, the others are kept.
+    """The settings of the CLIP demo: forget one of the bundled names and preserve the others.
 
     Raises:
-        UserError: no class has that name.
+        UserError: `demo.concept` is not one of the names.
     """
     folder = CLIP_ASSETS / "images" / "test"
     names = sorted(path.name for path in folder.iterdir() if path.is_dir())

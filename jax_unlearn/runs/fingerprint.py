@@ -1,4 +1,4 @@
-"""What must match between the processes of a run, and on resuming it."""
+"""Fingerprint of a run: facts that must match between its processes, and when it is resumed."""
 
 import hashlib
 import json
@@ -28,12 +28,14 @@ def fingerprint(
     devices: int | str,
     samples: str | None = None,
 ) -> Facts:
-    """Facts that decide a run's result, as JSON will return them.
+    """The facts that determine a run's result, normalised by a JSON round trip.
 
     Args:
-        contents: of what is read besides the samples: weights, files.
-        devices: that run the tower; the shape of their mesh, where they have one.
-        samples: fingerprint of all samples, where they are not to be read.
+        config: the settings; those of `execution` are left out.
+        dataset: the samples.
+        contents: contents of what else is read: weights and files.
+        devices: number of devices that run the tower, or the shape of their mesh.
+        samples: fingerprint of all samples, if they are not to be read.
     """
     groups = dataset.groups()
     digests = {name: samples or dataset.fingerprint(name) for name in groups}
@@ -56,10 +58,12 @@ def digest(contents: Iterable[np.ndarray | bytes]) -> str:
 
 
 def differences(theirs: Facts, ours: Facts, when: tuple[str, str]) -> list[str]:
-    """What is not the same, one clause each.
+    """Describe how two fingerprints differ, one clause per difference.
 
     Args:
-        when: what to call the two, as "then" and "now".
+        theirs: facts of another process or an earlier run.
+        ours: facts of this process.
+        when: names of the two for the clauses, such as "then" and "now".
     """
     they, we = when
     changed = [
@@ -70,7 +74,7 @@ def differences(theirs: Facts, ours: Facts, when: tuple[str, str]) -> list[str]:
     for name, what in GROUPS.items():
         if theirs["samples"][name] != ours["samples"][name]:
             counts = f"{theirs['counts'][name]} {they}, {ours['counts'][name]} {we}"
-            changed.append(f"{what} are others: {counts}")
+            changed.append(f"{what} differ: {counts}")
     if theirs["contents"] != ours["contents"]:
         changed.append(f"{ours['settings']['checkpoint']}: other weights {they} than {we}")
     if theirs["devices"] != ours["devices"]:

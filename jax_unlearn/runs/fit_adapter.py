@@ -1,4 +1,4 @@
-"""Fit one adapter to what was extracted, with the solver that the settings choose."""
+"""Fit an adapter to the extracted features, with the solver chosen by the settings."""
 
 from dataclasses import dataclass
 from functools import partial
@@ -26,7 +26,7 @@ from jax_unlearn.solvers.until_forgotten import ForgetSearch, Optimise, search
 
 @dataclass(frozen=True)
 class FittedAdapter:
-    """The fitted adapter with how it came about, and how many rows each Linear was fitted to."""
+    """The fitted adapter (`found.result`), and how many rows each Linear was fitted to."""
 
     found: ForgetSearch
     rows: dict[str, dict[str, str]]
@@ -39,15 +39,20 @@ def fit_adapter(
     stage: Stage | None = None,
     mesh: Mesh | None = None,
 ) -> FittedAdapter:
-    """Fit the adapter to the samples to train on, and say to how many rows.
+    """Fit an adapter to the training samples.
 
-    The Linears that are adapted follow from `config` here, and from nothing else.
+    The adapted Linears are determined by `config` alone.
 
     Args:
-        stage, mesh: of Adam's training; the other solvers take no longer than a snapshot.
+        extracted: the features.
+        config: the settings.
+        console: where the number of rows and the progress are shown.
+        stage: snapshots of Adam's training; other solvers are too fast to need any.
+        mesh: devices of Adam's training.
 
     Raises:
-        UserError: features of a Linear to adapt were not extracted, or see the solvers.
+        UserError: the rows of a Linear to adapt were not extracted, or a solver refuses the
+            settings.
     """
     optimizer, solver = optimizer_of(config), config.solver
     held_out: Problem | None = None
@@ -75,10 +80,10 @@ def fit_adapter(
 
 
 def erasable(extracted: Extracted, config: RunConfig) -> dict[str, Erasable]:
-    """What LEACE needs of each projector that is adapted, by the names of their Linears.
+    """The input of LEACE for each adapted projector, by the name of its last Linear.
 
     Raises:
-        UserError: a Linear that is not the last of its projector is to be adapted.
+        UserError: a Linear to adapt is not the last of its projector.
     """
     adapted = set(adapted_in(config.objective, extracted))
     found, train = {}, extracted.train
@@ -108,10 +113,15 @@ def run_search(
     optimise: Optimise,
     stage: Stage | None = None,
 ) -> ForgetSearch:
-    """Fit under a progress bar, again and again with --until-forgotten.
+    """Fit with a progress bar, repeatedly with --until-forgotten.
 
     Args:
-        stage: that of `train`, which is also the one solver that counts epochs.
+        problem: the problem to fit.
+        held_out: the problem to choose the adapter by, or None.
+        config: the solver's settings.
+        console: where the progress bar is drawn.
+        optimise: the solver.
+        stage: snapshots of `train`; None for the other solvers, which do not count epochs.
     """
     with progress_bar(console, counted=False) as bar:
         steps = config.epochs if stage else None

@@ -47,7 +47,7 @@ from jax_unlearn.solvers.config import SolverConfig, check
 
 @dataclass(frozen=True)
 class PreparedRun:
-    """A source whose run is free to begin, and where it keeps snapshots."""
+    """A checked source, with the snapshots of its run."""
 
     source: Source
     snapshots: RunSnapshots
@@ -55,17 +55,21 @@ class PreparedRun:
 
 
 def run(config: RunConfig, console: Console, start: RunConfig | None = None) -> Metrics:
-    """Extract, fit, evaluate and save; returns what metrics.json holds.
-
-    Of several processes the first writes; the others return nothing.
+    """Extract, fit, evaluate and save.
 
     Args:
-        start: the settings that `config` began from: a setting that differs from it and would have
-            no effect is refused. By default those of a run without options.
+        config: the settings.
+        console: where progress is shown.
+        start: the settings that `config` started from; a setting that differs from it and would
+            have no effect is refused. By default the settings of a run without options.
+
+    Returns:
+        The content of metrics.json. Of several processes only process 0 writes files; the others
+        return an empty dictionary.
 
     Raises:
-        UserError: bad input, or another process has failed; the run's directory is then as it was.
-        TerminatedError: SIGTERM came; what had been done is saved for `resume`.
+        UserError: bad input, or another process has failed; the run's directory is then unchanged.
+        TerminatedError: the run was stopped by SIGTERM; its progress is saved for `resume`.
     """
     begun = time.perf_counter()
     with prepared_run(config, console, start) as prepared:
@@ -78,7 +82,8 @@ def prepared_run(
 ) -> Iterator[PreparedRun]:
     """Connect the processes, check the settings, open the source, and find earlier snapshots.
 
-    When the block ends without an error, the processes meet and the snapshots are removed.
+    When the block ends without an error, the processes wait at a barrier and the snapshots are
+    removed.
     """
     execution = config.execution
     if execution.distributed:
@@ -106,34 +111,34 @@ def prepared_run(
         with snapshots.listening():
             yield PreparedRun(source, snapshots, console)
             if processes.index() > 0:
-                # Until the first has written.
+                # Wait until process 0 has written the results.
                 collectives.barrier()
         if processes.index() == 0:
-            # Nothing is left that SIGTERM could end.
+            # Outside the block, where SIGTERM can no longer stop the run.
             collectives.barrier()
         snapshots.finish()
 
 
 def check_processes_agree(source: Source) -> None:
-    """Refuse processes that were started differently, or see other files.
+    """Check that all processes have the same options and files.
 
     Raises:
-        UserError: names what is not the same.
+        UserError: they differ; names the differences.
     """
     if processes.count() == 1:
         return
     ours = source.fingerprint()
     others = collectives.all_gather_bytes(lambda: json.dumps(ours).encode())
     for theirs in map(json.loads, others):
-        if unlike := differences(theirs, ours, ("elsewhere", "here")):
+        if unequal := differences(theirs, ours, ("elsewhere", "here")):
             raise UserError(
-                f"--distributed: {'; '.join(unlike)}; start every process with the same options "
+                f"--distributed: {'; '.join(unequal)}; start every process with the same options "
                 "and files"
             )
 
 
 def open_source(config: RunConfig, console: Console, start: RunConfig | None = None) -> Source:
-    """The source that the settings name, before a tower sees the first sample.
+    """Open the source that the settings select, without running a model.
 
     Raises:
         UserError: bad input, or a setting that would have no effect.
@@ -154,15 +159,15 @@ def open_source(config: RunConfig, console: Console, start: RunConfig | None = N
 
 
 def check_solvers(source: Source) -> None:
-    """Refuse settings of the solver without a meaning for the Linears that are to be adapted.
+    """Check the solver's settings for the Linears to adapt, in a sweep for every setting.
 
     Raises:
-        UserError: names the setting and what it may be.
+        UserError: a value is out of range; names the setting and what it may be.
     """
     config, shapes = source.config, {linear.name: linear.shape for linear in source.linears}
     adapted = linears_to_adapt(config.objective, [*shapes])
     if missing := sorted(set(adapted) - set(shapes)):
-        raise UserError(f"{', '.join(missing)}: nothing of it was extracted; leave it out")
+        raise UserError(f"{', '.join(missing)}: its rows were not extracted; leave it out")
     tried = sweep_of(config)
     solvers: list[SolverConfig] = [config.solver]
     if tried:
@@ -173,7 +178,7 @@ def check_solvers(source: Source) -> None:
 
 
 def run_pipeline(prepared: PreparedRun, begun: float) -> Metrics:
-    """What `run` does once everything is prepared; `begun` is by `time.perf_counter`."""
+    """Run a prepared source; `begun` is the start time by `time.perf_counter`."""
     source, console, config = prepared.source, prepared.console, prepared.source.config
     check_questions(config, source.dataset)
     extracted = source.extract(prepared.snapshots.stage)
@@ -225,11 +230,15 @@ def run_pipeline(prepared: PreparedRun, begun: float) -> Metrics:
 
 
 def check_questions(config: RunConfig, dataset: Dataset[Any]) -> None:
-    """Refuse questions that `evaluate --vlm` could not ask, before any work is done."""
+    """Check the questions for `evaluate --vlm` before any work is done.
+
+    Raises:
+        UserError: the file has another format, or asks about none of the classes.
+    """
     if config.samples.questions:
         load_questions(config.samples.questions, dataset.labels())
 
 
 def can_be_saved(extracted: Extracted) -> bool:
-    """Whether statistics are all that was extracted: behind a GELU every token is needed."""
+    """Whether the features can be saved as statistics: not if tokens before a GELU are needed."""
     return all(p.is_linear for p in projectors_of(extracted.linears))

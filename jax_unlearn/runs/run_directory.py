@@ -25,7 +25,7 @@ def write_config(directory: Path, config: RunConfig) -> None:
 
 
 def describe_search(found: ForgetSearch) -> Metrics:
-    """How far the forget norm fell, and after how many trainings with which λ_f."""
+    """The result of the search over λ_f, for metrics.json."""
     return {
         "lambda_forget": found.lambda_forget,
         "trials": found.trials,
@@ -35,12 +35,12 @@ def describe_search(found: ForgetSearch) -> Metrics:
 
 
 def objective(result: Result) -> Metrics:
-    """The chosen adapter's terms, where training began, and which epoch was chosen."""
+    """The chosen adapter's terms and epoch, the initial loss, and the lower bound if known."""
     row = result.history[result.epoch]
     terms = {name: row[name] for name in (*TERMS, "total")}
     found = {**terms, "initial": result.history[0]["total"], "epoch": result.epoch}
     if result.lower_bound is not None:
-        # No adapter of any rank comes below it.
+        # The gap to the lower bound over adapters of any rank.
         gap = row["total"] - result.lower_bound
         found |= {"lower_bound": result.lower_bound, "gap": gap}
     return found
@@ -58,14 +58,14 @@ def describe_adapter(adapter: LoraAdapter, directory: Path) -> Metrics:
 def save_metrics(
     directory: Path, config: RunConfig, metrics: Metrics, pictures: Sequence[Sequence[ImageFile]]
 ) -> None:
-    """metrics.json and the report made from it; both are made before either is replaced."""
+    """Write metrics.json and the report; both are rendered before either is replaced."""
     metrics["warnings"] = checks_that_mean_nothing(metrics)
     page = report(directory, config, metrics, pictures)
     replace_files(directory, {"metrics.json": to_text(metrics), "report.html": page})
 
 
 def checks_that_mean_nothing(metrics: Metrics) -> list[str]:
-    """A line for each check of forgetting whose "before" is no better than a guess."""
+    """A warning for each check of forgetting whose "before" is no better than chance."""
     by = "zero-shot classification" if "zero_shot" in metrics else "a linear probe"
     forget = metrics["forget"]
     checks = [(by, forget["accuracy_before"], forget["chance"], "--concept")]

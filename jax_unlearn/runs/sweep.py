@@ -1,4 +1,4 @@
-"""A sweep: fit and measure many settings, find the front, and choose one."""
+"""Sweep: fit and score many settings, find the Pareto front, and choose one."""
 
 from collections.abc import Sequence
 from dataclasses import asdict, dataclass
@@ -18,15 +18,15 @@ from jax_unlearn.runtime.progress import progress_bar
 from jax_unlearn.solvers.grid import Setting, Trained
 from jax_unlearn.solvers.many_settings import solve_all, train_all
 
-# A setting forgets enough if it leaves this share of what was named before ...
+# A setting forgets enough if at most this share of the previously named samples is still named.
 FORGOTTEN = 0.1
-# ... and keeps this share of what else the samples to forget show, where that is known.
+# A setting is selective if it keeps this share of the selectivity before the edit (`Score`).
 SELECTIVE = 0.9
 
 
 @dataclass(frozen=True)
 class Point:
-    """A setting, its adapter, and what held-out samples say of it."""
+    """A fitted setting and its score on held-out samples."""
 
     trained: Trained
     score: Score
@@ -38,9 +38,13 @@ class Point:
 
 @dataclass(frozen=True)
 class TradeOff:
-    """All points of a sweep; front: those that no other beats at both; chosen: the one to take.
+    """The result of a sweep.
 
-    reached: whether the chosen one forgets enough and keeps what else is there (`choose`).
+    Attributes:
+        points: all settings with their scores.
+        front: the Pareto front of forgetting and drift.
+        chosen: the chosen setting.
+        reached: whether the chosen setting forgets enough and is selective (`choose`).
     """
 
     points: list[Point]
@@ -49,7 +53,7 @@ class TradeOff:
     reached: bool
 
     def rows(self) -> list[dict[str, Any]]:
-        """The table: settings, the loss's terms, the scores."""
+        """Rows of a table: settings, terms of the loss, scores."""
         return [
             {
                 **point.trained.row(),
@@ -62,7 +66,7 @@ class TradeOff:
 
 
 def explore(extracted: Extracted, judge: Judge, config: SweepConfig, console: Console) -> TradeOff:
-    """Fit and measure every setting of a sweep on one set of statistics.
+    """Fit and score every setting of a sweep on the same features.
 
     Raises:
         UserError: see `SweepConfig.settings`.
@@ -93,7 +97,7 @@ def explore(extracted: Extracted, judge: Judge, config: SweepConfig, console: Co
 
 
 def front(points: Sequence[Point]) -> list[Point]:
-    """Those that no other beats at one of forgetting and drift without losing at the other."""
+    """The Pareto front of the points by forgetting and drift (both are to be small)."""
 
     def beats(one: Score, other: Score) -> bool:
         no_worse = one.forget <= other.forget and one.drift <= other.drift
@@ -103,12 +107,17 @@ def front(points: Sequence[Point]) -> list[Point]:
 
 
 def forgets(score: Score, most: float | None) -> bool:
-    """Whether at most a tenth of what was named before still is, or at most the share `most`."""
+    """Whether few enough forget samples are still named.
+
+    Args:
+        score: the score of a setting.
+        most: largest share that may still be named; by default a tenth of the share before.
+    """
     return score.forget <= (FORGOTTEN * score.before if most is None else most)
 
 
 def selective(score: Score) -> bool:
-    """Whether nine tenths of what else the samples to forget show is kept, where it is known."""
+    """Whether nine tenths of the selectivity before the edit is kept; True if it is unknown."""
     if score.selectivity is None or score.selectivity_before is None:
         return True
     return score.selectivity >= SELECTIVE * score.selectivity_before
@@ -117,12 +126,13 @@ def selective(score: Score) -> bool:
 def choose(points: Sequence[Point], most: float | None, prefer: Prefer) -> tuple[Point, bool]:
     """The best setting that forgets enough and is selective, and whether there is one.
 
-    Without one: the most selective of those that forget enough, or else the one that forgets most.
+    Without one, the most selective of those that forget enough, or else the one that forgets most.
 
     Args:
-        most: share of the samples to forget that may still be named; see `forgets`.
-        prefer: how the best is chosen: by `drift`, or by `preserve`, the accuracy that is left (and
-            among equals the least drift).
+        points: the settings with their scores.
+        most: share of the forget samples that may still be named; see `forgets`.
+        prefer: what the best has: least `drift`, or highest accuracy on `preserve` samples (and
+            least drift among equals).
     """
     enough = [point for point in points if forgets(point.score, most)]
     if not enough:

@@ -1,4 +1,4 @@
-"""Tables that are printed when a command ends."""
+"""Tables printed at the end of a command."""
 
 import sys
 from dataclasses import asdict
@@ -15,7 +15,11 @@ from jax_unlearn.runtime.errors import UserError
 
 
 def finish(metrics: Metrics, out: Path) -> None:
-    """Print the summary, and fail if training had to stop."""
+    """Print the summary.
+
+    Raises:
+        UserError: training stopped early.
+    """
     for file in metrics["samples"]["skipped"]:
         print(f"skipped {file}", file=sys.stderr)
     for line in metrics["samples"].get("left_out", ()):
@@ -36,7 +40,7 @@ def finish(metrics: Metrics, out: Path) -> None:
 
 
 def finish_sweep(found: TradeOff, config: SweepConfig) -> None:
-    """Print the chosen setting, the front, and how to run it."""
+    """Print the front with the chosen setting, warnings, and the path of the table."""
     settings = [asdict(point.setting) for point in found.points]
     varied = [name for name in settings[0] if len({s[name] for s in settings}) > 1]
     scores = ("forget, named before", "after", "selectivity", "preserve, right", "drift of it")
@@ -64,7 +68,7 @@ def finish_sweep(found: TradeOff, config: SweepConfig) -> None:
 
 
 def summary(metrics: Metrics) -> Table:
-    """Before and after: the worst path by the probe fitted on the original features, or names."""
+    """A table of the metrics before and after: zero-shot accuracy, probes, the model's answers."""
     shown = metrics["zero_shot"]["on"] if "zero_shot" in metrics else "images"
     table = Table(f"held-out {shown}", "before", "after", "chance")
     if zero_shot := metrics.get("zero_shot"):
@@ -89,7 +93,7 @@ def summary(metrics: Metrics) -> Table:
 
 
 def add_zero_shot(table: Table, zero_shot: Metrics) -> None:
-    """Zero-shot accuracy: each forgotten class, all others, their neighbours, other data."""
+    """Add zero-shot accuracy on each forgotten class, all others, neighbours, and other data."""
     for name, share in zero_shot["classes"].items():
         both = (percent(share["before"]), percent(share["after"]))
         table.add_row(f"zero-shot, {name} (to forget)", *both, percent(zero_shot["chance"]))

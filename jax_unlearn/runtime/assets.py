@@ -1,4 +1,4 @@
-"""Where the shipped checkpoint, images and questions are."""
+"""Paths of the shipped checkpoints, images and questions."""
 
 from importlib import resources
 from pathlib import Path

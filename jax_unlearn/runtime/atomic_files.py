@@ -1,4 +1,4 @@
-"""Directories that appear whole or not at all."""
+"""Write directories and files atomically: they appear complete or not at all."""
 
 import errno
 import os
@@ -10,7 +10,7 @@ from pathlib import Path
 
 from jax_unlearn.runtime.errors import UserError
 
-# What the user can fix; any other OSError is a fault of ours and keeps its traceback.
+# Errors that the user can fix; any other OSError is a bug and keeps its traceback.
 USER_FIXABLE_ERRNOS = {
     errno.EACCES,
     errno.EBUSY,
@@ -24,27 +24,27 @@ USER_FIXABLE_ERRNOS = {
     errno.EPERM,
     errno.EROFS,
 }
-# One of these is in whatever we make: a run, an adapter, a merged checkpoint.
+# A run, an adapter or a merged checkpoint written by jax-unlearn contains one of these.
 OURS = ("metrics.json", "adapter_config.json", "jax_unlearn_undo")
 
 
 @contextmanager
 def fresh_directory(out_dir: str | Path, overwrite: bool = False) -> Iterator[Path]:
-    """Fill a temporary sibling of `out_dir` that takes its name when the block ends.
+    """Yield a temporary sibling of `out_dir` that is renamed to `out_dir` when the block ends.
 
-    When the block raises, the sibling is removed and an existing `out_dir` is as it was. Parents
-    are created. An existing empty directory counts as free.
+    If the block raises, the sibling is removed and an existing `out_dir` is left unchanged. Parents
+    are created. An existing empty directory may be replaced without `overwrite`.
 
     Args:
-        out_dir: the directory to make.
-        overwrite: replace a directory that exists.
+        out_dir: the directory to create.
+        overwrite: replace an existing directory.
 
     Yields:
         The sibling, empty.
 
     Raises:
         UserError: `out_dir` exists and `overwrite` is not set, is a file or a mount point, or the
-            file system refuses (rights, space); names the path.
+            file system refuses (permissions, space); names the path.
     """
     final = Path(out_dir).resolve()
     partial = _sibling(final, "partial")
@@ -66,10 +66,10 @@ def fresh_directory(out_dir: str | Path, overwrite: bool = False) -> Iterator[Pa
 
 
 def check_free(out_dir: str | Path, overwrite: bool = False) -> None:
-    """What `fresh_directory` asks of the place, for callers that want to know before they work.
+    """Check that `fresh_directory` may create `out_dir`, before any work is done.
 
     Raises:
-        UserError: the place is taken, or may not be replaced.
+        UserError: `out_dir` exists, or may not be replaced.
     """
     out_dir = Path(out_dir).resolve()
     if not out_dir.exists():
@@ -90,14 +90,14 @@ def check_free(out_dir: str | Path, overwrite: bool = False) -> None:
 
 
 def _sibling(path: Path, what: str) -> Path:
-    # A sibling, so that the rename stays within one file system. Not tempfile.mkdtemp: its
-    # directories are closed to everyone else, and this one becomes the result.
+    # A sibling, so that the rename stays within one file system. Not tempfile.mkdtemp: it creates
+    # directories that only their owner can read, and this one becomes the result.
     return path.with_name(f".{path.name}.{secrets.token_hex(4)}.{what}")
 
 
 def _install(partial: Path, final: Path, overwrite: bool) -> None:
     if not (overwrite and final.exists()):
-        # Replaces an empty directory, and fails if somebody filled it in the meantime.
+        # Replaces an empty directory; fails if another process has filled it in the meantime.
         partial.rename(final)
         return
     old = _sibling(final, "old")
@@ -111,7 +111,7 @@ def _install(partial: Path, final: Path, overwrite: bool) -> None:
 
 
 def _refusal(error: OSError, partial: Path, final: Path) -> UserError:
-    """Names the path that failed, unless it is inside what the user never sees."""
+    """A UserError naming the path that failed, or `final` for a path inside `partial`."""
     path = Path(error.filename or final)
     path = final if path.is_relative_to(partial) else path
     return UserError(f"{path}: {error.strerror}; fix it, or choose another folder")
@@ -120,8 +120,11 @@ def _refusal(error: OSError, partial: Path, final: Path) -> UserError:
 def replace_files(directory: Path, contents: Mapping[str, str]) -> None:
     """Replace text files of a directory; all are written before the first is renamed.
 
+    Args:
+        contents: the new text by file name.
+
     Raises:
-        UserError: the file system refuses; the old files are then as they were.
+        UserError: the file system refuses; the old files are then unchanged.
     """
     partials = {directory / name: _sibling(directory / name, "partial") for name in contents}
     try:

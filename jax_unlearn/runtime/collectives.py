@@ -1,9 +1,10 @@
 """Barrier, all-gather and exact all-reduce between the processes of a run.
 
-Processes run the same program, one a host, each with devices and images of its own, and meet only
-where all of them call one of these: after each pass, before and after everything else. A process
-may report there that it has failed. Before they exchange anything they wait for one another through
-the coordinator's key-value store, because a signal is not handled inside a collective.
+All processes run the same program, one per host, each on its own devices and images. They
+communicate only here: after each pass over the images, and before and after the rest of the run.
+A process that has failed reports it in the next call. Before data is exchanged the processes wait
+for one another through the coordinator's key-value store, because Python handles no signal inside
+a collective.
 """
 
 from collections.abc import Callable, Iterator
@@ -19,70 +20,74 @@ from jaxtyping import Float64, Int
 
 from jax_unlearn.runtime.processes import PeerError, count, index, meeting
 
-# Bytes that are sent at once, so that sending takes little memory of its own.
+# Bytes sent at once, which bounds the memory that sending needs.
 BLOCK = 64 * 2**20
-# Bits of a part of a number to be summed: int32 then holds the sum of 2¹¹ processes.
+# Bits of each part of a number to be summed: int32 then holds the sum over 2¹¹ processes.
 PART = 20
-# In place of an exponent; that of a finite number is at most 1024.
+# Marks an array with a value that is not finite; the exponent of a finite number is at most 1024.
 NOT_FINITE = 2**20
 
 
 def all_gather_bytes(value: Callable[[], bytes]) -> list[bytes]:
-    """What each other process gives at the same place of the program, in their order.
+    """All-gather: the bytes every other process passes to the matching call, by process index.
 
     Args:
-        value: what this one gives; not called where there are no others.
+        value: returns the bytes of this process; not called in a run of one process.
+
+    Returns:
+        The other processes' bytes; empty in a run of one process.
 
     Raises:
-        PeerError: one of them has failed, or is gone.
+        PeerError: another process has failed or died.
     """
     if count() == 1:
         return []
     ours = value()
     with meeting():
-        sizes = _meet(len(ours))
-        sent = [_sent(ours, process, size) for process, size in enumerate(sizes)]
-    return [other for process, other in enumerate(sent) if process != index()]
+        sizes = _exchange_sizes(len(ours))
+        gathered = [_broadcast(ours, process, size) for process, size in enumerate(sizes)]
+    return [theirs for process, theirs in enumerate(gathered) if process != index()]
 
 
 def all_reduce_sum(x: Float64[np.ndarray, "*n"]) -> Float64[np.ndarray, "*n"]:
-    """The sum of what all processes give at the same place of the program.
+    """All-reduce: the sum of the arrays that all processes pass to the matching call.
 
-    All-reduces of whole numbers: what a process sends and receives does not grow with their number,
-    and the order does not matter. Each process adds an error of at most 2⁻⁵⁹ of the largest number
-    of all, before float64's own rounding of the sum. Where one is not finite all are NaN.
+    The sum is taken over integers, so it does not depend on the order of the processes, and the
+    bytes a process sends and receives do not grow with their number. Each process adds an error of
+    at most 2⁻⁵⁹ of the largest absolute value in any process, before float64 rounds the sum. If any
+    value is not finite, the whole result is NaN.
 
     Args:
-        x: of the same shape everywhere.
+        x: the array of this process; the same shape in every process.
 
     Raises:
-        PeerError: one of them has failed, or is gone.
+        PeerError: another process has failed or died.
     """
     if count() == 1:
         return x
     flat, step = x.ravel(), BLOCK // x.itemsize
     ours = _exponent(flat)
     with meeting():
-        _meet(x.nbytes)
+        _exchange_sizes(x.nbytes)
         exponent = int(multihost_utils.process_allgather(np.int32(ours)).max())
         if exponent == NOT_FINITE:
             return np.full_like(x, np.nan)
-        parts = [_total(flat[i : i + step], exponent) for i in range(0, len(flat), step)]
-    return np.concatenate(parts).reshape(x.shape)
+        sums = [_total(flat[i : i + step], exponent) for i in range(0, len(flat), step)]
+    return np.concatenate(sums).reshape(x.shape)
 
 
 def barrier() -> None:
-    """Wait for the others.
+    """Wait until every process has called this.
 
     Raises:
-        PeerError: one of them has failed, or is gone.
+        PeerError: another process has failed or died.
     """
     all_gather_bytes(bytes)
 
 
 @contextmanager
 def failing_together() -> Iterator[None]:
-    """Tells the others of an error in the block, so that none waits for this process."""
+    """Report an error in the block to the other processes, so that none waits for this one."""
     try:
         yield
     except PeerError:
@@ -91,24 +96,26 @@ def failing_together() -> Iterator[None]:
         if count() > 1:
             with suppress(PeerError), meeting():
                 reason = str(error).encode()
-                _meet(len(reason), reason)
+                _exchange_sizes(len(reason), reason)
         raise
 
 
-def _meet(size: int, reason: bytes | None = None) -> list[int]:
-    """How many bytes each process is about to send.
+def _exchange_sizes(size: int, reason: bytes | None = None) -> list[int]:
+    """The number of bytes each process is about to send.
 
     Args:
-        size: what this one is; of `reason`, if it has one to stop instead.
+        size: the number for this process; the length of `reason`, if given.
+        reason: why this process stops; None if it goes on.
 
     Raises:
-        PeerError: one has; nothing else is sent then.
+        PeerError: some process gave a reason; nothing else is sent then.
     """
     ours = np.array([reason is not None, *divmod(size, BLOCK)], np.int32)
     everyone = multihost_utils.process_allgather(ours).tolist()
     sizes = [blocks * BLOCK + rest for _, blocks, rest in everyone]
     reasons = [
-        f"process {process} has stopped: {_sent(reason or b'', process, sizes[process]).decode()}"
+        f"process {process} has stopped: "
+        f"{_broadcast(reason or b'', process, sizes[process]).decode()}"
         for process, (failed, *_) in enumerate(everyone)
         if failed
     ]
@@ -117,8 +124,8 @@ def _meet(size: int, reason: bytes | None = None) -> list[int]:
     return sizes
 
 
-def _sent(value: bytes, process: int, size: int) -> bytes:
-    """What one process sends; `value` if it is this one."""
+def _broadcast(value: bytes, process: int, size: int) -> bytes:
+    """The `size` bytes that `process` sends to all; `value` is only used in that process."""
     ours = process == index()
 
     def block(first: int) -> bytes:
@@ -130,14 +137,15 @@ def _sent(value: bytes, process: int, size: int) -> bytes:
 
 
 def _exponent(x: Float64[np.ndarray, " n"]) -> int:
-    """The least e for which every number is below 2ᵉ."""
+    """The least e with |x| < 2ᵉ for all values; NOT_FINITE if one is not finite."""
     return int(np.frexp(np.abs(x).max(initial=0))[1]) if np.isfinite(x).all() else NOT_FINITE
 
 
 def _total(x: Float64[np.ndarray, " n"], exponent: int) -> Float64[np.ndarray, " n"]:
-    """By way of whole numbers, whose parts are few enough bits for a sum in int32.
+    """The sum over processes, exact in fixed point, for values below 2^exponent.
 
-    TPUs have no float64, and the sum of two float32 is rounded.
+    Each value becomes an integer in three parts of PART bits, so that int32 holds their sums: TPUs
+    have no float64, and a sum in float32 is rounded.
     """
     whole = np.rint(np.ldexp(x, 3 * PART - 1 - exponent)).astype(np.int64)
     low, high = 2**PART - 1, 2 * PART
@@ -146,13 +154,13 @@ def _total(x: Float64[np.ndarray, " n"], exponent: int) -> Float64[np.ndarray, "
     rows = NamedSharding(mesh, PartitionSpec("processes"))
     everyone = jax.make_array_from_process_local_data(rows, parts[None])
     ones, more, most = np.asarray(added(everyone, mesh=mesh), np.float64)
-    # The first two add up without rounding.
+    # The first two terms add up without rounding.
     whole_sum = ones + more * 2.0**PART + most * 2.0**high
     return np.ldexp(whole_sum, exponent - 3 * PART + 1)
 
 
 @partial(jax.jit, static_argnames="mesh")
 def added(parts: Int[Array, "processes k n"], *, mesh: Mesh) -> Int[Array, "k n"]:
-    """The sum over the processes, on the devices of all of them."""
+    """The sum over the processes, replicated on all their devices."""
     everywhere = NamedSharding(mesh, PartitionSpec())
     return jax.lax.with_sharding_constraint(parts.sum(axis=0), everywhere)

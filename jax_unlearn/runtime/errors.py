@@ -1,8 +1,8 @@
-"""UserError: the one exception that a user can fix."""
+"""UserError: the exception for input that the user can correct."""
 
 
 class UserError(Exception):
     """Bad input. The message is one line that names the file or option and what to do.
 
-    The command line prints it and exits with 2; any other exception is a fault of ours.
+    The command line prints it and exits with status 2; any other exception is a bug.
     """

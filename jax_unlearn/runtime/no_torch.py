@@ -1,4 +1,4 @@
-"""Running without torch where it is installed: only what asks the Hugging Face model needs it."""
+"""Keep torch from being imported: only the Hugging Face language model needs it."""
 
 import os
 import sys
@@ -7,9 +7,10 @@ from typing import cast
 
 
 def hide_torch() -> None:
-    """Keep transformers from importing torch, which it does wherever torch is installed.
+    """Keep transformers from importing torch, as it does wherever torch is installed.
 
-    transformers looks for it once and remembers. A process that has torch already keeps it.
+    transformers checks for torch once and caches the answer. Has no effect in a process that has
+    already imported torch.
     """
     os.environ.setdefault("TRANSFORMERS_NO_ADVISORY_WARNINGS", "1")
     if "torch" in sys.modules:

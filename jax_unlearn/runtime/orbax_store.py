@@ -1,7 +1,7 @@
-"""Snapshots on disk: Orbax makes them appear whole or not at all, and removes old ones.
+"""Snapshots on disk: Orbax writes them atomically and removes old ones.
 
-Orbax's own handlers of arrays write from process 0 only. Here each process has snapshots of its
-own, so there is a handler for them.
+Orbax's own array handlers write from process 0 only. Here each process has its own snapshots, which
+is why there is a handler of our own.
 """
 
 from dataclasses import dataclass
@@ -15,12 +15,12 @@ from orbax.checkpoint.options import MultiprocessingOptions
 from jax_unlearn.runtime.snapshots import Snapshot
 
 FILE = "snapshot"
-# The newest, and the one before until that is whole.
-KEPT = 2
+# The newest snapshot, and the one before it in case the newest is damaged.
+MAX_SNAPSHOTS = 2
 
 
 class SnapshotHandler(ocp.CheckpointHandler):
-    """A snapshot as one file."""
+    """Saves a snapshot as one file."""
 
     def save(self, directory: epath.Path, args: "Save") -> None:
         (directory / FILE).write_bytes(args.snapshot.to_bytes())
@@ -42,16 +42,16 @@ class Restore(ocp.args.CheckpointArgs):
 
 
 def manager(directory: Path) -> ocp.CheckpointManager:
-    """Of this process's snapshots in a directory that is there."""
+    """A manager of this process's snapshots in an existing directory."""
     here = jax.process_index()
-    alone = MultiprocessingOptions(
+    this_process = MultiprocessingOptions(
         primary_host=here, active_processes={here}, barrier_sync_key_prefix=str(here)
     )
     options = ocp.CheckpointManagerOptions(
-        max_to_keep=KEPT,
+        max_to_keep=MAX_SNAPSHOTS,
         create=False,
         enable_async_checkpointing=False,
         cleanup_tmp_directories=True,
-        multiprocessing_options=alone,
+        multiprocessing_options=this_process,
     )
     return ocp.CheckpointManager(directory, options=options, item_handlers=SnapshotHandler())

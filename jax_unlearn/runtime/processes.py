@@ -1,4 +1,4 @@
-"""Start, find and leave the processes of a run."""
+"""Connect, synchronise and end the processes of a run."""
 
 import os
 import sys
@@ -14,49 +14,42 @@ from jax._src import distributed
 
 from jax_unlearn.runtime.errors import UserError
 
-# Notes with the coordinator: a process has come to a meeting; whether the meeting takes place; a
-# process is about to end early.
+# Keys in the coordinator's store: a process has reached a meeting; whether that meeting takes
+# place; a process is about to exit early.
 MEETING, DECIDED, LEAVING = (f"jax_unlearn/{name}" for name in ("meeting", "decided", "leaving"))
-
-
 GO, OFF = "go", "off"
-
-
-# Seconds from one look for notes to the next: at first, at most.
+# Polling of the store starts at the first interval and backs off to the second.
 MIN_POLL_SECONDS, MAX_POLL_SECONDS = 0.01, 0.2
-
-
-# Seconds until the others leave too, at most.
+# Longest wait for the other processes to exit too.
 EXIT_TIMEOUT_SECONDS = 20
-
 
 # The number of the next meeting, the same in all processes.
 meetings = counter()
-
-
-# Whether others are in a collective with this process, which must not end then.
+# Whether this process is in a collective with others; it must not exit during one.
 exchanging = False
 
 
 class PeerError(UserError):
-    """Another process has failed, or is gone."""
+    """Another process has failed or died."""
 
 
 def connect(
     coordinator: str | None, process: int | None, processes: int | None, heartbeat: int
 ) -> None:
-    """Find the other processes; to be called before anything else of JAX's.
+    """Connect to the other processes; must be called before any other use of JAX.
 
     Args:
-        coordinator: address and port of the first process; if not given, as all three, TPU pods,
-            SLURM and the like are asked.
-        heartbeat: seconds without a heartbeat after which a process is declared dead; JAX then ends
-            the others, wherever they are.
+        coordinator: HOST:PORT of process 0. Without it, `process` and `processes`, JAX detects the
+            cluster (TPU pods, SLURM, ...).
+        process: index of this process.
+        processes: number of processes.
+        heartbeat: seconds without a heartbeat after which a process is declared dead; JAX then
+            aborts the other processes.
 
     Raises:
-        UserError: they were not found.
+        UserError: only some of the three are given, or the processes cannot connect.
     """
-    # Its part of JAX would take SIGTERM, and do nothing about it.
+    # The preemption service would catch SIGTERM without stopping the run.
     jax.config.update("jax_enable_preemption_service", False)
     by_hand = (coordinator, process, processes)
     if any(x is not None for x in by_hand) and None in by_hand:
@@ -74,42 +67,42 @@ def connect(
     except (RuntimeError, ValueError) as error:
         reason = str(error).splitlines()[0]
         raise UserError(
-            f"--distributed: the processes did not find each other ({reason}); give "
+            f"--distributed: the processes could not connect ({reason}); give "
             "--coordinator HOST:PORT, --process-id and --processes"
         ) from error
 
 
 def _local_devices() -> list[int] | None:
-    """All, which an empty list is to JAX, where SLURM runs one task a node; else JAX's own choice.
+    """An empty list (all devices) if SLURM runs one task per node; else None (JAX's choice).
 
-    That is under SLURM one device for each task.
+    JAX's choice under SLURM is one device per task.
     """
     tasks, nodes = (os.environ.get(f"SLURM_{name}") for name in ("NTASKS", "STEP_NUM_NODES"))
     return [] if tasks and tasks == nodes else None
 
 
 def index() -> int:
-    """Which process this is."""
+    """Index of this process."""
     return jax.process_index()
 
 
 def count() -> int:
-    """How many processes the run has."""
+    """Number of processes of the run."""
     return jax.process_count()
 
 
 def exit_together(code: int) -> NoReturn:
-    """End this process early. If the others do so too, wait for them, at most EXIT_TIMEOUT_SECONDS.
+    """Exit this process early, once the others exit too or EXIT_TIMEOUT_SECONDS have passed.
 
-    The coordinator goes with the first, and without it the others are aborted. JAX's own end is not
-    waited for: it is an abort too, where another is gone.
+    The coordinator runs in process 0, and without it the others would be aborted. JAX's shutdown is
+    skipped with `os._exit`, since it aborts as well if another process has died.
     """
     if count() > 1:
-        # Without a coordinator there is nobody to wait for.
+        # Raised if the coordinator is gone; then there is nothing to wait for.
         with suppress(jax.errors.JaxRuntimeError):
             _await_all(LEAVING, EXIT_TIMEOUT_SECONDS)
         if index() == 0:
-            # The others look every MAX_POLL_SECONDS seconds, and are then gone.
+            # The others poll every MAX_POLL_SECONDS seconds, and exit after that.
             time.sleep(5 * MAX_POLL_SECONDS)
         sys.stdout.flush()
         sys.stderr.flush()
@@ -119,13 +112,14 @@ def exit_together(code: int) -> NoReturn:
 
 @contextmanager
 def meeting() -> Iterator[None]:
-    """Waits for the others, and lets the block exchange something with them.
+    """Wait for the other processes, then run the block, which may call collectives.
 
-    A signal may end this process while it waits, and another may have seen that all are there; so
-    that none of them enters a collective alone, the first to say so decides for all.
+    A signal may stop one process while it waits after another has already seen that all have
+    arrived. So that none enters a collective alone, the first process to write GO or OFF to the
+    store decides for all.
 
     Raises:
-        PeerError: another process ends instead, or is gone.
+        PeerError: another process stops instead, or has died.
     """
     global exchanging
     number, ended = next(meetings), None
@@ -152,17 +146,17 @@ def meeting() -> Iterator[None]:
 
 
 def _decided(number: int, what: str) -> str:
-    """Whether a meeting takes place: this, if nobody has decided yet."""
+    """GO or OFF for a meeting: `what`, unless another process has already decided."""
     note, coordinator = f"{DECIDED}/{number}", _coordinator()
     with suppress(jax.errors.JaxRuntimeError):
-        # It is not written over what is there.
+        # Raised if the key exists; its value is then kept.
         coordinator.key_value_set(note, what)
     found: str = coordinator.key_value_try_get(note)
     return found
 
 
 def _await_all(place: str, seconds: float = inf) -> None:
-    """Leave a note and look for those of the others until they are there, or so long."""
+    """Write this process's key under `place`; wait until all have, at most `seconds`."""
     coordinator = _coordinator()
     coordinator.key_value_set(f"{place}/{index()}", "")
     until, pause = time.monotonic() + seconds, MIN_POLL_SECONDS
@@ -172,5 +166,5 @@ def _await_all(place: str, seconds: float = inf) -> None:
 
 
 def _coordinator() -> Any:
-    # JAX has no public name for it; Orbax and others take it from there too.
+    # JAX has no public name for it; Orbax uses this one too.
     return distributed.global_state.client

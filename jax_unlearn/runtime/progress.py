@@ -1,4 +1,4 @@
-"""One progress bar, silent without a terminal."""
+"""A progress bar that is silent without a terminal."""
 
 from rich.console import Console
 from rich.progress import (
@@ -12,13 +12,13 @@ from rich.progress import (
 
 
 def progress_bar(console: Console, counted: bool = True) -> Progress:
-    """A bar that goes away when it is done.
+    """A progress bar that disappears when it is done.
 
     Args:
-        counted: show how many of how many.
+        counted: show the count, such as 3/10.
     """
     columns: list[ProgressColumn] = [TextColumn("{task.description}"), BarColumn()]
     columns += [MofNCompleteColumn()] if counted else []
-    # Without a terminal the bar would leave empty lines.
+    # Without a terminal the bar would print empty lines.
     quiet = not console.is_terminal
     return Progress(*columns, TimeRemainingColumn(), console=console, transient=True, disable=quiet)

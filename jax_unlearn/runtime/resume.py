@@ -1,6 +1,7 @@
-"""Snapshots of a run that is not finished, beside its directory, by Orbax: what `--resume` reads.
+"""Snapshots of an unfinished run, from which `--resume` continues.
 
-For OUT they lie in OUT.resume/PROCESS-of-PROCESSES/STAGE/STEP, and are gone when OUT is there.
+For OUT they are in OUT.resume/PROCESS-of-PROCESSES/STAGE/STEP, written by Orbax; they are removed
+once OUT is complete.
 """
 
 import json
@@ -30,32 +31,36 @@ Facts = dict[str, Any]
 
 FACTS = "facts.json"
 OF_PROCESS = re.compile(r"\d+-of-(\d+)")
-# Seconds after which an end that was asked for is asked for again.
+# Seconds after which SIGTERM is raised again, if the first exception was lost.
 SIGTERM_RETRY_SECONDS = 0.5
-# Bytes of snapshots that the memory may hold besides what they are of.
+# Largest total size in bytes of the snapshots of finished stages that are kept in memory.
 MAX_UNSAVED_BYTES = 2**30
 
 
 class TerminatedError(BaseException):
-    """SIGTERM came; what had been done is saved. No fault, and so no `Exception`."""
+    """The run was stopped by SIGTERM and its progress saved.
+
+    A BaseException, so that code that handles errors does not catch it.
+    """
 
 
 class RunSnapshots:
-    """The stages of one process of a run.
+    """The snapshots of one process of a run, by stage.
 
     Args:
         out: the run's directory.
-        facts: what must be the same for a run that is resumed; only called if there is something
-            to compare it with or to save.
-        differences: explains what is not the same between two such facts, one clause each, given
-            what to call the two.
-        seconds: between snapshots.
-        steps: batches, or chunks of epochs, between them, if that comes first.
-        resume: go on from what is there; otherwise nothing may be there.
-        overwrite: without `resume`, remove what is there.
+        facts: returns what must be equal for a run to be resumed; only called to compare with
+            saved facts, or to save them.
+        differences: describes how two such facts differ, one clause per difference; its last
+            argument is what to call the two, such as ("then", "now").
+        seconds: seconds between snapshots.
+        steps: batches, or chunks of epochs, between snapshots, if that comes first.
+        resume: continue from existing snapshots; otherwise there may be none.
+        overwrite: without `resume`, remove existing snapshots.
 
     Raises:
-        UserError: an earlier run was stopped and is not to be resumed, or was another one.
+        UserError: there are snapshots of a stopped run and `resume` is not set, or they are of a
+            run with other facts.
     """
 
     def __init__(
@@ -76,7 +81,7 @@ class RunSnapshots:
         self.resume = resume
         self.terminated = self.working = False
         self.saved = time.monotonic()
-        # Stages that were done before a snapshot of them was due.
+        # Last snapshots of stages that finished before a snapshot was due.
         self.unsaved: dict[StageSnapshots, Snapshot] = {}
         with user_errors(self.all):
             if resume:
@@ -85,19 +90,21 @@ class RunSnapshots:
                 self._remove()
             elif self._counts():
                 raise UserError(
-                    f"{self.all}: an earlier run was stopped; go on with --resume, or begin again "
-                    "with --overwrite alone"
+                    f"{self.all}: an earlier run was stopped; continue it with --resume, or start "
+                    "again with --overwrite alone"
                 )
 
     def _counts(self) -> set[int]:
-        """How many processes the run had that left what is there."""
+        """Process counts of the runs that wrote the existing snapshots."""
         there = [path.name for path in self.all.iterdir()] if self.all.exists() else []
         return {int(match[1]) for name in there if (match := OF_PROCESS.fullmatch(name))}
 
     def _check(self) -> None:
         if others := self._counts() - {processes.count()}:
             count = max(others)
-            raise UserError(f"{self.all}: the run had {count} processes; resume it with as many")
+            raise UserError(
+                f"{self.all}: the run had {count} processes; resume it with the same number"
+            )
         path = self.directory / FACTS
         if path.is_file():
             ours = self.facts()
@@ -105,16 +112,16 @@ class RunSnapshots:
                 changed = self.differences(json.loads(path.read_text()), ours, ("then", "now"))
             except (ValueError, LookupError, TypeError) as error:
                 raise UserError(
-                    f"{path}: is damaged ({error!r}); begin again with --overwrite alone"
+                    f"{path}: is damaged ({error!r}); start again with --overwrite alone"
                 ) from error
             if changed:
                 raise UserError(
-                    f"--resume: {'; '.join(changed)}; go on with the same, or begin again with "
-                    "--overwrite alone"
+                    f"--resume: {'; '.join(changed)}; continue with the same settings and files, "
+                    "or start again with --overwrite alone"
                 )
 
     def _remove(self) -> None:
-        """This process's snapshots; the first also those of other numbers of processes."""
+        """Remove this process's snapshots; process 0 also those of other process counts."""
         if self.directory.exists():
             shutil.rmtree(self.directory)
         if processes.index() == 0 and self.all.is_dir():
@@ -123,10 +130,10 @@ class RunSnapshots:
                     shutil.rmtree(other, ignore_errors=True)
 
     def heed(self) -> None:
-        """End the run if SIGTERM came.
+        """Stop the run if SIGTERM was received.
 
         Raises:
-            TerminatedError: it did.
+            TerminatedError: SIGTERM was received.
         """
         if self.terminated:
             raise TerminatedError
@@ -135,7 +142,7 @@ class RunSnapshots:
         return StageSnapshots(self, name)
 
     def begin(self) -> None:
-        """Make the directory, with what a run that goes on is compared with.
+        """Create the directory, with the facts that a resumed run is compared with.
 
         Raises:
             UserError: the file system refuses.
@@ -146,21 +153,21 @@ class RunSnapshots:
             replace_files(self.directory, {FACTS: json.dumps(self.facts(), indent=1)})
 
     def finish(self) -> None:
-        """Remove the snapshots: the run is whole."""
+        """Remove the snapshots of this process; the run is complete."""
         shutil.rmtree(self.directory, ignore_errors=True)
-        # Other processes come here at the same time, and one of them is the first to remove it.
+        # Other processes do the same at this moment, and one of them is the first to remove it.
         with suppress(FileNotFoundError):
             if self.all.is_dir() and not any(self.all.iterdir()):
                 self.all.rmdir()
 
     @contextmanager
     def listening(self) -> Iterator[None]:
-        """SIGTERM ends the run after the current step, which is saved.
+        """Within the block, SIGTERM stops the run after the current step, which is saved.
 
-        It is also where another process of the run is gone.
+        Finished stages are also saved if another process fails or dies.
 
         Raises:
-            TerminatedError: it came.
+            TerminatedError: SIGTERM was received.
         """
         if threading.current_thread() is not threading.main_thread():
             yield
@@ -170,12 +177,12 @@ class RunSnapshots:
         try:
             yield
         except (TerminatedError, processes.PeerError) as error:
-            # It may come again.
+            # SIGTERM may come again; it must not interrupt saving.
             self.working = True
             for stage, snapshot in [*self.unsaved.items()]:
                 stage.save(snapshot)
             if self.terminated and isinstance(error, processes.PeerError):
-                # The others were so too, and said so first.
+                # The other processes received SIGTERM too, and reported it first.
                 raise TerminatedError from error
             raise
         finally:
@@ -187,20 +194,20 @@ class RunSnapshots:
         self.terminated = True
         if self.working:
             return
-        # What is raised while a finaliser is at work, or a callback of JAX's, is lost; the alarm
-        # comes here again. It is not lost where something else is closed on its way.
+        # An exception raised inside a finaliser or a callback of JAX is lost; the alarm calls this
+        # handler again.
         signal.setitimer(signal.ITIMER_REAL, SIGTERM_RETRY_SECONDS)
         if not (processes.exchanging or isinstance(sys.exception(), TerminatedError)):
             self.heed()
 
 
 class StageSnapshots:
-    """A stage in a directory of its own."""
+    """The snapshots of one stage, in a directory of its own; a `snapshots.Stage`."""
 
     def __init__(self, journal: RunSnapshots, name: str) -> None:
         self.journal, self.directory = journal, journal.directory / name
         self.steps = 0
-        # Whether a step was taken that no snapshot has.
+        # Whether there are steps since the last snapshot.
         self.ahead = False
 
     def load(self) -> Snapshot | None:
@@ -208,7 +215,7 @@ class StageSnapshots:
         with user_errors(self.directory):
             if not (self.journal.resume and self.directory.is_dir()):
                 return None
-            # Not at the top: it takes a second, and a short run saves nothing.
+            # Imported here because it takes a second, and a short run saves nothing.
             from jax_unlearn.runtime.orbax_store import Restore, manager
 
             with manager(self.directory) as kept:
@@ -218,7 +225,7 @@ class StageSnapshots:
                     except (FileNotFoundError, SafetensorError, json.JSONDecodeError) as error:
                         warnings.warn(
                             f"{self.directory / str(step)} is damaged ({error}); "
-                            "going on from an earlier one",
+                            "continuing from an earlier one",
                             stacklevel=2,
                         )
                         continue
@@ -243,7 +250,7 @@ class StageSnapshots:
         self.journal.working = False
 
     def _keep(self, last: Snapshot) -> None:
-        """The last snapshot in memory, if it took less than the time between two to come to it."""
+        """Keep the last snapshot in memory if the stage was shorter than the save interval."""
         kept = (*self.journal.unsaved.values(), last)
         size = sum(array.nbytes for one in kept for array in one.arrays.values())
         if self.directory.is_dir() or size > MAX_UNSAVED_BYTES:
@@ -252,7 +259,7 @@ class StageSnapshots:
             self.journal.unsaved[self] = last
 
     def save(self, snapshot: Snapshot) -> None:
-        """As the newest of this stage."""
+        """Write the newest snapshot of this stage to disk."""
         from jax_unlearn.runtime.orbax_store import Save, manager
 
         self.journal.begin()
@@ -269,7 +276,7 @@ def user_errors(directory: Path) -> Iterator[None]:
     """Turn an error of the file system that a user can fix into a UserError."""
     logger = logging.getLogger("absl")
     level = logger.level
-    # Orbax raises what it logs.
+    # Orbax also raises the errors that it logs.
     logger.setLevel(logging.CRITICAL)
     try:
         yield
@@ -277,8 +284,8 @@ def user_errors(directory: Path) -> Iterator[None]:
         if error.errno not in USER_FIXABLE_ERRNOS:
             raise
         raise UserError(
-            f"{directory}: {os.strerror(error.errno)}; make room or give rights, and continue with "
-            "--resume"
+            f"{directory}: {os.strerror(error.errno)}; free space or give permission, and continue "
+            "with --resume"
         ) from error
     finally:
         logger.setLevel(level)

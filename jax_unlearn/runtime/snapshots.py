@@ -1,4 +1,4 @@
-"""Arrays and facts of an unfinished stage of a run: to save them, or to send them."""
+"""Arrays and facts of an unfinished stage of a run, to save or to send to other processes."""
 
 import json
 from collections.abc import Callable, Mapping
@@ -11,40 +11,41 @@ from safetensors.numpy import load, save
 
 @dataclass(frozen=True)
 class Snapshot:
-    """Arrays by name, and facts that JSON can hold."""
+    """Arrays by name, and JSON-serialisable facts."""
 
     arrays: Mapping[str, np.ndarray]
     facts: Mapping[str, Any]
 
     def to_bytes(self) -> bytes:
+        """The length of the JSON (8 bytes, little-endian), the JSON, the arrays as safetensors."""
         facts = json.dumps(dict(self.facts)).encode()
-        # Not ascontiguousarray, which gives a number an axis.
+        # Not ascontiguousarray, which gives a scalar an axis.
         dense = {name: np.asarray(array, order="C") for name, array in self.arrays.items()}
         return len(facts).to_bytes(8, "little") + facts + save(dense)
 
     @classmethod
     def of_bytes(cls, data: bytes) -> "Snapshot":
-        """What `to_bytes` gave."""
+        """The inverse of `to_bytes`."""
         end = 8 + int.from_bytes(data[:8], "little")
         return cls(load(data[end:]), json.loads(data[8:end]))
 
 
 @runtime_checkable
 class Stage(Protocol):
-    """Where a resumable part of a run keeps its snapshots."""
+    """Saves and loads the snapshots of a resumable part of a run."""
 
     def load(self) -> Snapshot | None:
-        """The last snapshot that was saved; None begins from the start."""
+        """The last snapshot that was saved; None to start from the beginning."""
 
     def step(self, snapshot: Callable[[], Snapshot]) -> None:
-        """To be called after every step that could be the last before a stop."""
+        """Call after every step from which the stage can be resumed."""
 
     def done(self, snapshot: Callable[[], Snapshot]) -> None:
-        """To be called after the last step."""
+        """Call after the last step."""
 
 
 class NoSnapshots:
-    """A stage that keeps nothing."""
+    """A `Stage` that saves nothing."""
 
     def load(self) -> Snapshot | None:
         return None

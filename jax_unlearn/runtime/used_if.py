@@ -1,9 +1,9 @@
-"""Declare beside a setting when it has an effect, so that it can be refused elsewhere.
+"""Declare with a setting when it has an effect, so that it is refused where it has none.
 
     epochs: int = used_if(2000, optimizer="adam")
 
 `runs.settings.checks` compares the conditions with the facts of a command, and refuses a setting
-that was changed where it would not be used.
+that differs from its default where it would be ignored.
 """
 
 from dataclasses import MISSING, Field, field, fields, is_dataclass
@@ -16,19 +16,20 @@ def used_if(default: Any = MISSING, **conditions: Any) -> Any:
     """A dataclass field that has an effect only where every condition holds.
 
     Args:
-        conditions: by the name of a fact, the value that it must have, or a tuple of such values.
+        default: the field's default value; MISSING for a required field.
+        conditions: the required value of each fact, or a tuple of allowed values.
     """
     allowed = {k: v if isinstance(v, tuple) else (v,) for k, v in conditions.items()}
     return field(default=default, metadata={USED_IF: allowed})
 
 
 def conditions_of(one: "Field[Any]") -> dict[str, tuple[Any, ...]]:
-    """The conditions that `used_if` was given for a field; empty for a field without."""
+    """The conditions passed to `used_if` for a field; empty for any other field."""
     return dict(one.metadata.get(USED_IF, {}))
 
 
 def leaf_fields(kind: Any) -> "dict[str, Field[Any]]":
-    """The settings of a dataclass, or of an instance, by their names; groups are opened."""
+    """The settings of a dataclass (or instance) by name, including those of nested dataclasses."""
     found: dict[str, Field[Any]] = {}
     for one in fields(kind):
         group = one.type if isinstance(kind, type) else getattr(kind, one.name)
@@ -37,5 +38,5 @@ def leaf_fields(kind: Any) -> "dict[str, Field[Any]]":
 
 
 def option(name: str) -> str:
-    """A field's name as an option of the command line."""
+    """The command-line option of a field."""
     return "--" + name.replace("_", "-")

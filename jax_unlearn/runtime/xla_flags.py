@@ -1,23 +1,22 @@
-"""What the compiler for GPUs is told, for every program of this process."""
+"""XLA flags that make results on GPUs reproducible between processes."""
 
 import os
 
 FLAGS = {
-    # A run that goes on in another process must come to the same bytes, and measuring which kernel
-    # is the fastest, each time anew, need not come to the same one. It also takes long for products
-    # in whole float32.
+    # A resumed run must give the same bytes, and autotuning may choose another kernel in another
+    # process. It also takes long for products in full float32.
     "xla_gpu_deterministic_ops": "true",
     "xla_gpu_autotune_level": "0",
-    # Without measuring, cuBLAS chooses well and the compiler's own products do not.
+    # Without autotuning, cuBLAS chooses well and Triton's matrix products do not.
     "xla_gpu_enable_triton_gemm": "false",
 }
 
 
 def make_reproducible() -> None:
-    """Add them to XLA_FLAGS; a flag that is there already stays as it is.
+    """Add FLAGS to the environment variable XLA_FLAGS; flags already set keep their value.
 
-    To be called before JAX starts its backend. Elsewhere than on a GPU they change nothing. Where
-    XLA_FLAGS names a file of flags, it is left alone.
+    Must be called before JAX starts its backend. The flags only affect GPUs. If XLA_FLAGS names a
+    file of flags, it is left unchanged.
     """
     given = os.environ.get("XLA_FLAGS", "").strip()
     if given and not given.startswith("--"):

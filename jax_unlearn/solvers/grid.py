@@ -27,19 +27,19 @@ class Setting:
     rank: int
 
     def config(self, common: SolverConfig) -> SolverConfig:
-        """The common settings with those of this point; the target is not one of them."""
+        """The common settings with those of this point, except its target."""
         fields = asdict(self)
         del fields["target"]
         return replace(common, **fields)
 
 
 def target_of(setting: Setting) -> tuple[TargetKind, int]:
-    """What the residual depends on: only targets that are drawn depend on the seed."""
+    """The target and seed that determine the residual; the seed is 0 for targets not drawn."""
     return setting.target, setting.seed if setting.target in DRAWN_FOR_NAMES else 0
 
 
 def refuse_held_out(common: SolverConfig) -> None:
-    """Raises a `UserError` where it is asked for."""
+    """Raise UserError for `select="held_out"`, which a sweep does not support."""
     if common.select == "held_out":
         raise UserError("--select held_out: a sweep has no images to choose by; take best or last")
 
@@ -62,15 +62,16 @@ class Grid:
         drawn: Collection[TargetKind] = TARGETS,
         one_rank: bool = False,
     ) -> list[Setting]:
-        """Every point in the order of the fields, or `sample` of them drawn without replacement.
+        """All points in the order of the fields, or `sample` of them drawn without replacement.
 
         Args:
-            drawn: targets for which the seed matters; others are tried with the first one alone.
-            one_rank: targets that move all rows by one vector are tried with the smallest rank
-                alone: the closed form gives the same change for all.
+            sample: number of points to draw; all by default.
+            drawn: targets that depend on the seed; others are tried with the first seed only.
+            one_rank: try targets that shift all rows by one vector with the smallest rank only,
+                since the closed form gives the same change for every rank.
 
         Raises:
-            UserError: a setting without a value, or a sample of none.
+            UserError: a setting has no value, or `sample` is below 1.
         """
         values = asdict(self)
         if empty := [name for name, given in values.items() if not given]:
@@ -98,10 +99,10 @@ class Trained:
     stopped: bool
 
     def row(self) -> dict[str, float | int | str | bool]:
-        """For a table."""
+        """The setting and its terms, as a row of a table."""
         terms = dict(zip(TERMS, map(float, self.terms), strict=True))
         total = float(self.terms.sum())
-        # From the adapter, not from what was asked for.
+        # Taken from the adapter rather than the settings, so that they are what was fitted.
         linears = " ".join(self.adapter.pairs)
         facts = {"total": total, "stopped": self.stopped, "linears": linears}
         return {**asdict(self.setting), **terms, **facts}

@@ -1,4 +1,4 @@
-"""Every setting of a sweep: many trainings as one program, or one solution after another."""
+"""Fit every setting of a sweep: with Adam in one program, or in closed form one after another."""
 
 import itertools
 import math
@@ -16,7 +16,7 @@ from jax_unlearn.solvers.closed_form.subspace import Subspace
 from jax_unlearn.solvers.config import SolverConfig
 from jax_unlearn.solvers.grid import Setting, Trained, refuse_held_out, target_of
 
-# What R − change of all settings at once may take, in bytes.
+# Largest size in bytes of R − change of all settings of a batch together.
 MEMORY = 2**29
 
 
@@ -26,16 +26,19 @@ def train_all(
     common: SolverConfig,
     progress: Callable[[int], None] = lambda _: None,
 ) -> list[Trained]:
-    """Train every setting, as `train` would one: the same start, steps and choice of the adapter.
+    """Train every setting with the start, steps and selection of `train`.
 
-    Ranks are padded to the largest with rows of A and columns of B that are zero and stay so.
+    Ranks are padded to the largest one with rows of A and columns of B that are zero and stay so.
 
     Args:
-        problem_of: the problem of a target and a seed; they may differ in the rows to
-            forget and their residuals only.
-        settings: one or more.
-        common: epochs, alpha, reduction and select of all of them.
-        progress: called with the number of settings that are done.
+        problem_of: the problem of a target and a seed; problems may differ in the forget rows and
+            their residuals only.
+        settings: one or more settings.
+        common: epochs, alpha, reduction and select, which all settings share.
+        progress: called with the number of settings done.
+
+    Returns:
+        The fitted settings, in the given order.
 
     Raises:
         UserError: a rank that a Linear cannot have, `select="held_out"`, or rows that are not
@@ -43,8 +46,8 @@ def train_all(
     """
     refuse_held_out(common)
     done: dict[Setting, Trained] = {}
-    for scale, alike in by_scale(settings, common).items():
-        for groups in batches(problem_of, alike):
+    for scale, same_scale in by_scale(settings, common).items():
+        for groups in batches(problem_of, same_scale):
             for trained in train_batch(problem_of, groups, common, scale):
                 done[trained.setting] = trained
             progress(len(done))
@@ -57,18 +60,18 @@ def solve_all(
     common: SolverConfig,
     progress: Callable[[int], None] = lambda _: None,
 ) -> list[Trained]:
-    """The same with the closed form, one after another; learning rates are ignored.
+    """Solve every setting in closed form, one after another; learning rates are ignored.
 
-    Neighbours with one target share the moments of its rows, and factors of them (`subspace`, which
-    says how many are held for each Linear); no two targets' are kept at a time.
+    Consecutive settings of one target share the moments of its rows and their factorisations
+    (`subspace`); only those of one target are kept at a time. Arguments as for `train_all`.
     """
     refuse_held_out(common)
     found: dict[Setting, Trained] = {}
     for target, group in itertools.groupby(settings, target_of):
-        # Those whose ridges are alike in a row, so that few factors need be kept.
-        alike = sorted(group, key=lambda one: one.lambda_preserve / max(one.lambda_forget, 1e-9))
+        # Settings with similar ridges follow each other, so that few factorisations are needed.
+        ordered = sorted(group, key=lambda one: one.lambda_preserve / max(one.lambda_forget, 1e-9))
         problem, spaces = with_moments(problem_of(*target)), dict[str, Subspace]()
-        for setting in alike:
+        for setting in ordered:
             result = solve(problem, setting.config(common), bounded=False, spaces=spaces)
             row = result.history[result.epoch]
             terms = np.array([row[name] for name in TERMS])
@@ -78,7 +81,7 @@ def solve_all(
 
 
 def by_scale(settings: Sequence[Setting], common: SolverConfig) -> dict[float, list[Setting]]:
-    """Settings by alpha / rank, which is a constant of the program: one, unless alpha is given."""
+    """Group settings by alpha / rank, a constant of the program (1 unless alpha is given)."""
     found: dict[float, list[Setting]] = {}
     for setting in settings:
         scale = 1.0 if common.alpha is None else common.alpha / setting.rank
@@ -87,7 +90,7 @@ def by_scale(settings: Sequence[Setting], common: SolverConfig) -> dict[float, l
 
 
 def batches(problem_of: ProblemOf, settings: Sequence[Setting]) -> Iterator[list[list[Setting]]]:
-    """Settings in batches [targets, settings of each], as many as memory allows at once."""
+    """Batches of settings [targets, settings per target], as large as MEMORY allows."""
     groups: dict[tuple[TargetKind, int], list[Setting]] = {}
     for setting in settings:
         groups.setdefault(target_of(setting), []).append(setting)

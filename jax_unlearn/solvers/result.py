@@ -1,4 +1,4 @@
-"""Result: the adapter, its history, and how it came about."""
+"""Result: a fitted adapter and its history."""
 
 from collections.abc import Callable
 from dataclasses import dataclass
@@ -10,21 +10,23 @@ from jax_unlearn.models.lora import LoraAdapter
 from jax_unlearn.objective.loss import TERMS
 
 Row = dict[str, int | float]
-
-
 Progress = Callable[[int, Row], None]
 
 
 @dataclass(frozen=True)
 class Result:
-    """The chosen adapter and how it came about.
+    """The chosen adapter and how it was found.
 
-    history: {epoch, forget, preserve, weight, total} of the adapter after that many steps; row 0
-    is the start, the last row the final adapter. epoch: the row that `adapter` stands for.
-    stopped: why training ended early, or None. seconds: `total` and its parts by name: of `train`
-    the first chunk, with its compilation, and a later one (median, 0 if there is none); of `solve`
-    the moments of the rows, the iterations and the lower bound. lower_bound: no adapter of any rank
-    has a lower loss; None where that is not known.
+    Attributes:
+        adapter: the chosen adapter.
+        history: {epoch, forget, preserve, weight, total} after each step; row 0 is the start, the
+            last row the final adapter.
+        epoch: the row of the history that `adapter` belongs to.
+        stopped: why training ended early, or None.
+        seconds: `total` and its parts: for `train` the first chunk with its compilation, and a
+            later chunk (median; 0 without one); for `solve` the moments of the rows, the iterations
+            and the lower bound.
+        lower_bound: lower bound of the loss over adapters of any rank; None if not computed.
     """
 
     adapter: LoraAdapter
@@ -36,7 +38,7 @@ class Result:
 
 
 def history_of(terms: Float[np.ndarray, "n terms"], first: int) -> list[Row]:
-    """Rows of a history from the terms of epochs, the first of which is `first`."""
+    """Rows of a history from the terms of consecutive epochs, starting with epoch `first`."""
     return [
         {
             "epoch": first + i,

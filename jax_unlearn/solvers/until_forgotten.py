@@ -1,4 +1,4 @@
-"""The search of the CLIP scheme: raise λ_f until the forget norm has fallen far enough."""
+"""The search of the published CLIP scheme: raise λ_f until the forget norm has fallen enough."""
 
 from collections.abc import Callable
 from dataclasses import dataclass, replace
@@ -16,9 +16,14 @@ MOST = 100
 
 @dataclass(frozen=True)
 class ForgetSearch:
-    """What the search came to: the last training, its λ_f, how many there were, the fall reached.
+    """Result of the search.
 
-    fall: 1 − ‖forget‖ after / ‖forget‖ before; reached: whether it is what was asked for.
+    Attributes:
+        result: the last training.
+        lambda_forget: its λ_f.
+        trials: number of trainings.
+        fall: 1 − (forget norm after) / (forget norm before).
+        reached: whether `fall` is at least the requested fraction.
     """
 
     result: Result
@@ -40,15 +45,18 @@ def search(
     optimise: Optimise = train,
     stage: Stage | None = None,
 ) -> ForgetSearch:
-    """Train, and again from the start with λ_f larger by 0.05 each time, at most 100 times.
+    """Train repeatedly, raising λ_f by 0.05 each time, at most 100 times.
 
     Args:
-        fraction: of the forget norm that must be gone, as 0.7; None asks for nothing.
-        rise_counts: take a change by that fraction in either direction, as the published code does.
-        begin: called before each training with its number.
+        problem: see `train`.
+        config: settings of the first training.
+        fraction: fraction by which the forget norm must fall, such as 0.7; None trains once.
+        rise_counts: also accept a rise by that fraction, as the published code does.
+        held_out: see `train`.
+        begin: called with the number of each training before it.
         progress: see `train`.
         optimise: `train` or `solve`.
-        stage: that of `optimise`, to begin with the training that it is from.
+        stage: snapshots of `optimise`; the search resumes at the training they are from.
     """
     saved = stage.load() if stage else None
     for trial in range(1, MOST + 1):

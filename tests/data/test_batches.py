@@ -18,7 +18,7 @@ def mixed(count, seed=0):
 
 def batches(items, patches=8192, one_row=True):
     pool = Pool(patches, 4, one_row)
-    return [batch for one in items for batch in pool.add(one)] + list(pool.rest())
+    return [batch for one in items for batch in pool.add(one)] + list(pool.flush())
 
 
 @pytest.mark.parametrize("one_row", [True, False])
@@ -52,5 +52,5 @@ def test_a_larger_one_has_a_shape_of_its_own_at_once():
     (alone,) = pool.add(item(1, 40, 40))
     assert (alone.rows, alone.length) == (1, 1792)
     assert [one.index for one in alone.items] == [1]
-    (left,) = pool.rest()
+    (left,) = pool.flush()
     assert [one.index for one in left.items] == [0]

@@ -46,7 +46,7 @@ def test_the_ladder_wastes_less_than_a_fifth():
 
 
 def test_a_frame_beyond_the_ladder_warns():
-    with pytest.warns(UserWarning, match="compiles for them alone"):
+    with pytest.warns(UserWarning, match="compiles for this length alone"):
         assert ladder_length(LADDER[-1] + 1, 4) == 2 * LADDER[-1]
 
 

@@ -16,5 +16,5 @@ def test_an_option_that_the_compiler_does_not_have_is_dropped_with_a_warning(mon
 
 
 def test_the_options_that_are_used_here_are_known():
-    assert tower_jit.known(tower_jit.OPTIONS.get("cpu")) == tower_jit.OPTIONS["cpu"]
-    assert tower_jit.known(None) is None
+    assert tower_jit.supported(tower_jit.OPTIONS.get("cpu")) == tower_jit.OPTIONS["cpu"]
+    assert tower_jit.supported(None) is None

@@ -323,7 +323,7 @@ OPEN_SPOILS = {
     "timm": ("vision_cfg", {"timm_model_name": "x"}, "vision_cfg timm_model_name = 'x' is not"),
     "hf": ("text_cfg", {"hf_model_name": "x"}, "text_cfg hf_model_name = 'x' is not supported"),
     "pool": ("text_cfg", {"pool_type": "eos"}, "text_cfg pool_type = 'eos' is not supported"),
-    "heads": ("vision_cfg", {"head_width": 0}, "is not a config of a CLIP by OpenCLIP"),
+    "heads": ("vision_cfg", {"head_width": 0}, "is not OpenCLIP's config of a CLIP"),
     "oblong": ("vision_cfg", {"image_size": [20, 24]}, "vision image_size is [20, 24]"),
 }
 
@@ -347,7 +347,7 @@ def test_an_open_clip_with_fields_that_are_off(open_dir):
 @pytest.mark.parametrize("text", ["", "[]", "{}", '{"model_cfg": {"text_cfg": 1}}'])
 def test_an_open_clip_config_that_is_none(text, open_dir):
     (open_dir / OPEN_CONFIG).write_text(text)
-    assert "is not a config of a CLIP by OpenCLIP" in faults(open_dir)
+    assert "is not OpenCLIP's config of a CLIP" in faults(open_dir)
 
 
 def test_faults_of_open_clips_tensors(open_dir):

@@ -233,9 +233,9 @@ def test_names_go_there_and_back(family, single):
         )
         if lacks:
             with pytest.raises(ValueError, match=name.rpartition(".")[0]):
-                FAMILIES[family].own_name(name, single)
+                FAMILIES[family].family_name(name, single)
         else:
-            path = FAMILIES[family].live + FAMILIES[family].own_name(name, single)
+            path = FAMILIES[family].live + FAMILIES[family].family_name(name, single)
             assert linear_of_live_path(path) == name
 
 

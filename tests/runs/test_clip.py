@@ -327,7 +327,7 @@ def test_a_sweep_on_the_statistics_and_a_run_on_its_choice(run, alone, tmp_path)
 def test_what_needs_the_encoders_is_refused(options, run, alone, tmp_path, capsys):
     words = ["run", "--statistics", run, "--out", tmp_path / "out", *options]
     line = error_of([str(word) for word in words], capsys)
-    assert f"{options[0]}: {run} was made with another; run without --statistics" in line
+    assert f"{options[0]}: {run} was made with another value; run without --statistics" in line
 
 
 @pytest.mark.parametrize(
@@ -355,7 +355,7 @@ def test_what_needs_the_encoders_is_refused(options, run, alone, tmp_path, capsy
             ("--workers", "0"),
             "--workers: has no effect here: it is for images through a Qwen tower",
         ),
-        (("dog",), KEPT, ("--select", "held_out"), "a name has nothing to hold out"),
+        (("dog",), KEPT, ("--select", "held_out"), "names have nothing to hold out"),
         (("dog",), KEPT, ("--until-forgotten", "7"), "--until-forgotten 7.0: must be above 0"),
     ],
     ids=[
@@ -402,7 +402,7 @@ def test_a_broken_image_is_left_out_and_other_data_are_judged(tmp_path, capsys):
     main(text_arguments(tmp_path / "run", *options, "--other-images", shapes))
     printed = capsys.readouterr().err
     assert "has no images of airplane" in printed
-    assert "left out, for they are no names: spare" in printed
+    assert "left out sub-folders that are not among the names: spare" in printed
     metrics = read(tmp_path / "run" / "metrics.json")
     (skipped,) = metrics["samples"]["skipped"]
     assert skipped.startswith(str(folder / "cat" / "broken.png"))
@@ -460,7 +460,7 @@ def test_what_is_for_names_needs_names(tmp_path, capsys):
 
 def test_a_preset_of_names_needs_names(tmp_path, capsys):
     words = ["run", "--checkpoint", CHECKPOINT, "--out", tmp_path / "run", "--preset", "clip-rn50"]
-    assert "give them by --forget-text" in error_of([str(word) for word in words], capsys)
+    assert "give them with --forget-text" in error_of([str(word) for word in words], capsys)
 
 
 def test_the_demo_takes_its_own_names_only(tmp_path, capsys):

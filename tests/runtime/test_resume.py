@@ -197,7 +197,7 @@ def test_another_run_is_refused_by_what_changed(monkeypatch, folder, tmp_path, c
 
     image = next((copy / "forget").rglob("*.png"))
     image.rename(image.with_suffix(".gone"))
-    assert "the images to forget are others: 8 then, 7 now" in refusal(capsys, *again)
+    assert "the images to forget differ: 8 then, 7 now" in refusal(capsys, *again)
     image.with_suffix(".gone").rename(image)
 
     weights = copy / "checkpoint" / "model.safetensors"

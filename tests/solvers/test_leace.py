@@ -73,7 +73,7 @@ def test_the_projection_is_the_authors(case):
     theirs = authors(outputs(weight, bias, *sides), labels(*sides)).P.numpy()
     forget, preserve = map(moments, sides)
     difference = weight @ (forget.mean - preserve.mean)
-    both = forget.joined(preserve)
+    both = forget.merged(preserve)
     v = reader(weight @ both.covariance() @ weight.T, difference, both.count)
     ours = np.eye(len(weight)) - np.outer(difference, v)
     # The square of a mean of a thousand deviations leaves ten digits.

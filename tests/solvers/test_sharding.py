@@ -6,7 +6,7 @@ import numpy as np
 from jax_unlearn import train
 from jax_unlearn.runtime.mesh import make_mesh
 from jax_unlearn.solvers.adam.loop import run_chunk
-from jax_unlearn.solvers.adam.sharding import spread
+from jax_unlearn.solvers.adam.sharding import shard_rows
 from tests import problems
 from tests.objective.test_merger import BOTH, Case
 from tests.problems import published
@@ -40,7 +40,7 @@ def check_training():
 
 def check_shares():
     (name, part), *_ = problems.problem(**ROWS).items()
-    found = spread({name: part}, make_mesh(None))[name]
+    found = shard_rows({name: part}, make_mesh(None))[name]
     for rows, share in ((found.forget, 3), (found.residual, 3), (found.preserve, 2)):
         assert {shard.data.shape[0] for shard in rows.addressable_shards} == {share}
     assert (found.forget_rows, found.preserve_rows) == (21, 13)
@@ -60,5 +60,5 @@ def test_eight_devices_have_their_shares_of_the_rows_and_give_the_adapter_of_one
 
 def test_one_device_keeps_the_problem_as_it_is():
     problem = problems.problem()
-    assert spread(problem, None) is problem
-    assert spread(problem, make_mesh("data=1")) is problem
+    assert shard_rows(problem, None) is problem
+    assert shard_rows(problem, make_mesh("data=1")) is problem

@@ -74,7 +74,7 @@ def test_a_span_ends_where_there_is_no_room():
         space.extend(np.random.default_rng(space.size).normal(size=(160, 50)))
     assert space.left.shape == (160, 160)
     assert space.right.shape == (60, 60)
-    assert space.settled(costs, 3, start(moments, costs), 1e-6).total < start(moments, costs)[0]
+    assert space.converge(costs, 3, start(moments, costs), 1e-6).total < start(moments, costs)[0]
 
 
 @pytest.mark.parametrize(("wide", "kept"), [(4, 2), (3, 1), (1, 0)])
@@ -107,21 +107,21 @@ def test_no_step_outside_wins_more_than_is_said(seed, kind, more_preserve, more_
     space = Subspace(moments)
     space.factor(costs, 3, start(moments, costs), 4)
     others = costs * 10 ** np.array([0.0, more_preserve, more_weight])
-    inner = space.settled(others, 3, start(moments, others), 1e-9)
+    inner = space.converge(others, 3, start(moments, others), 1e-9)
     a, b, _ = ridge_of(moments, others, inner.terms)
     _, condition = space.factors[0].ridge.bounds(a, b)
-    lacking = space.lacking(inner, others)
-    if lacking is None:
+    gain = space.outside_gain(inner, others)
+    if gain is None:
         assert condition > subspace.SAME_CONDITION
         return
     h = moments.forget + a * moments.preserve + b * np.eye(len(moments.forget))
-    change = space.outside(inner)
+    change = space.expand(inner)
     missed = moments.cross @ change.right - h @ change.left
     fall = np.vdot(missed, np.linalg.solve(h, missed)) * others[0] ** 2 / (2 * inner.terms[0])
     rounding = 1e-9 * inner.total
-    assert fall <= lacking.excess * (1 + 1e-6) + rounding
+    assert fall <= gain.excess * (1 + 1e-6) + rounding
     # And not wildly more: by the condition that the factor leaves.
-    assert lacking.excess <= fall * condition * (1 + 1e-6) + rounding
+    assert gain.excess <= fall * condition * (1 + 1e-6) + rounding
 
 
 def excess(problem, grid, common):

@@ -1,4 +1,4 @@
-"""Run the recipe: download, draw, train, sit the exam; then put it all in place."""
+"""Run the recipe: download, render, train and evaluate; then install the result."""
 
 import argparse
 import shutil
@@ -10,7 +10,7 @@ import torch
 from transformers import CLIPModel, CLIPTokenizer
 
 from .batches import Mixer
-from .exam import sit
+from .exam import score_checkpoint
 from .images import load_drawings, write_images
 from .model import build_model, build_processor
 from .sources import read_merges
@@ -52,7 +52,7 @@ def _options() -> argparse.Namespace:
 
 
 def _save(model: CLIPModel, tokenizer: CLIPTokenizer, folder: Path) -> None:
-    """Half the bytes on disk, and float32 wherever it is loaded: the config keeps saying so."""
+    """Save float16 weights, with a config that makes transformers load them as float32."""
     model.half().save_pretrained(folder)
     config = model.config
     config.dtype = torch.float32
@@ -64,7 +64,7 @@ def _save(model: CLIPModel, tokenizer: CLIPTokenizer, folder: Path) -> None:
 
 
 def _check(fresh: Path) -> None:
-    scores = sit(fresh / "checkpoint", fresh)
+    scores = score_checkpoint(fresh / "checkpoint", fresh)
     for asked, (right, total) in scores.items():
         _log(f"{asked:40} {right:5}/{total:<5} {right / total:.4f}")
     failed = [asked for asked, least in PASS.items() if scores[asked][0] < least * scores[asked][1]]

@@ -1,4 +1,4 @@
-"""Random training images: easy-VQA's shapes moved about, drawings turned, scaled and recoloured."""
+"""Random training images: easy-VQA's shapes shifted, drawings rotated, scaled and recoloured."""
 
 import math
 
@@ -18,7 +18,7 @@ class Mixer:
 
     def __init__(self, drawings: Drawings, share: float, seed: int) -> None:
         pictures = shapes("train")
-        # Of this sampler's two sources only the first is asked: its moves keep a shape's colour.
+        # Only the first of this sampler's two sources is used (share 0); its shifts keep colours.
         self.shapes = Sampler((pictures, pictures), share=0.0, seed=seed)
         self.drawings = Drawer(drawings, seed)
         self.share = share
@@ -32,7 +32,7 @@ class Mixer:
 
 
 class Drawer:
-    """Every concept as often as any other, in another view, light and page each time."""
+    """Draws concepts with equal probability, with a random view, light and page."""
 
     def __init__(
         self,
@@ -63,7 +63,7 @@ class Drawer:
         return pixels.permute(0, 2, 3, 1).contiguous(), self.drawings.labels[pick]
 
     def _views(self, n: int) -> Tensor:
-        """[n, 2, 3]: where on the drawing each point of the image is."""
+        """Affine maps [n, 2, 3] from image points to points of the drawing."""
         angle = self._within(n, math.radians(self.turn))
         size = 1 / (self.zoom[0] + (self.zoom[1] - self.zoom[0]) * self._uniform(n))
         mirror = 1 - 2 * (self._uniform(n) < 0.5).float()
@@ -74,7 +74,7 @@ class Drawer:
         return torch.stack([x, y], dim=1)
 
     def _tints(self, n: int) -> Tensor:
-        """One gain for the light and one for each colour: a red heart stays red."""
+        """A gain for the light and one per colour channel, small enough to keep a red heart red."""
         light = 1 + self._within(n, self.tint)[:, None]
         colours = 1 + self.tint * (2 * torch.rand(n, 3, generator=self.generator) - 1)
         return (light * colours)[..., None, None]

@@ -1,4 +1,4 @@
-"""What the drawings show, and who drew them."""
+"""The concepts of the drawings, and the icon sets they are from."""
 
 from dataclasses import dataclass
 
@@ -7,7 +7,7 @@ from benchmarks.shipped.qwen3_vl.images import DRAWINGS as SHAPES
 
 @dataclass(frozen=True)
 class IconSet:
-    """One npm package ``@iconify-json/<name>``: all its icons are by one artist."""
+    """An npm package ``@iconify-json/<name>``, all of whose icons are by one artist."""
 
     name: str
     version: str
@@ -16,11 +16,11 @@ class IconSet:
 
     @property
     def ships(self) -> bool:
-        """Share-alike drawings are only trained on: no file of ours is to be under their terms."""
+        """Whether the drawings may be shipped; share-alike drawings are used in training only."""
         return self.licence != "CC-BY-SA-4.0"
 
 
-# Sets by one house (noto, fluent-emoji, emojione) are on one side, for they draw alike.
+# Sets by one publisher (noto, fluent-emoji, emojione) are in the same split, as they look similar.
 SETS = (
     IconSet("noto", "1.2.9", "Apache-2.0", "train"),
     IconSet("noto-v1", "1.2.5", "Apache-2.0", "train"),
@@ -33,8 +33,7 @@ SETS = (
     IconSet("fxemoji", "1.2.2", "Apache-2.0", "test"),
 )
 
-# A concept and its icons' names where these are not the concept's own name: "+" says that an icon
-# of that very name is one too. fxemoji writes its names without hyphens.
+# Names of each concept's icons; "+" adds the concept's own name. fxemoji has names without hyphens.
 ANIMALS = {
     "cat": "+ cat-face catside",
     "dog": "+ dog-face dogside",

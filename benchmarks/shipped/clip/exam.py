@@ -1,4 +1,4 @@
-"""The held-out exam: zero-shot classification by Hugging Face's CLIPModel."""
+"""Held-out evaluation: zero-shot classification with Hugging Face's CLIPModel."""
 
 import json
 from collections import Counter
@@ -24,13 +24,13 @@ from .tokenizer import NAME, ZERO_SHOT
 RESULTS = Path(__file__).parents[2] / "results" / "clip_exam.json"
 PROMPTS = {"": ZERO_SHOT, ", bare name": NAME}
 
-Scores = dict[str, tuple[int, int]]  # what was asked: right answers, questions
+Scores = dict[str, tuple[int, int]]  # (right answers, questions) by kind of question
 Shown = list[tuple[str, Path]]  # (class, image file)
 Names = Sequence[str]
 
 
 class ZeroShot:
-    """A checkpoint directory's model: texts and image files to unit vectors."""
+    """The model of a checkpoint directory, which encodes texts and image files as unit vectors."""
 
     def __init__(self, checkpoint: Path) -> None:
         self.model = CLIPModel.from_pretrained(checkpoint).eval()
@@ -46,8 +46,8 @@ class ZeroShot:
     def images(self, files: Sequence[Path], batch: int = 128) -> Tensor:
         parts = []
         for start in range(0, len(files), batch):
-            opened = [Image.open(file).convert("RGB") for file in files[start : start + batch]]
-            pixels = self.processor(opened, return_tensors="pt")
+            images = [Image.open(file).convert("RGB") for file in files[start : start + batch]]
+            pixels = self.processor(images, return_tensors="pt")
             parts.append(self.model.get_image_features(**pixels).pooler_output)
         return functional.normalize(torch.cat(parts), dim=-1)
 
@@ -59,8 +59,8 @@ def held_out(assets: Path) -> tuple[Shown, Shown]:
     return drawing_files("test"), drawn
 
 
-def sit(checkpoint: Path, assets: Path) -> Scores:
-    """Right answers, by what is shown and which names there are to choose from."""
+def score_checkpoint(checkpoint: Path, assets: Path) -> Scores:
+    """Right answers of a checkpoint, by the images shown and the names to choose from."""
     clip = ZeroShot(checkpoint)
     shapes, drawings = held_out(assets)
     everything = shapes + drawings
@@ -75,7 +75,7 @@ def sit(checkpoint: Path, assets: Path) -> Scores:
 
 
 def _questions(shapes: Shown, drawings: Shown) -> dict[str, list[tuple[Shown, Names]]]:
-    """For each line of the result its rounds: what is shown, and the names to choose from."""
+    """For each row of the result, a list of (images shown, names to choose from)."""
     near: list[Names] = [
         [name for name in CLASSES if word in name.split()] for word in _shared_words()
     ]
@@ -105,8 +105,8 @@ def _right(
 
 
 def main() -> None:
-    """The exam of the shipped model, for docs/shipped-models.md."""
-    scores = sit(ASSETS / "clip" / "checkpoint", ASSETS / "clip")
+    """Evaluate the shipped model, for docs/shipped-models.md."""
+    scores = score_checkpoint(ASSETS / "clip" / "checkpoint", ASSETS / "clip")
     RESULTS.parent.mkdir(parents=True, exist_ok=True)
     results = {"machine": machine(), "scores": scores}
     RESULTS.write_text(json.dumps(results, indent=1) + "\n")

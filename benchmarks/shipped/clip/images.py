@@ -1,4 +1,4 @@
-"""The drawings as pixels, and the folders of images that ship."""
+"""Render the drawings, and write the folders of images that ship."""
 
 import io
 import shutil
@@ -18,7 +18,7 @@ from benchmarks.shipped.qwen3_vl.images import SIDE, drawing_files
 from .concepts import CLASSES, SETS
 from .sources import read_drawings
 
-RENDERED = 96  # larger than SIDE: a drawing is turned and scaled before it becomes an image
+RENDERED = 96  # larger than SIDE, because drawings are rotated and scaled for training
 SHAPES_EACH = {"train": 8, "test": 10}
 
 
@@ -39,7 +39,7 @@ def load_drawings(downloads: Path, split: str) -> Drawings:
 
 
 def render(svg: str, side: int) -> Image.Image:
-    """RGBA ``side`` x ``side``, the drawing in the middle of a clear page."""
+    """Render an SVG as RGBA ``side`` x ``side``, centred on a transparent page."""
     drawn = Image.open(io.BytesIO(_resvg().svg_to_bytes(svg, width=side, height=side)))
     page = Image.new("RGBA", (side, side))
     page.paste(drawn, ((side - drawn.width) // 2, (side - drawn.height) // 2))
@@ -55,7 +55,7 @@ def _resvg() -> ModuleType:
 
 
 def _premultiplied(image: Image.Image) -> np.ndarray:
-    """uint8 [4, S, S]: colours times alpha can be interpolated with no halo of the clear colour."""
+    """uint8 [4, S, S] with premultiplied alpha, which interpolates without halos."""
     rgba = np.asarray(image).astype(np.float32)
     rgba[..., :3] *= rgba[..., 3:] / 255
     return rgba.round().astype(np.uint8).transpose(2, 0, 1)
@@ -74,7 +74,7 @@ def write_images(folder: Path, downloads: Path) -> None:
 
 
 def _write_shapes(folder: Path, split: str) -> None:
-    """The author's files as they are, of his own split."""
+    """Copy the author's files of a split."""
     written: dict[str, int] = {}
     for name, path in drawing_files(split):
         written[name] = written.get(name, 0) + 1
@@ -84,7 +84,7 @@ def _write_shapes(folder: Path, split: str) -> None:
 
 
 def _write_drawings(folder: Path, split: str, downloads: Path) -> None:
-    """Named by set and icon, so that every file says whose work it is."""
+    """Write the drawings of a split, named by set and icon so that their artist is known."""
     sets = [s for s in SETS if s.split == split and s.ships]
     rows = [(s.name, *row) for s in sets for row in read_drawings(s, downloads)]
     for artist, concept, icon, svg in rows:

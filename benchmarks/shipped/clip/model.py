@@ -1,4 +1,4 @@
-"""The small CLIP, and its image tower on the patches that matter."""
+"""The small CLIP, and its image encoder on a subset of patches."""
 
 import torch
 from torch import Tensor
@@ -30,10 +30,10 @@ VISION = {
 
 
 def build_model(tokenizer: CLIPTokenizer) -> CLIPModel:
-    """A model with random weights whose special ids are the tokenizer's.
+    """A model with random weights and the tokenizer's special ids.
 
-    With the end token's true id Hugging Face pools at its first occurrence, so that padding with
-    it, as CLIP does, is harmless.
+    With the end token's id in the config, Hugging Face pools at its first occurrence, so that
+    padding with that token, as in CLIP, has no effect.
     """
     ends = {
         "vocab_size": len(tokenizer),
@@ -61,11 +61,13 @@ def normalize(images: Tensor) -> Tensor:
 
 
 def pooled(model: CLIPModel, images: Tensor, patches: int | None = None) -> Tensor:
-    """The image tower's output before the projection, of uint8 [B, 64, 64, 3].
+    """The image encoder's output before the projection, for uint8 [B, 64, 64, 3].
 
     Args:
-        patches: how many patches the tower looks at, flat ones left out first; None for all. Half
-            of them cost half of the time, and most of a picture is page.
+        model: the model.
+        images: the images.
+        patches: number of patches to encode, leaving out uniform ones first; None for all. Half
+            the patches take half the time, and most of a picture is empty page.
     """
     tower, pixels = model.vision_model, normalize(images)
     x = tower.embeddings(pixels)
@@ -78,6 +80,6 @@ def pooled(model: CLIPModel, images: Tensor, patches: int | None = None) -> Tens
 
 def _liveliest(pixels: Tensor, count: int) -> Tensor:
     """Indices [B, count] of a random choice among each image's patches with something drawn."""
-    spread = functional.max_pool2d(pixels, PATCH) + functional.max_pool2d(-pixels, PATCH)
-    drawn = (spread.amax(1) > 0).flatten(1)
+    contrast = functional.max_pool2d(pixels, PATCH) + functional.max_pool2d(-pixels, PATCH)
+    drawn = (contrast.amax(1) > 0).flatten(1)
     return (drawn + torch.rand(drawn.shape)).topk(count, dim=1).indices

@@ -1,4 +1,4 @@
-"""What comes from the registries: sets of icons from npm, and CLIP's merges from PyPI."""
+"""Downloads from package registries: icon sets from npm, and CLIP's BPE merges from PyPI."""
 
 import gzip
 import json
@@ -16,7 +16,7 @@ BPE_FILE = "open_clip/bpe_simple_vocab_16e6.txt.gz"
 
 
 def read_merges(downloads: Path) -> list[tuple[str, str]]:
-    """CLIP's merges, the most frequent pair first."""
+    """CLIP's BPE merges, the most frequent pair first."""
     if not list(downloads.glob("open_clip_torch-*.whl")):
         _run([sys.executable, "-m", "pip", "download", "--no-deps", BPE_PACKAGE], downloads)
     wheel = next(downloads.glob("open_clip_torch-*.whl"))
@@ -27,7 +27,7 @@ def read_merges(downloads: Path) -> list[tuple[str, str]]:
 
 
 def read_drawings(icons: IconSet, downloads: Path) -> list[tuple[str, str, str]]:
-    """(concept, icon, SVG) of every drawing of a concept in one set, each drawing once."""
+    """(concept, icon, SVG) of every drawing of a concept in a set, without duplicates."""
     icon_set = json.loads(_member(icons, downloads, "icons.json"))
     parents = {name: alias["parent"] for name, alias in icon_set.get("aliases", {}).items()}
     known = icon_set["icons"]
@@ -42,7 +42,7 @@ def read_drawings(icons: IconSet, downloads: Path) -> list[tuple[str, str, str]]
 
 
 def _svg(icon_set: dict, icon: dict) -> str:
-    """The icon's body in a document of its own; sizes that it leaves out are the set's."""
+    """An icon as an SVG document; sizes default to those of the set."""
     left, top = icon.get("left", 0), icon.get("top", 0)
     width = icon.get("width", icon_set.get("width", 16))
     height = icon.get("height", icon_set.get("height", 16))

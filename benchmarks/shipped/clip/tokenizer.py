@@ -1,10 +1,10 @@
-"""CLIP's tokenizer, cut to its most frequent merges, and the captions of the classes."""
+"""CLIP's tokenizer, reduced to its most frequent merges, and the captions of the classes."""
 
 from transformers import CLIPTokenizer
 from transformers.convert_slow_tokenizer import bytes_to_unicode
 
-# OpenAI's 49,408 rows would be 12.6 MB of the checkpoint (128 wide, float16) for words that no
-# caption has. The first merges alone are a CLIP BPE as well: a rare word is only more tokens.
+# OpenAI's 49,408 embeddings (128 wide, float16) would take 12.6 MB for words that no caption has.
+# The first merges alone are a valid BPE; rare words then have more tokens.
 VOCABULARY = 4096
 CONTEXT = 32
 START, END = "<|startoftext|>", "<|endoftext|>"
@@ -29,7 +29,7 @@ TEMPLATES = (
 
 
 def build_tokenizer(merges: list[tuple[str, str]]) -> CLIPTokenizer:
-    """Bytes, bytes that end a word, merges, start and end: OpenAI's order."""
+    """A tokenizer with OpenAI's order: bytes, bytes at the end of a word, merges, start, end."""
     letters = list(bytes_to_unicode().values())
     kept = merges[: VOCABULARY - 2 * len(letters) - 2]
     words = [*letters, *(f"{c}</w>" for c in letters), *map("".join, kept), START, END]

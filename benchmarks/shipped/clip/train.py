@@ -1,9 +1,9 @@
-"""One stage of training: images and captions of a class are drawn to each other.
+"""Contrastive training of images and captions by class, in one stage.
 
-Several images of a batch are of one class, so a caption's target is all of them, and an image's is
-its class's caption among those of all classes. From scratch the two towers are slow to find each
-other; a throw-away head on the image tower, whose weight falls to nothing, teaches it the classes
-meanwhile.
+Several images of a batch may be of one class. The target of a caption is all of them; the target of
+an image is the caption of its class among those of all classes. Contrastive training from scratch
+is slow, so a temporary classification head on the image encoder, whose weight falls to zero, also
+teaches it the classes.
 """
 
 import time
@@ -25,7 +25,7 @@ Log = Callable[[str], None]
 
 SMOOTHING = 0.05
 HEAD_UNTIL = 0.6  # of the steps
-HURRIED = 0.8  # of the steps, in which the tower looks at HURRIED_PATCHES of 64
+HURRIED = 0.8  # share of the steps in which only HURRIED_PATCHES of 64 patches are encoded
 HURRIED_PATCHES = 32
 MOST_SCALE = 100.0
 
@@ -72,15 +72,15 @@ def train(
 
 
 def _texts(model: CLIPModel, tokens: Tensor) -> Tensor:
-    """Every class's embedding in a template drawn anew, [classes, E]."""
+    """Every class's embedding with a random template, [classes, E]."""
     drawn = torch.randint(len(tokens), (tokens.shape[1],))
-    # No mask: the tower is causal, and nothing after a caption's end is looked at.
+    # No mask is needed: the encoder is causal, and is pooled at the end of a caption.
     ids = tokens[drawn, torch.arange(tokens.shape[1])]
     return model.text_projection(model.text_model(ids).pooler_output)
 
 
 def contrast(model: CLIPModel, features: Tensor, texts: Tensor, labels: Tensor) -> Tensor:
-    """The mean of the loss over captions for each image and over images for each caption."""
+    """Contrastive loss: the mean of image-to-caption and caption-to-image cross-entropy."""
     images = functional.normalize(model.visual_projection(features), dim=-1)
     scale = model.logit_scale.exp().clamp(max=MOST_SCALE)
     logits = scale * images @ functional.normalize(texts, dim=-1).T

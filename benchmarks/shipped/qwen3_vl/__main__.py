@@ -1,4 +1,4 @@
-"""Run the recipe: images, questions, two stages of training, the exam; then put it in place."""
+"""Run the recipe: images, questions, two training stages, evaluation; then install the result."""
 
 import argparse
 import json
@@ -66,7 +66,7 @@ def _train(
     held_out = {"drawings": drawings("test"), "photos": photos("test", 25)}
     varied = Sampler(sources, PHOTO_SHARE, options.seed, light=0.15)
     pretrain(BatchedTower(model.model.visual), varied, held_out, options.label_steps, _log)
-    # The answers are learnt on the pictures as they are, which is how they will be shown.
+    # Answers are trained on unmodified pictures, as in evaluation.
     plain = Sampler(sources, PHOTO_SHARE, options.seed + 1)
     teach(model, tokenizer, plain, options.answer_steps, _log, seed=options.seed)
     return model
@@ -83,7 +83,7 @@ def _save(
 
 
 def _put_in_place(fresh: Path, out: Path) -> None:
-    """Move every member of ``fresh`` over its older self; other files of ``out`` stay."""
+    """Replace files and folders of ``out`` by those of ``fresh``; others are kept."""
     out.mkdir(parents=True, exist_ok=True)
     for member in sorted(fresh.iterdir()):
         old = out / member.name

@@ -1,4 +1,4 @@
-"""Training images in memory: drawings that move about their page, photos cut anew."""
+"""Training images in memory: randomly shifted drawings, and crops of photos."""
 
 import io
 from dataclasses import dataclass
@@ -15,7 +15,7 @@ from .images import CLASSES, PHOTOS, SIDE, drawing_files, photo_crops
 class Pictures:
     """``pixels`` uint8 [n, 64, 64, 3], ``labels`` [n] into CLASSES, ``room`` [n, 4].
 
-    ``room`` is how far a picture's content can move up, down, left and right.
+    ``room``: pixels by which the content can be shifted up, down, left and right.
     """
 
     pixels: Tensor
@@ -27,14 +27,14 @@ class Pictures:
 
 
 def drawings(split: str) -> Pictures:
-    """All of easy-VQA's pictures of a split that its questions name."""
+    """All of easy-VQA's pictures of a split whose class follows from its questions."""
     files = drawing_files(split)
     pixels = np.stack([np.asarray(Image.open(path).convert("RGB")) for _, path in files])
     return _pictures(pixels, [name for name, _ in files], np.stack([_room(p) for p in pixels]))
 
 
 def photos(split: str, count: int) -> Pictures:
-    """``count`` crops of each photo; the first ones are those that we ship."""
+    """``count`` crops of each photo; the first ones are those that ship."""
     files = [(p.name, f) for p in PHOTOS for f in photo_crops(p, split, count)]
     pixels = np.stack([np.asarray(Image.open(io.BytesIO(f)).convert("RGB")) for _, f in files])
     return _pictures(pixels, [name for name, _ in files], np.zeros((len(files), 4), int))
@@ -46,8 +46,8 @@ def _pictures(pixels: np.ndarray, names: list[str], room: np.ndarray) -> Picture
 
 
 def _room(pixels: np.ndarray) -> np.ndarray:
-    """Empty rows above and below, and empty columns left and right, of what is drawn."""
-    # The page is one flat colour, and most of the picture is page.
+    """Numbers of empty rows above and below, and empty columns left and right of the drawing."""
+    # The page is the most frequent colour.
     codes = pixels.astype(np.int32) @ (1 << 16, 1 << 8, 1)
     values, counts = np.unique(codes, return_counts=True)
     drawn = codes != values[counts.argmax()]
@@ -56,10 +56,10 @@ def _room(pixels: np.ndarray) -> np.ndarray:
 
 
 class Sampler:
-    """Random batches with a fixed share of photos, mirrored and moved at random.
+    """Random batches with a fixed share of photos, randomly mirrored and shifted.
 
-    A moved drawing is what the author's generator would have drawn elsewhere on the page, pixel
-    for pixel: nothing is cut, stretched or filled.
+    A shifted drawing equals, pixel for pixel, what the author's generator would draw at another
+    place on the page; nothing is cropped, stretched or filled.
     """
 
     def __init__(
@@ -94,7 +94,7 @@ class Sampler:
         return pixels, pictures.labels[pick]
 
     def _moved(self, before: Tensor, after: Tensor) -> Tensor:
-        """Source positions [n, 64] of a cyclic shift within the room: only page wraps around."""
+        """Source positions [n, 64] of a cyclic shift within the room, where only page wraps."""
         draw = torch.rand(len(before), generator=self.generator)
         shift = (draw * (before + after + 1)).long() - before
         return (torch.arange(SIDE) - shift[:, None]) % SIDE

@@ -1,4 +1,4 @@
-"""The held-out exam: the shipped questions, asked of the shipped test images."""
+"""Held-out evaluation: the shipped questions about the shipped test images."""
 
 import json
 from collections import defaultdict
@@ -17,7 +17,7 @@ from .questions import MEDIUM, NAME, is_drawing
 
 RESULTS = Path(__file__).parents[2] / "results" / "exam.json"
 
-Scores = dict[str, tuple[int, int]]  # family: right answers, questions
+Scores = dict[str, tuple[int, int]]  # (right answers, questions) by family
 
 
 def held_out_exam(vlm: VLM, assets: Path) -> Scores:
@@ -34,7 +34,7 @@ def held_out_exam(vlm: VLM, assets: Path) -> Scores:
 
 
 def family(question: str, name: str) -> str:
-    """The family a question belongs to, drawings and photos apart."""
+    """The family of a question, separately for drawings and photos."""
     kind = "drawings" if is_drawing(name) else "photos"
     if question in MEDIUM:
         return f"medium, {kind}"
@@ -68,7 +68,7 @@ def _count(scores: Scores, key: str, right: bool) -> None:
 
 
 def main() -> None:
-    """The exam of the shipped model, for docs/shipped-models.md."""
+    """Evaluate the shipped model, for docs/shipped-models.md."""
     vlm = load_vlm(ASSETS / "checkpoint")
     scores = {**held_out_exam(vlm, ASSETS), **easy_vqa_exam(vlm)}
     RESULTS.parent.mkdir(parents=True, exist_ok=True)

@@ -1,7 +1,7 @@
 """The image folders: easy-VQA's drawings, and crops of scikit-image's free photographs.
 
-The two sides of a photo are disjoint: a grid is laid over it, every fourth cell is a test cell,
-test crops stay inside one of those, and no train crop touches a pixel of any of them.
+The training and test parts of a photo are disjoint: every fourth cell of a grid is a test cell,
+test crops are inside one test cell, and training crops overlap none.
 """
 
 import io
@@ -25,7 +25,7 @@ Window = tuple[int, int, int]  # left, top, side
 
 @dataclass(frozen=True)
 class Photo:
-    """One photograph, which is one class: its file, its grid of cells, and the part we use.
+    """A photograph, which is one class: its file, its grid of cells, and the part that is used.
 
     Cell (column c, row r) is a test cell where ``(c + 2 r) % 4 == phase``.
     """
@@ -42,8 +42,8 @@ class Photo:
         return image.crop(self.box) if self.box else image
 
 
-# The phases leave a face, a shuttle, a helmet, ... on the train side of a photo of many things; the
-# boxes leave out what could be any photo: the black around the retina, the blur behind the cat.
+# The phases put the main objects (a face, a shuttle, a helmet) into training cells. The boxes leave
+# out parts that could be of any photo: the black around the retina, the blur behind the cat.
 PHOTOS = (
     Photo("astronaut", "astronaut.png", 4, 4, 2),
     Photo("brick", "brick.png", 4, 4),
@@ -76,7 +76,7 @@ def easy_vqa_questions(split: str) -> list[tuple[str, str, int]]:
 
 
 def drawing_files(split: str) -> list[tuple[str, Path]]:
-    """(class, file) of every picture of a split whose own questions settle what it shows."""
+    """(class, file) of every picture of a split whose class follows from its questions."""
     folder = _package_dir("easy_vqa") / "data" / split / "images"
     facts: dict[int, set[str]] = {}
     for question, answer, number in easy_vqa_questions(split):
@@ -86,7 +86,7 @@ def drawing_files(split: str) -> list[tuple[str, Path]]:
 
 
 def _facts(question: str, answer: str) -> set[str]:
-    """What a question and its answer say about the picture: "blue", "not circle", ..."""
+    """Facts about the picture from a question and its answer: "blue", "not circle", ..."""
     words = question.rstrip("?").split()
     if answer not in ("yes", "no"):
         return {answer, *(w for w in words if w in SHAPES + COLORS)}
@@ -99,13 +99,13 @@ def _name(facts: set[str]) -> str:
 
 
 def _pick(facts: set[str], words: tuple[str, ...]) -> str:
-    """The one word that is stated, or the one that is left when all others are denied."""
+    """The word that is stated, or the only one that is not denied."""
     left = [w for w in words if w in facts] or [w for w in words if f"not {w}" not in facts]
     return left[0] if len(left) == 1 else "unknown"
 
 
 def test_cells(photo: Photo, size: tuple[int, int]) -> list[tuple[int, int, int, int]]:
-    """Boxes (left, top, right, bottom) that belong to the test side of a photo of ``size``."""
+    """Boxes (left, top, right, bottom) of the test cells of a photo of ``size``."""
     width, height = size[0] / photo.columns, size[1] / photo.rows
     return [
         (round(c * width), round(r * height), round((c + 1) * width), round((r + 1) * height))
@@ -116,7 +116,7 @@ def test_cells(photo: Photo, size: tuple[int, int]) -> list[tuple[int, int, int,
 
 
 def windows(photo: Photo, size: tuple[int, int], split: str, seed: int) -> Iterator[Window]:
-    """Endless random squares of one side of the photo, 0.8 to 1 of a cell wide, none twice."""
+    """Random squares of one split of a photo, 0.8 to 1 cell wide, endless and without repeats."""
     rng = np.random.default_rng([seed, split == "test", *photo.name.encode()])
     cells = test_cells(photo, size)
     cell = int(min(size[0] / photo.columns, size[1] / photo.rows))
@@ -137,9 +137,9 @@ def windows(photo: Photo, size: tuple[int, int], split: str, seed: int) -> Itera
 
 
 def regions(name: str, split: str, count: int, seed: int = 0) -> int | None:
-    """How many parts of a photo `count` crops show: those that share a pixel are one part.
+    """The number of regions that `count` crops of a photo show; overlapping crops are one region.
 
-    None for a class that is no photo: each of its images is a picture of its own.
+    None for a class that is not a photo, whose images are independent.
     """
     photo = next((photo for photo in PHOTOS if photo.name == name), None)
     if photo is None:
@@ -159,7 +159,7 @@ def overlap(one: Window, other: Window) -> bool:
 
 
 def photo_crops(photo: Photo, split: str, count: int, seed: int = 0) -> list[bytes]:
-    """``count`` crops as JPEG files: what is trained on has been through JPEG like what we ship."""
+    """``count`` crops as JPEG files; images for training have JPEG artefacts like shipped ones."""
     image = photo.load()
     stream = windows(photo, image.size, split, seed)
     return [_jpeg(image, next(stream)) for _ in range(count)]
@@ -167,7 +167,7 @@ def photo_crops(photo: Photo, split: str, count: int, seed: int = 0) -> list[byt
 
 def _jpeg(image: Image.Image, window: Window) -> bytes:
     left, top, side = window
-    # Cropped first: resizing with a box would blend in pixels from beyond its edges.
+    # Cropped first, because resizing with a box would blend in pixels outside the box.
     crop = image.crop((left, top, left + side, top + side))
     crop = crop.resize((SIDE, SIDE), Image.Resampling.BICUBIC)
     buffer = io.BytesIO()

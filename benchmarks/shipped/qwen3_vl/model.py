@@ -1,4 +1,4 @@
-"""The small Qwen3-VL, and the same forward in batched form for images that are all 64x64."""
+"""The small Qwen3-VL, and a batched forward pass of its tower for images of 64x64."""
 
 import torch
 from torch import Tensor, nn
@@ -51,7 +51,7 @@ TEXT = {
 
 
 def build_model(tokenizer: PreTrainedTokenizerFast) -> Qwen3VLForConditionalGeneration:
-    """A model with random weights whose special ids are the tokenizer's."""
+    """A model with random weights and the tokenizer's special ids."""
     ids = tokenizer.convert_tokens_to_ids
     ends = {"eos_token_id": ids("<|im_end|>"), "pad_token_id": ids("<|endoftext|>")}
     config = Qwen3VLConfig(
@@ -69,7 +69,7 @@ def build_model(tokenizer: PreTrainedTokenizerFast) -> Qwen3VLForConditionalGene
 
 
 def build_processor() -> Qwen2VLImageProcessorPil:
-    """Leaves 64x64 alone, and takes images of 32x32 up to 256x256 pixels."""
+    """A processor that does not resize 64x64, and accepts images of 32x32 to 256x256 pixels."""
     return Qwen2VLImageProcessorPil(
         patch_size=PATCH,
         merge_size=MERGE,
@@ -92,8 +92,8 @@ def patchify(images: Tensor) -> Tensor:
 class BatchedTower(nn.Module):
     """Qwen3VLVisionModel for equal grids: [B, 64, P] -> its Mergers' outputs, each [B, 16, E].
 
-    The modules are the model's own. Hugging Face's forward attends to one image after the other,
-    which makes training on a CPU about twice as slow.
+    It uses the model's own modules. Hugging Face's forward pass computes attention one image after
+    the other, which makes training on a CPU about twice as slow.
     """
 
     def __init__(self, visual: nn.Module) -> None:

@@ -1,7 +1,7 @@
-"""First stage: the tower and all its Mergers learn the classes, each through a head of its own.
+"""First stage: train the tower to classify, with a classification head on each Merger.
 
-Answers alone teach colours in minutes and shapes only late; labels teach both. A head on every
-Merger sees to it that DeepStack carries the classes as well as the main path does.
+With answers only, colours are learnt in minutes but shapes much later; labels teach both. A head on
+every Merger makes the DeepStack mergers carry the classes as well as the main Merger.
 """
 
 import time
@@ -19,11 +19,11 @@ Log = Callable[[str], None]
 
 
 class LabelHeads(nn.Module):
-    """Mean output of each Merger -> logits over the classes, [paths, B, C]."""
+    """Mean output of each Merger -> logits over the classes, [mergers, B, C]."""
 
-    def __init__(self, width: int, paths: int) -> None:
+    def __init__(self, width: int, mergers: int) -> None:
         super().__init__()
-        self.heads = nn.ModuleList(nn.Linear(width, len(CLASSES)) for _ in range(paths))
+        self.heads = nn.ModuleList(nn.Linear(width, len(CLASSES)) for _ in range(mergers))
 
     def forward(self, features: tuple[Tensor, ...]) -> Tensor:
         return torch.stack([h(x.mean(1)) for h, x in zip(self.heads, features, strict=True)])
@@ -32,7 +32,7 @@ class LabelHeads(nn.Module):
 def optimizers(
     parameters: Iterable[tuple[str, nn.Parameter]], rate: float
 ) -> list[torch.optim.Optimizer]:
-    """Muon for the matrices between layers, AdamW for embeddings, heads, norms and biases."""
+    """Muon for the layers' matrices, AdamW for embeddings, heads, norms and biases."""
     named = list(parameters)
     matrices = [
         p for name, p in named if p.ndim == 2 and "embed" not in name and "head" not in name
@@ -52,7 +52,7 @@ def set_rate(steppers: list[torch.optim.Optimizer], rate: float) -> None:
 
 
 def one_cycle(step: int, steps: int, peak: float, warmup: int = 100) -> float:
-    """Linear warm-up, then a straight line down to nothing."""
+    """Linear warm-up, then linear decay to zero."""
     return peak * min(1.0, (step + 1) / warmup, (steps - step) / max(1, steps - warmup))
 
 
@@ -65,7 +65,7 @@ def pretrain(
     batch: int = 128,
     peak: float = 3e-3,
 ) -> None:
-    """Train ``tower`` in place; the heads are thrown away."""
+    """Train ``tower`` in place; the heads are discarded."""
     visual = tower.visual
     heads = LabelHeads(visual.config.out_hidden_size, 1 + len(visual.deepstack_visual_indexes))
     steppers = optimizers([*visual.named_parameters(), *heads.named_parameters()], peak)
@@ -91,7 +91,7 @@ def pretrain(
 
 @torch.inference_mode()
 def score(tower: BatchedTower, heads: LabelHeads, pictures: Pictures) -> list[float]:
-    """Held-out accuracy of each path's head."""
+    """Held-out accuracy of each Merger's head."""
     chunks = pictures.pixels.split(256)
     guesses = torch.cat([heads(tower(patchify(c))).argmax(-1) for c in chunks], dim=1)
     return [round(a, 3) for a in (guesses == pictures.labels).float().mean(1).tolist()]

@@ -1,8 +1,8 @@
-"""The question families: what the model is taught to answer, and what it is examined on."""
+"""The families of questions, for training and for evaluation."""
 
 from .images import CLASSES, COLORS, DRAWINGS, SHAPES
 
-# The first phrasing of a family is the one that goes to questions.json.
+# The first phrasing of each family is written to questions.json.
 NAME = ("what is this?", "what is in the image?", "what does the image show?")
 SHAPE = (
     "what shape is in the image?",

@@ -1,4 +1,4 @@
-"""Second stage: the whole model learns to answer; only the answers' tokens are in the loss."""
+"""Second stage: train the whole model to answer; the loss covers the answers' tokens only."""
 
 import time
 from dataclasses import dataclass
@@ -14,7 +14,7 @@ from .model import GRID, MERGED, BatchedTower, patchify
 from .pretrain import Log, one_cycle, optimizers, set_rate
 from .questions import families, is_drawing
 
-ASKED = 5  # questions an image in a batch: they share the tower's pass
+ASKED = 5  # questions per image in a batch, which share the tower's forward pass
 WEIGHTS = {
     True: {"name": 0.25, "shape": 0.15, "color": 0.1, "medium": 0.05, "yes": 0.225, "no": 0.225},
     False: {"name": 0.5, "medium": 0.15, "yes": 0.15, "no": 0.2},
@@ -25,8 +25,8 @@ WEIGHTS = {
 class Lessons:
     """Every question with its answer, as tokens padded on the right.
 
-    ``tokens`` [L, T]; ``answers`` bool [L, T], which tokens are in the loss; ``table`` [C, 256],
-    for each class the lessons to draw from, as often as their family's weight says.
+    ``tokens`` [L, T]; ``answers`` bool [L, T], the tokens in the loss; ``table`` [C, draws],
+    for each class the lessons to sample from, in proportion to the weights of their families.
     """
 
     tokens: Tensor
@@ -35,7 +35,7 @@ class Lessons:
 
 
 def lessons(tokenizer: PreTrainedTokenizerFast, seed: int, draws: int = 4096) -> Lessons:
-    """The lessons of all classes, each once."""
+    """The lessons of all classes, without duplicates."""
     pairs = sorted({p for name in CLASSES for asked in families(name).values() for p in asked})
     numbers = {pair: i for i, pair in enumerate(pairs)}
     generator = torch.Generator().manual_seed(seed)
@@ -68,7 +68,7 @@ def _tokens(
 
 
 def prompt(tokenizer: PreTrainedTokenizerFast, question: str) -> str:
-    """The chat template's text of one image and a question, with room for the image's tokens."""
+    """The prompt of an image and a question, with placeholders for the image's tokens."""
     content = [{"type": "image"}, {"type": "text", "text": question}]
     messages = [{"role": "user", "content": content}]
     text = tokenizer.apply_chat_template(messages, add_generation_prompt=True, tokenize=False)
@@ -76,13 +76,13 @@ def prompt(tokenizer: PreTrainedTokenizerFast, question: str) -> str:
 
 
 class Answerer(nn.Module):
-    """The language model on one tower pass an image and several questions each."""
+    """Runs the language model on several questions per image, with one tower pass per image."""
 
     def __init__(self, model: Qwen3VLForConditionalGeneration, tokens: Tensor) -> None:
         super().__init__()
         self.model = model
         self.tower = BatchedTower(model.model.visual)
-        # Every prompt begins with the image, so that one row's positions are all rows' positions.
+        # Every prompt begins with the image, so all rows have the same positions.
         row = tokens[:1]
         image = row == model.config.image_token_id
         grid = torch.tensor([[1, GRID, GRID]])

@@ -19,7 +19,7 @@ SPECIAL = (
 )
 ROLES = ("system", "user", "assistant")
 
-# As Qwen's, without tools and thinking: a message's content is a string or a list of parts.
+# Qwen's template without tools and thinking; the content of a message is a string or list of parts.
 CHAT_TEMPLATE = """\
 {%- for message in messages -%}
 {{- '<|im_start|>' + message.role + '\\n' -}}
@@ -51,7 +51,7 @@ def words() -> list[str]:
 
 
 def build_tokenizer() -> PreTrainedTokenizerFast:
-    """Special tokens first, then the roles and the words; an unknown word is <unk>."""
+    """A tokenizer of special tokens, roles and words, in this order; unknown words are <unk>."""
     vocabulary = (*SPECIAL, "<unk>", *ROLES, *words())
     tokenizer = Tokenizer(
         models.WordLevel({word: i for i, word in enumerate(vocabulary)}, unk_token="<unk>")

@@ -1,4 +1,4 @@
-"""The whole model's exam: questions about held-out images, without and with the adapter."""
+"""Ask the whole model about held-out images, without and with the adapter."""
 
 from collections.abc import Sequence
 from pathlib import Path
@@ -14,10 +14,16 @@ from jax_unlearn.evaluate.vlm.scoring import ask_all, score
 
 
 class Exam:
-    """Held-out images, questions about them, and what is to be scored apart.
+    """Held-out images, questions about them, and the groups to score.
+
+    Args:
+        files: the images.
+        is_forget: which of them are forget images.
+        neighbours: preserve classes to score separately.
+        questions: JSON file of questions; by default the model is asked what it sees.
 
     Raises:
-        UserError: the questions' file is not one, or asks about none of the classes.
+        UserError: the file has another format, or asks about none of the classes.
     """
 
     def __init__(
@@ -34,7 +40,7 @@ class Exam:
         self.neighbours = neighbours
 
     def score_model(self, vlm: VLM) -> dict[str, Any]:
-        """Scores of one model (`answers.score`)."""
+        """Scores of one model (`scoring.score`)."""
 
         def ask_about(rows: list[int], question: str) -> list[str]:
             return ask(vlm, [self.images[i] for i in rows], question)
@@ -43,6 +49,6 @@ class Exam:
         return score(answers, self.labels, self.is_forget, self.neighbours)
 
     def before_and_after(self, checkpoint: Path, adapter: Path) -> dict[str, Any]:
-        """Scores without and with the adapter; one model is in memory at a time."""
+        """Scores without and with the adapter; only one model is in memory at a time."""
         before = self.score_model(load_vlm(checkpoint))
         return {"before": before, "after": self.score_model(load_vlm(checkpoint, adapter))}

@@ -1,7 +1,6 @@
-"""Ask the whole vision-language model: the judge of forgetting that does not look at features.
+"""Ask the whole vision-language model about images, with Hugging Face's Qwen3-VL in PyTorch.
 
-Runs Hugging Face's Qwen3-VL in PyTorch, which nothing else in the package needs, so torch is
-imported inside the functions.
+torch is imported inside the functions, because the rest of the package does not need it.
 """
 
 import importlib
@@ -19,7 +18,7 @@ from jax_unlearn.data.preprocess import Preprocessor, read_preprocessor
 from jax_unlearn.data.processor_config import read_object
 from jax_unlearn.runtime.errors import UserError
 
-# Nothing is fetched, and code that lies in a checkpoint is not run.
+# Do not download files, and do not run code from a checkpoint.
 LOCAL = {"local_files_only": True, "trust_remote_code": False}
 
 Grid = tuple[int, int, int]  # frames, rows and columns of patches
@@ -30,7 +29,7 @@ SMALL_MODEL = 20_000_000  # parameters
 
 @dataclass(frozen=True)
 class VLM:
-    """A Qwen3-VL in float32 with what turns questions and images into its input."""
+    """A Qwen3-VL in float32 with its tokenizer and image processor."""
 
     model: Any
     tokenizer: Any
@@ -38,10 +37,10 @@ class VLM:
 
 
 def load_vlm(checkpoint_dir: str | Path, adapter_dir: str | Path | None = None) -> VLM:
-    """Load a Qwen3-VL checkpoint directory and, if given, a PEFT adapter on top of it.
+    """Load a Qwen3-VL checkpoint directory, with a PEFT adapter if one is given.
 
     Raises:
-        UserError: torch or peft is not installed, or a directory is missing or of another kind.
+        UserError: torch or peft is not installed, or a directory is missing or has other content.
     """
     torch, peft = need_torch()
     from transformers import AutoModelForImageTextToText, AutoTokenizer
@@ -65,7 +64,7 @@ def load_vlm(checkpoint_dir: str | Path, adapter_dir: str | Path | None = None) 
 
 
 def chat_template(folder: Path) -> str:
-    """The template of chat_template.json, which processors of transformers 4 wrote.
+    """The template in chat_template.json, as written by processors of transformers 4.
 
     Raises:
         UserError: the checkpoint has no chat template.
@@ -87,7 +86,7 @@ def ask(
     batch_size: int = 64,
     max_new_tokens: int = 32,
 ) -> list[str]:
-    """The model's greedy answer to ``question`` about each image, in the order of ``images``."""
+    """The model's greedy answers to ``question`` about each image, in the order of ``images``."""
     groups: dict[Grid, list[tuple[int, Patches]]] = {}
     for i, image in enumerate(images):
         patches, grid = _preprocess(vlm, image)
@@ -111,7 +110,7 @@ def _preprocess(vlm: VLM, image: Image.Image) -> tuple[Patches, Grid]:
 
 
 def _prompt(vlm: VLM, question: str, grid: Grid) -> list[int]:
-    """Token ids of one image and the question, one placeholder for each merged patch."""
+    """Token ids of an image and the question, with a placeholder for each merged patch."""
     content = [{"type": "image"}, {"type": "text", "text": question}]
     text = vlm.tokenizer.apply_chat_template(
         [{"role": "user", "content": content}], add_generation_prompt=True, tokenize=False
@@ -127,7 +126,7 @@ def _prompt(vlm: VLM, question: str, grid: Grid) -> list[int]:
 def _generate(
     vlm: VLM, prompt: list[int], grid: Grid, patches: list[Patches], max_new_tokens: int
 ) -> list[str]:
-    """Answers to one prompt about several images of one grid; equal prompts need no padding."""
+    """Answers to one prompt about several images of one grid, which need no padding."""
     import torch
 
     n, device = len(patches), vlm.model.device
@@ -136,7 +135,7 @@ def _generate(
         output = vlm.model.generate(
             input_ids=ids,
             attention_mask=torch.ones_like(ids),
-            # Marks image tokens (1) among text (0): M-RoPE places them by rows and columns.
+            # 1 for image tokens, whose M-RoPE positions are rows and columns, 0 for text.
             mm_token_type_ids=(ids == vlm.model.config.image_token_id).int(),
             pixel_values=torch.from_numpy(np.concatenate(patches)).to(device),
             image_grid_thw=torch.tensor([grid], device=device).expand(n, -1),
@@ -151,10 +150,10 @@ def _generate(
 
 @contextmanager
 def _fitting_threads(model: Any) -> Iterator[None]:
-    """One thread for a small model: its operations are too short to share.
+    """Limit torch to one thread for a small model, whose operations are too short to parallelise.
 
-    On a busy machine the threads of the bundled model waited for each other 14 times as long as
-    one thread takes for the whole work.
+    On a busy machine the bundled model took 14 times as long with several threads, which waited for
+    each other.
     """
     import torch
 
@@ -172,7 +171,7 @@ def _pad_token(tokenizer: Any) -> int:
 
 
 def need_torch() -> tuple[ModuleType, ModuleType]:
-    """torch and peft.
+    """Import torch and peft.
 
     Raises:
         UserError: one of them is not installed.
@@ -192,7 +191,7 @@ def _need(package: str) -> ModuleType:
 def _directory(path: str | Path, member: str) -> Path:
     folder = Path(path)
     if not (folder / member).is_file():
-        raise UserError(f"{folder}: no {member} there; give the directory that holds it")
+        raise UserError(f"{folder}: no {member} there; give the directory that contains it")
     return folder
 
 

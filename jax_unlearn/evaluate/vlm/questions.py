@@ -8,14 +8,12 @@ from pathlib import Path
 from jax_unlearn.runtime.errors import UserError
 
 YES_NO = {"yes", "no"}
-
-
 DEFAULT_QUESTION = "what is this?"
 
 
 @dataclass(frozen=True)
 class Question:
-    """A question and its right answer for each class that it can be asked about."""
+    """A question, and its right answer for each class it can be asked about."""
 
     text: str
     answers: dict[str, str]
@@ -26,7 +24,11 @@ class Question:
 
 
 def load_questions(path: Path | None, labels: Sequence[str]) -> list[Question]:
-    """Questions from a JSON list of {question, answers: {class: answer}}; by default, the name.
+    """Load questions from a JSON list of {question, answers: {class: answer}}.
+
+    Args:
+        path: the file; by default one question whose answers are the class names.
+        labels: classes of the images.
 
     Raises:
         UserError: the file is not such a list, or asks about none of the classes.

@@ -1,8 +1,8 @@
-"""The whole model's answers about held-out images, scored by what was to be forgotten.
+"""Score the whole model's answers about held-out images.
 
-A question names the concept if an answer that is right for a forgotten class is right for no
-preserved one ("what is this?" → astronaut). Where no open question does that alone, two together
-may ("what shape?" and "what color?" name a red triangle among triangles and red shapes).
+A question is a naming question if no answer that is right for a forgotten class is right for a
+preserved one ("what is this?" → astronaut). If no open question is one by itself, a pair may be
+("what shape?" and "what color?" name a red triangle among triangles and red shapes).
 """
 
 import re
@@ -18,13 +18,13 @@ from jaxtyping import Bool
 from jax_unlearn.evaluate.vlm.questions import Question
 
 Ask = Callable[[list[int], str], list[str]]
-# How many of the other answers are reported.
+# Number of other answers that are reported.
 MOST_FREQUENT = 3
 
 
 @dataclass(frozen=True)
 class Asked:
-    """A question, the images that it was asked about, and what the model said."""
+    """A question, the indices of the images it was asked about, and the model's answers."""
 
     question: Question
     images: np.ndarray
@@ -32,7 +32,7 @@ class Asked:
 
 
 def ask_all(ask: Ask, questions: Sequence[Question], labels: np.ndarray) -> list[Asked]:
-    """Put every question to the images that it has an answer for."""
+    """Ask every question about the images whose class it has an answer for."""
     asked = []
     for question in questions:
         images = np.flatnonzero(np.isin(labels, list(question.answers)))
@@ -48,10 +48,10 @@ def normal(answer: str) -> str:
 
 
 def match_answer(reply: str, possible: Collection[str]) -> str:
-    """The possible answer that a sentence gives: the longest that stands in it as whole words.
+    """The possible answer that a reply contains as whole words, the longest if they are nested.
 
-    "The image shows a red circle." is "red circle". A sentence with two of them that do not contain
-    each other, or with none, stays as it is, and is none of them.
+    "The image shows a red circle." gives "red circle". A reply with none, or with two that do not
+    contain each other, is returned in normal form and matches no answer.
     """
     text = normal(reply)
     held = {a for a in map(normal, possible) if f" {a} " in f" {text} "}
@@ -61,7 +61,7 @@ def match_answer(reply: str, possible: Collection[str]) -> str:
 
 @dataclass(frozen=True)
 class Naming:
-    """Questions that together name the concept, by the tuples of answers that do so."""
+    """Questions that together name the concept, and the tuples of answers that do so."""
 
     questions: tuple[Question, ...]
     tuples: frozenset[tuple[str, ...]]
@@ -73,12 +73,12 @@ class Naming:
 
 
 def naming(questions: Sequence[Question], forget: set[str], preserve: set[str]) -> list[Naming]:
-    """The questions, or else pairs of open questions, whose answers tell the concept apart."""
-    alone = [n for q in questions if (n := _naming((q,), forget, preserve))]
-    single = {n.questions[0].text for n in alone}
-    rest = [q for q in questions if q.is_open and q.text not in single]
+    """The questions, and pairs of the remaining open questions, that name the concept."""
+    singles = [n for q in questions if (n := _naming((q,), forget, preserve))]
+    used = {n.questions[0].text for n in singles}
+    rest = [q for q in questions if q.is_open and q.text not in used]
     pairs = [n for pair in combinations(rest, 2) if (n := _naming(pair, forget, preserve))]
-    return alone + pairs
+    return singles + pairs
 
 
 def _naming(qs: tuple[Question, ...], forget: set[str], preserve: set[str]) -> Naming | None:
@@ -86,11 +86,11 @@ def _naming(qs: tuple[Question, ...], forget: set[str], preserve: set[str]) -> N
         asked = [c for c in classes if all(c in q.answers for q in qs)]
         return {tuple(normal(q.answers[c]) for q in qs) for c in asked}
 
-    # The answers must separate every forgotten class that is asked from the kept ones.
+    # The answers must separate every forgotten class that is asked about from the preserved ones.
     kept = right(preserve)
     if not right(forget) or right(forget) & kept:
         return None
-    # "Yes" or "no" to a question that no kept image is asked tells nothing from anything.
+    # A yes/no question that is asked about no preserved class separates nothing.
     if not kept and not all(q.is_open for q in qs):
         return None
     possible = np.prod([len(set(q.answers.values())) for q in qs])
@@ -105,28 +105,35 @@ def score(
 ) -> dict[str, Any]:
     """Scores of a model's answers about held-out images.
 
+    Args:
+        asked: the answers.
+        labels: classes of the images.
+        is_forget: which images are forget images.
+        neighbours: preserve classes to score separately.
+
     Returns:
-        named: for each naming open question, the share of forget images whose concept the answer
-            names, what a guess would score, and `instead`: the most frequent other answers with
-            their shares of the forget images.
-        confirmed: the same for the yes/no questions that tell the concept from the rest.
-        false_yes: for each other yes/no question, the share of the forget images for which "no" is
-            right and the answer is "yes".
-        selectivity: accuracy on forget images of the open questions that have no part in naming,
-            and `selectivity_of` each of them.
-        others, neighbours: accuracy of the naming open questions on preserve images, and on the
-            neighbour classes among them. others_rest: of the other open questions. yes_no: of
-            yes/no questions on preserve images.
-        An accuracy is None where nothing was asked.
+        A dictionary with these entries; an accuracy is None if no question was asked.
+
+        * named: for each open naming question, the share of forget images whose concept the answer
+          names, the expected share of a guess, and `instead`, the most frequent other answers with
+          their shares of the forget images;
+        * confirmed: the same for yes/no naming questions;
+        * false_yes: for each other yes/no question, the share of answers "yes" among forget images
+          for which "no" is right;
+        * selectivity: accuracy on forget images of the open questions that are no naming questions;
+          selectivity_of: the same by question;
+        * others: accuracy of the open naming questions on preserve images; neighbours: on those of
+          the neighbour classes; others_rest: accuracy of the other open questions on preserve
+          images; yes_no: that of yes/no questions.
     """
     by_text = {a.question.text: a for a in asked}
     forget, preserve = set(labels[is_forget]), set(labels[~is_forget])
     names = naming([a.question for a in asked], forget, preserve)
     used = {q.text for n in names for q in n.questions}
     near = ~is_forget & np.isin(labels, list(neighbours))
-    opened = [a for a in asked if a.question.is_open]
-    naming_open = [a for a in opened if a.question.text in used]
-    rest = [a for a in opened if a.question.text not in used]
+    open_ones = [a for a in asked if a.question.is_open]
+    naming_open = [a for a in open_ones if a.question.text in used]
+    rest = [a for a in open_ones if a.question.text not in used]
     closed = [a for a in asked if not a.question.is_open]
 
     def named(naming: Naming) -> dict[str, Any]:
@@ -160,7 +167,7 @@ def score(
 
 
 def _false_yes(asked: Asked, labels: np.ndarray, rows: Bool[np.ndarray, " n"]) -> float | None:
-    """Of the images of `rows` for which "no" is right, the share that is answered "yes"."""
+    """Share of answers "yes" among the images of `rows` for which "no" is right."""
     right = np.array([normal(asked.question.answers[label]) for label in labels[asked.images]])
     said = asked.said[rows[asked.images] & (right == "no")]
     return float((said == "yes").mean()) if len(said) else None
@@ -169,11 +176,11 @@ def _false_yes(asked: Asked, labels: np.ndarray, rows: Bool[np.ndarray, " n"]) -
 def _accuracy(
     asked: Sequence[Asked], labels: np.ndarray, rows: Bool[np.ndarray, " n"]
 ) -> float | None:
-    """Share of right answers about the images of `rows`; None where nothing was asked."""
+    """Share of right answers about the images of `rows`; None without any."""
     hits = []
     for a in asked:
         keep = rows[a.images]
         right = [normal(a.question.answers[label]) for label in labels[a.images[keep]]]
         hits.append(a.said[keep] == np.array(right, dtype=object))
-    joined = np.concatenate(hits) if hits else np.array([])
-    return float(joined.mean()) if len(joined) else None
+    all_hits = np.concatenate(hits) if hits else np.array([])
+    return float(all_hits.mean()) if len(all_hits) else None

@@ -1,6 +1,6 @@
-"""CLIP's two transformers, text and image; `clip.py` makes the model of them.
+"""CLIP's text and image transformers; `clip/model.py` combines them.
 
-Facts of the architecture: `CLIPModel` in transformers 5.23; OpenCLIP's is the same one.
+The architecture is that of `CLIPModel` in transformers 5.23; OpenCLIP's is the same.
 """
 
 from dataclasses import dataclass
@@ -17,7 +17,7 @@ from jax_unlearn.models.layers import ACTIVATIONS, layer_norm, stack
 
 @dataclass(frozen=True)
 class ClipEncoderConfig:
-    """What the two transformers have in common. d is `hidden_size`."""
+    """Settings common to both transformers. d is `hidden_size`."""
 
     hidden_size: int
     intermediate_size: int
@@ -29,7 +29,10 @@ class ClipEncoderConfig:
 
 @dataclass(frozen=True, kw_only=True)
 class ClipTextConfig(ClipEncoderConfig):
-    """eos_token_id: 2 means that the text ends at its highest id (see `eot_positions`)."""
+    """Settings of the text transformer.
+
+    eos_token_id: 2 means that a text ends at its highest id (see `eot_positions`).
+    """
 
     vocab_size: int
     max_position_embeddings: int
@@ -38,7 +41,10 @@ class ClipTextConfig(ClipEncoderConfig):
 
 @dataclass(frozen=True, kw_only=True)
 class ClipVisionConfig(ClipEncoderConfig):
-    """Square images, cut into square patches; what is left over at the edge is not seen."""
+    """Settings of the image transformer: square images of square patches.
+
+    Pixels of an incomplete patch at the right and bottom edge are dropped.
+    """
 
     image_size: int
     patch_size: int
@@ -46,7 +52,7 @@ class ClipVisionConfig(ClipEncoderConfig):
 
     @property
     def side(self) -> int:
-        """Patches in a row."""
+        """Number of patches along one side of an image."""
         return self.image_size // self.patch_size
 
     @property
@@ -55,13 +61,13 @@ class ClipVisionConfig(ClipEncoderConfig):
 
 
 def text_mask(attention_mask: Bool[Array, "n l"]) -> Bool[Array, "n 1 l l"]:
-    """[query, key]: a token sees itself and what is before it, padding left out."""
+    """Causal mask [query, key]: a token attends to itself and earlier tokens, except padding."""
     length = attention_mask.shape[1]
     return jnp.tril(jnp.ones((length, length), bool)) & attention_mask[:, None, None, :]
 
 
 class ClipAttention(nnx.Module):
-    """`qkv_proj` holds q_proj, k_proj and v_proj side by side, in this order."""
+    """Multi-head attention; `qkv_proj` is q_proj, k_proj and v_proj concatenated, in this order."""
 
     def __init__(self, config: ClipEncoderConfig, dtype: str, *, rngs: nnx.Rngs):
         linear = partial(nnx.Linear, dtype=dtype, param_dtype=dtype, rngs=rngs)
@@ -103,14 +109,14 @@ class ClipBlock(nnx.Module):
 
 
 def blocks(config: ClipEncoderConfig, dtype: str, rngs: nnx.Rngs) -> ClipBlock:
-    """All blocks of one side, stacked."""
+    """All blocks of one transformer, stacked on a leading layer axis."""
     return stack(lambda r: ClipBlock(config, dtype, rngs=r), config.num_hidden_layers, rngs)
 
 
 def encode(
     layers: ClipBlock, x: Float[Array, "n l d"], mask: Bool[Array, "n 1 l l"] | None
 ) -> Float[Array, "n l d"]:
-    """Through stacked blocks, by a scan: compile time does not grow with depth."""
+    """Apply stacked blocks with a scan, so that compile time does not grow with depth."""
     graphdef, stacked = nnx.split(layers)
 
     def layer(x: Array, weights: nnx.State) -> tuple[Array, None]:
@@ -131,7 +137,7 @@ class ClipText(nnx.Module):
     def __call__(
         self, input_ids: Int[Array, "n l"], attention_mask: Bool[Array, "n l"]
     ) -> Float[Array, "n l d"]:
-        """The last hidden state; what it says of a token that sees none means nothing."""
+        """The last hidden state; meaningless for a token that attends to no token."""
         positions = self.position_embedding.embedding[...][: input_ids.shape[1]]
         x = self.token_embedding(input_ids) + positions
         return self.final_layer_norm(encode(self.layers, x, text_mask(attention_mask)))
@@ -145,7 +151,7 @@ class ClipVision(nnx.Module):
         self.class_embedding = nnx.Param(jnp.zeros(width, dtype))
         self.patch_embedding = linear(config.patch_dim, width)
         self.position_embedding = embed(config.side**2 + 1, width)
-        # The name is spelt so in every checkpoint.
+        # Every checkpoint has this misspelt name.
         self.pre_layrnorm = layer_norm(width, config.layer_norm_eps, dtype, rngs)
         self.layers = blocks(config, dtype, rngs)
         self.post_layernorm = layer_norm(width, config.layer_norm_eps, dtype, rngs)
@@ -153,7 +159,7 @@ class ClipVision(nnx.Module):
     def __call__(
         self, pixel_values: Float[Array, "n c h w"]
     ) -> tuple[Float[Array, "n l d"], Float[Array, "n d"]]:
-        """The last hidden state, and the class token's after `post_layernorm`."""
+        """The last hidden state, and the class token's state after `post_layernorm`."""
         x = self.patch_embedding(self.patches(pixel_values))
         first = jnp.broadcast_to(self.class_embedding[...], (len(x), 1, x.shape[-1]))
         x = jnp.concatenate([first, x], axis=1) + self.position_embedding.embedding[...]
@@ -161,9 +167,9 @@ class ClipVision(nnx.Module):
         return x, self.post_layernorm(x[:, 0])
 
     def patches(self, pixel_values: Float[Array, "n c h w"]) -> Float[Array, "n side_2 patch"]:
-        """Row by row, each flat: the checkpoint's Conv2d has a kernel equal to its stride."""
+        """Flat patches, row by row; the checkpoint's Conv2d has a kernel equal to its stride."""
         side, size = self.config.side, self.config.patch_size
         n, channels = pixel_values.shape[:2]
-        seen = pixel_values[:, :, : side * size, : side * size]
-        tiles = seen.reshape(n, channels, side, size, side, size).transpose(0, 2, 4, 1, 3, 5)
+        whole = pixel_values[:, :, : side * size, : side * size]
+        tiles = whole.reshape(n, channels, side, size, side, size).transpose(0, 2, 4, 1, 3, 5)
         return tiles.reshape(n, side**2, -1)

@@ -1,6 +1,6 @@
-"""CLIP: a text and an image side, each with a projection into one space of embeddings.
+"""CLIP: a text and an image encoder, each with a projection into a shared embedding space.
 
-Facts of the architecture: `CLIPModel` in transformers 5.23; OpenCLIP's is the same one.
+The architecture is that of `CLIPModel` in transformers 5.23; OpenCLIP's is the same.
 """
 
 from collections.abc import Iterable
@@ -21,13 +21,13 @@ from jax_unlearn.models.tower_jit import tower_jit
 
 # The Linears that an adapter may change.
 LINEARS = ("text_projection", "visual_projection")
-# What configs said before transformers knew CLIP's end-of-text token (its PR #24773).
+# eos_token_id in configs from before transformers handled CLIP's end-of-text token (PR #24773).
 OLD_EOS = 2
 
 
 @dataclass(frozen=True)
 class ClipConfig:
-    """The model's shape. E, the width of an embedding, is `projection_dim`."""
+    """The model's shape. E, the embedding width, is `projection_dim`."""
 
     text: ClipTextConfig
     vision: ClipVisionConfig
@@ -38,11 +38,11 @@ class ClipConfig:
 @jax.tree_util.register_dataclass
 @dataclass(frozen=True)
 class ClipFeatures:
-    """What one side makes of n inputs.
+    """Features of n texts or n images.
 
-    last_hidden_state: as HF returns it, the text's after `final_layer_norm`, the image's before
+    last_hidden_state: as HF returns it, for texts after `final_layer_norm`, for images before
     `post_layernorm`. embeds: the projection's output, not normalised. taps: the projection's input,
-    by its name (`text_projection` or `visual_projection`).
+    by the projection's name (`text_projection` or `visual_projection`).
     """
 
     last_hidden_state: Float[Array, "n length d"]
@@ -51,16 +51,16 @@ class ClipFeatures:
 
 
 def eot_positions(input_ids: Int[Array, "n l"], eos_token_id: int) -> Int[Array, " n"]:
-    """Where each text ends: transformers' rule for old configs, and for those of today.
+    """Index of each text's end-of-text token, by transformers' rules for old and new configs.
 
-    The first token of a text without that id, as there.
+    0 for a text without that token, as in transformers.
     """
     marks = input_ids if eos_token_id == OLD_EOS else input_ids == eos_token_id
     return marks.argmax(axis=-1)
 
 
 class Clip(nnx.Module):
-    """`encode_text` and `encode_image` take HF's tokenizer's and image processor's arrays."""
+    """CLIP; its encoders take the arrays of HF's tokenizer and image processor."""
 
     def __init__(self, config: ClipConfig, *, rngs: nnx.Rngs):
         self.config = config
@@ -70,7 +70,7 @@ class Clip(nnx.Module):
         self.vision_model = ClipVision(config.vision, dtype, rngs=rngs)
         self.text_projection = linear(config.text.hidden_size, width)
         self.visual_projection = linear(config.vision.hidden_size, width)
-        # Always float32: it is an exponent.
+        # Always float32, since it is an exponent.
         self.logit_scale = nnx.Param(jnp.zeros((), jnp.float32))
 
     def encode_text(
@@ -84,12 +84,12 @@ class Clip(nnx.Module):
         """Features of n texts. Each shape compiles once: pad texts to one length.
 
         Args:
-            input_ids: tokens, concrete.
-            attention_mask: 0 where a token is padding; None where there is none.
-            adapter: low-rank changes of the projections; the other side's has no effect here.
+            input_ids: tokens; a concrete array, not a tracer.
+            attention_mask: 0 where a token is padding; None without padding.
+            adapter: low-rank changes of the projections; only `text_projection` is used.
 
         Raises:
-            ValueError: a text is too long, an id is not of the vocabulary, or the adapter names
+            ValueError: a text is too long, an id is not in the vocabulary, or the adapter names
                 another Linear.
         """
         check_linears(adapter.pairs if adapter else ())
@@ -107,7 +107,7 @@ class Clip(nnx.Module):
         """Features of n images, [n, channels, image_size, image_size].
 
         Raises:
-            ValueError: the images are of another size, or the adapter names another Linear.
+            ValueError: the images have another size, or the adapter names another Linear.
         """
         check_linears(adapter.pairs if adapter else ())
         config = self.config.vision
@@ -122,7 +122,7 @@ class Clip(nnx.Module):
         text_embeds: Float[Array | np.ndarray, "texts e"],
         image_embeds: Float[Array | np.ndarray, "images e"],
     ) -> Float[Array, "texts images"]:
-        """HF's `logits_per_text`: the cosines times exp(logit_scale), in float32."""
+        """HF's `logits_per_text`: cosine similarities times exp(logit_scale), in float32."""
         with matmul_precision("float32"):
             cosines = normalised(text_embeds) @ normalised(image_embeds).T
         return cosines * jnp.exp(self.logit_scale[...])
@@ -131,7 +131,7 @@ class Clip(nnx.Module):
         """(weight, bias) of a projection as float32 [E, d] and [E]; the bias is zero.
 
         Raises:
-            ValueError: there is no projection of that name.
+            ValueError: CLIP has no projection of that name.
         """
         check_linears([name])
         weight = np.asarray(getattr(self, name).kernel[...], np.float32).T
@@ -143,7 +143,7 @@ class Clip(nnx.Module):
         attention_mask: Bool[Array, "n l"],
         adapter: LoraAdapter | None,
     ) -> ClipFeatures:
-        """The text side, to be called under jit (see `text_forward`)."""
+        """The text encoder, to be called under jit (see `text_forward`)."""
         with matmul_precision(self.config.dtype):
             x = self.text_model(input_ids, attention_mask)
             ends = eot_positions(input_ids, self.config.text.eos_token_id)
@@ -152,7 +152,7 @@ class Clip(nnx.Module):
     def image_features(
         self, pixel_values: Float[Array, "n c h w"], adapter: LoraAdapter | None
     ) -> ClipFeatures:
-        """The image side, to be called under jit (see `image_forward`)."""
+        """The image encoder, to be called under jit (see `image_forward`)."""
         with matmul_precision(self.config.dtype):
             x, pooled = self.vision_model(pixel_values)
             return self.project("visual_projection", x, pooled, adapter)
@@ -177,7 +177,7 @@ def text_forward(
     attention_mask: Bool[Array, "n l"],
     adapter: LoraAdapter | None,
 ) -> ClipFeatures:
-    """The jitted text side, with the module split outside: arrays go in, arrays come out."""
+    """The jitted text encoder; the module is split by the caller."""
     return nnx.merge(graphdef, state).text_features(input_ids, attention_mask, adapter)
 
 
@@ -188,24 +188,24 @@ def image_forward(
     pixel_values: Float[Array, "n c h w"],
     adapter: LoraAdapter | None,
 ) -> ClipFeatures:
-    """The same for the image side."""
+    """The jitted image encoder; the module is split by the caller."""
     return nnx.merge(graphdef, state).image_features(pixel_values, adapter)
 
 
 def normalised(embeds: Float[Array | np.ndarray, "n e"]) -> Float[Array, "n e"]:
-    """Rows of length 1, in float32."""
+    """Rows scaled to unit norm, in float32."""
     rows = jnp.asarray(embeds, jnp.float32)
     return rows / jnp.linalg.norm(rows, axis=-1, keepdims=True)
 
 
 def check_linears(names: Iterable[str]) -> None:
-    """An unknown name would otherwise be a change that is silently left out."""
+    """Raise ValueError for an unknown name, whose change would otherwise be ignored silently."""
     if unknown := sorted(set(names) - set(LINEARS)):
         raise ValueError(f"CLIP has no Linear {', '.join(unknown)}; it has {[*LINEARS]}")
 
 
 def check_ids(input_ids: Int[np.ndarray, "n l"], config: ClipTextConfig) -> None:
-    """On an accelerator an index out of range is no error."""
+    """Raise ValueError for ids out of range, which an accelerator would not report."""
     n, length = input_ids.shape
     if length > config.max_position_embeddings:
         raise ValueError(f"texts of {length} tokens; at most {config.max_position_embeddings}")

@@ -19,7 +19,7 @@ EPSILON = 1e-6
 def rope_angles(
     coordinates: Int[Array, "*n 2"], head_dim: int, theta: float
 ) -> Float[Array, "*n head_dim"]:
-    """Axial 2-D rotary angles in float32: [h, w] frequencies of head_dim/4 each, then doubled."""
+    """Axial 2-D rotary angles in float32: head_dim/4 for h, head_dim/4 for w, then repeated."""
     quarter = head_dim // 4
     inverse = 1.0 / theta ** (jnp.arange(quarter, dtype=jnp.float32) / quarter)
     angles = coordinates[..., None].astype(jnp.float32) * inverse
@@ -28,11 +28,11 @@ def rope_angles(
 
 
 def rotate(x: Float[Array, "r l h d"], angles: Float[Array, "r l d"]) -> Float[Array, "r l h d"]:
-    """Apply rotary angles in float32: in bfloat16 neighbouring positions would coincide."""
+    """Apply rotary angles in float32; in bfloat16 neighbouring positions would coincide."""
     first, second = jnp.split(x.astype(jnp.float32), 2, axis=-1)
     cos, sin = jnp.cos(angles)[:, :, None], jnp.sin(angles)[:, :, None]
-    turned = jnp.concatenate([-second, first], axis=-1)
-    return (x.astype(jnp.float32) * cos + turned * sin).astype(x.dtype)
+    rotated = jnp.concatenate([-second, first], axis=-1)
+    return (x.astype(jnp.float32) * cos + rotated * sin).astype(x.dtype)
 
 
 class VisionMLP(nnx.Module):
@@ -88,7 +88,7 @@ class PatchMerger(nnx.Module):
     """norm → 2×2 patch merge → linear_fc1 → GELU (erf) → linear_fc2.
 
     The main Merger normalises each patch before the merge, a DeepStack merger the merged vector.
-    With `config.single_linear` it is 2×2 patch merge → linear_fc2 and nothing else.
+    With `config.single_linear` it is 2×2 patch merge → linear_fc2 only.
     """
 
     def __init__(self, config: VisionConfig, *, norm_merged: bool, rngs: nnx.Rngs):
@@ -104,7 +104,7 @@ class PatchMerger(nnx.Module):
     def __call__(
         self, x: Float[Array, "r l d"], pairs: dict[str, LoraPair], scale: float
     ) -> tuple[Float[Array, "r m e"], dict[str, Float[Array, "r m d_in"]]]:
-        """The embeddings, and the taps: the Linears' inputs. `pairs` may be empty."""
+        """The embeddings, and the taps (the Linears' inputs). `pairs` may be empty."""
         merged = (x.shape[0], -1, self.linear_fc2.in_features)
         taps = {}
         if self.single_linear:

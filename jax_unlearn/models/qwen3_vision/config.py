@@ -14,8 +14,8 @@ LINEARS = ("linear_fc1", "linear_fc2")
 class VisionConfig:
     """The tower's shape. D is `hidden_size`, E is `out_hidden_size`.
 
-    single_linear: each Merger is one Linear on the merged patches, called `linear_fc2`.
-    attention: the kernel, by default the backend's best.
+    single_linear: each Merger is a single Linear on the merged patches, called `linear_fc2`.
+    attention: the attention kernel; None takes the fastest of the backend.
     """
 
     depth: int
@@ -41,7 +41,7 @@ class VisionConfig:
 
     @property
     def one_row(self) -> bool:
-        """Whether frames of all sizes share one row (see `attention.skips`)."""
+        """Whether frames of all sizes are packed into one row (see `attention.skips`)."""
         return skips(self.kernel)
 
     @property
@@ -50,7 +50,7 @@ class VisionConfig:
 
     @property
     def merged_size(self) -> int:
-        """Width of a merged vector, D_in of every Linear of a Merger."""
+        """Width of a merged vector: D_in of every Linear of a Merger."""
         return self.hidden_size * self.spatial_merge_size**2
 
     @property
@@ -59,7 +59,7 @@ class VisionConfig:
 
     @property
     def mergers(self) -> tuple[str, ...]:
-        """Names of the paths to the language model: the Merger, then the DeepStack mergers."""
+        """Names of the projectors: the main Merger, then the DeepStack mergers."""
         deepstack = (f"deepstack_merger_list.{i}" for i in range(len(self.deepstack_indexes)))
         return ("merger", *deepstack)
 
@@ -71,13 +71,13 @@ class VisionConfig:
 
     @property
     def deepstack_by_layer(self) -> tuple[str, ...]:
-        """The DeepStack mergers in the order of the layers that they read."""
+        """The DeepStack mergers, sorted by the layer they read."""
         by_layer = sorted(zip(self.deepstack_indexes, self.mergers[1:], strict=True))
         return tuple(name for _, name in by_layer)
 
 
 def check_linears(names: Iterable[str], config: VisionConfig) -> None:
-    """An unknown name would otherwise be a change that is silently left out."""
+    """Raise ValueError for an unknown name, whose change would otherwise be ignored silently."""
     if unknown := sorted(set(names) - set(config.linears)):
         known = sorted(config.linears)
         raise ValueError(f"the tower has no Linear {', '.join(unknown)}; it has {known}")

@@ -1,7 +1,7 @@
-"""Images of any size into arrays of a few fixed shapes (host side, numpy).
+"""Pack images of any size into arrays of a few fixed shapes (on the host, in numpy).
 
-Attention never leaves a frame, so the frame is the unit that is packed: a batch is `rows` rows of
-`length` patches, each row holds one or more whole frames, and every frame is a segment of its own.
+Attention stays within a frame, so frames are what is packed: a batch is `rows` rows of `length`
+patches, each row holds one or more whole frames, and every frame is a segment of its own.
 """
 
 import bisect
@@ -13,19 +13,19 @@ import numpy as np
 from jax import Array
 from jaxtyping import Float, Int, Shaped
 
-# A few static lengths keep the number of compilations small; four steps from one power of two to
-# the next keep the padding of a row below a fifth, a tenth on average. All are multiples of the 128
-# that the Pallas kernels of attention work on.
+# A few static lengths keep the number of compilations small; four steps between powers of two keep
+# the padding of a row below a fifth, and at a tenth on average. All are multiples of 128, the tile
+# of the Pallas attention kernels.
 LADDER = (256, 384, *(quarters * 2**power for power in range(7, 16) for quarters in range(4, 8)))
-# Frames up to this size have short rows, where attention to the whole row wastes nothing.
-SMALL = 128
-SHORT = 64
+# Frames of up to this many patches are packed into short rows, where dense attention is cheap.
+SMALL_FRAME = 128
+MIN_LENGTH = 64
 
 
 @jax.tree_util.register_dataclass
 @dataclass(frozen=True)
 class PackedPatches:
-    """What the tower's jitted forward sees. Segment 0 is padding; frames count from 1."""
+    """Input arrays of the tower's jitted forward. Segment 0 is padding; frames count from 1."""
 
     patches: Float[Array | np.ndarray, "rows length patch"]
     coordinates: Int[Array | np.ndarray, "rows length 2"]
@@ -35,19 +35,18 @@ class PackedPatches:
 
 
 def ladder_length(patches: int, block: int) -> int:
-    """The smallest length of the ladder that holds `patches` patches.
+    """The smallest length of LADDER that holds `patches` patches, in whole merge blocks.
 
-    It is rounded up to whole merge blocks of `block` patches, which only a merge of 3 × 3 needs.
-
-    Beyond the ladder the length is the next multiple of its last step, with a warning: each such
-    length compiles anew.
+    Rounding up to whole blocks of `block` patches only changes it for a merge of 3 × 3. Beyond the
+    ladder the length is the next multiple of its last step, with a warning, since each such length
+    compiles again.
     """
     step = bisect.bisect_left(LADDER, patches)
     if step < len(LADDER):
         return -(-LADDER[step] // block) * block
     warnings.warn(
         f"{patches} patches at once are more than the longest row, {LADDER[-1]}: the program "
-        "compiles for them alone; give fewer images a call, or lower --max-pixels",
+        "compiles for this length alone; give fewer images per call, or lower --max-pixels",
         stacklevel=2,
     )
     whole = -(-patches // LADDER[-1]) * LADDER[-1]
@@ -56,22 +55,22 @@ def ladder_length(patches: int, block: int) -> int:
 
 def short_length(patches: int, block: int) -> int:
     """Length of a row of small frames: a power of two, in whole merge blocks."""
-    return -(-max(SHORT, 1 << (patches - 1).bit_length()) // block) * block
+    return -(-max(MIN_LENGTH, 1 << (patches - 1).bit_length()) // block) * block
 
 
 def frame_sizes(grid_thw: Int[np.ndarray, "n 3"]) -> list[int]:
-    """Patches of every frame, in order: h·w once for each of the t frames of a grid."""
+    """Number of patches of every frame, in order: h·w for each of the t frames of a grid."""
     return [int(h * w) for t, h, w in grid_thw for _ in range(t)]
 
 
 def first_fit(sizes: list[int], length: int) -> tuple[list[tuple[int, int]], int]:
-    """Place frames into rows of `length`; returns (row, offset) of each frame, and the rows."""
+    """First-fit packing into rows of `length`: (row, offset) of each frame, and the row count."""
     used: list[int] = []
     return place(sizes, length, used), len(used)
 
 
 def place(sizes: list[int], length: int, used: list[int]) -> list[tuple[int, int]]:
-    """`first_fit` into rows that are `used` up to some place already; brings `used` up to date."""
+    """First-fit packing into rows of which `used` patches are taken; updates `used` in place."""
     places = []
     for size in sizes:
         row = next((i for i, u in enumerate(used) if u + size <= length), len(used))
@@ -83,23 +82,22 @@ def place(sizes: list[int], length: int, used: list[int]) -> list[tuple[int, int
 
 
 def batch_shape(sizes: list[int], block: int, one_row: bool) -> tuple[int, int]:
-    """(rows, length) that hold all frames of these sizes: one row, or rows for the largest frame.
-
-    Small frames have rows of their own also where others would share one.
+    """(rows, length) of a batch that holds all frames: one row, or rows for the largest frame.
 
     Args:
-        sizes: patches of each frame.
-        block: patches of a merge block.
-        one_row: all frames in one row; otherwise rows are a power of two.
+        sizes: number of patches of each frame.
+        block: number of patches of a merge block.
+        one_row: put all frames into one row, unless all are small (SMALL_FRAME); otherwise the
+            number of rows is a power of two.
     """
-    if one_row and max(sizes) > SMALL:
+    if one_row and max(sizes) > SMALL_FRAME:
         return 1, ladder_length(sum(sizes), block)
     length = short_length(max(sizes), block) if one_row else ladder_length(max(sizes), block)
     return 1 << (first_fit(sizes, length)[1] - 1).bit_length(), length
 
 
 def frame_coordinates(h: int, w: int, merge: int) -> Int[np.ndarray, "hw 2"]:
-    """(row, column) of a frame's patches, in the order that keeps each merge block together."""
+    """(row, column) of a frame's patches, ordered so that each merge block is contiguous."""
     grid = np.stack(np.meshgrid(np.arange(h), np.arange(w), indexing="ij"), axis=-1)
     blocks = grid.reshape(h // merge, merge, w // merge, merge, 2).transpose(0, 2, 1, 3, 4)
     return blocks.reshape(h * w, 2).astype(np.int32)
@@ -108,7 +106,7 @@ def frame_coordinates(h: int, w: int, merge: int) -> Int[np.ndarray, "hw 2"]:
 def _axis_taps(
     index: Int[np.ndarray, " n"], size: int, side: int
 ) -> tuple[Int[np.ndarray, "n 2"], Float[np.ndarray, "n 2"]]:
-    """The two neighbours in the learned table, and their weights (bilinear, align_corners)."""
+    """The two nearest table entries and their weights (bilinear, align_corners) on one axis."""
     source = index.astype(np.float32) * np.float32(side - 1) / np.float32(max(size - 1, 1))
     low = np.floor(source)
     fraction = source - low
@@ -136,21 +134,21 @@ def pack(
     rows: int,
     length: int,
 ) -> tuple[PackedPatches, Int[np.ndarray, " patches"]]:
-    """Lay out the patches of several images in static shapes.
+    """Pack the patches of several images into arrays of static shapes.
 
     Args:
-        pixel_values: the image processor's rows, images one after another.
-        grid_thw: frames, height and width of each image, in patches.
+        pixel_values: the image processor's rows, image after image.
+        grid_thw: number of frames, and height and width in patches, of each image.
         merge: side of the Merger's block; height and width are multiples of it.
         side: side of the learned position table.
-        rows: rows of the batch.
-        length: patches of a row (see `batch_shape`).
+        rows: number of rows of the batch.
+        length: patches per row (see `batch_shape`).
 
     Returns:
-        The packed arrays, and for each input patch its place in the flat [rows · length] order.
+        The packed arrays, and the index of each input patch in the flat [rows · length] order.
 
     Raises:
-        ValueError: the grid does not belong to the patches, or does not fit rows × length.
+        ValueError: the grid does not match the patches, or does not fit rows × length.
     """
     sizes = frame_sizes(grid_thw)
     if sum(sizes) != len(pixel_values):
@@ -167,16 +165,16 @@ def pack(
     layout = {hw: frame_coordinates(*hw, merge) for hw in set(frames)}
     taps = {hw: position_taps(layout[hw], *hw, side) for hw in layout}
 
-    def spread(values: np.ndarray) -> np.ndarray:
+    def scatter(values: np.ndarray) -> np.ndarray:
         out = np.zeros((rows * length, *values.shape[1:]), values.dtype)
         out[slots] = values
         return out.reshape(rows, length, *values.shape[1:])
 
     packed = PackedPatches(
-        patches=spread(pixel_values),
-        coordinates=spread(np.concatenate([layout[hw] for hw in frames])),
-        table_index=spread(np.concatenate([taps[hw][0] for hw in frames])),
-        table_weight=spread(np.concatenate([taps[hw][1] for hw in frames])),
-        segment=spread(np.repeat(np.arange(1, len(sizes) + 1, dtype=np.int32), sizes)),
+        patches=scatter(pixel_values),
+        coordinates=scatter(np.concatenate([layout[hw] for hw in frames])),
+        table_index=scatter(np.concatenate([taps[hw][0] for hw in frames])),
+        table_weight=scatter(np.concatenate([taps[hw][1] for hw in frames])),
+        segment=scatter(np.repeat(np.arange(1, len(sizes) + 1, dtype=np.int32), sizes)),
     )
     return packed, slots

@@ -1,7 +1,7 @@
-"""The Qwen3-VL vision tower: patches → ViT → Mergers, every feature and tap returned by name.
+"""The Qwen3-VL vision tower: patches → ViT → Mergers, with every feature and tap by name.
 
-Facts of the architecture: Qwen3-VL's `Qwen3VLVisionModel` in transformers 5.23. The Mergers use the
-exact (erf) GELU while the blocks' MLPs use the one that the config names, tanh as a rule.
+The architecture is that of `Qwen3VLVisionModel` in transformers 5.23. The Mergers use the exact
+(erf) GELU; the blocks' MLPs use the one named in the config, usually tanh.
 """
 
 from collections.abc import Callable
@@ -22,17 +22,17 @@ from jax_unlearn.models.qwen3_vision.config import VisionConfig, check_linears
 from jax_unlearn.models.qwen3_vision.packing import PackedPatches, batch_shape, frame_sizes, pack
 from jax_unlearn.models.tower_jit import tower_jit
 
-# Makes one layer's weights whole where a device holds only a part of them.
+# All-gathers the weights of one layer, for devices that hold a shard of them.
 Gather = Callable[[nnx.State], nnx.State]
 
 
 @jax.tree_util.register_dataclass
 @dataclass(frozen=True)
 class VisionFeatures:
-    """Every feature of one pass. Leading axes are [n], or [rows, length] while packed.
+    """All features of one forward pass. Leading axes are [n], or [rows, length] while packed.
 
-    last_hidden_state: output of the last block, [n_patches, D]. outputs: of each of
-    `VisionConfig.mergers`, by its name, [n_merged, E]. taps: input of each adaptable Linear, by its
+    last_hidden_state: output of the last block, [n_patches, D]. outputs: output of each Merger, by
+    its name in `VisionConfig.mergers`, [n_merged, E]. taps: input of each adaptable Linear, by its
     name (`merger.linear_fc2`, …), [n_merged, 4D]. by_layer: the DeepStack mergers in HF's order.
     """
 
@@ -53,7 +53,7 @@ class VisionFeatures:
 
 
 class Qwen3VisionTower(nnx.Module):
-    """The tower. `tower(pixel_values, grid_thw)` takes the image processor's arrays as they are.
+    """The vision tower; `tower(pixel_values, grid_thw)` takes the arrays of HF's image processor.
 
     The blocks' weights are stacked on a leading layer axis and scanned, so that compile time does
     not grow with depth.
@@ -85,12 +85,13 @@ class Qwen3VisionTower(nnx.Module):
         """Features of several images or videos of any size.
 
         Args:
-            pixel_values: [n_patches, C·tp·p·p], as HF's image processor lays them out.
-            grid_thw: [n, 3] frames, height, width in patches; concrete (it decides the shapes).
+            pixel_values: [n_patches, C·tp·p·p], in the layout of HF's image processor.
+            grid_thw: [n, 3] frames, and height and width in patches; a concrete array, since it
+                determines the shapes.
             adapter: low-rank changes of some of the Mergers' Linears.
 
         Raises:
-            ValueError: the grid does not belong to the patches, or the adapter names a Linear
+            ValueError: the grid does not match the patches, or the adapter names a Linear
                 that the tower does not have.
         """
         config = self.config
@@ -109,7 +110,7 @@ class Qwen3VisionTower(nnx.Module):
         return unpack(forward(graphdef, state, packed, adapter), slots, config)
 
     def linear(self, name: str) -> tuple[Float[np.ndarray, "e d_in"], Float[np.ndarray, " e"]]:
-        """(weight, bias) of an adaptable Linear by its name, as float32 [out, in] and [out].
+        """(weight, bias) of an adaptable Linear, as float32 [out, in] and [out].
 
         Raises:
             ValueError: no Merger has a Linear of that name.
@@ -127,9 +128,10 @@ class Qwen3VisionTower(nnx.Module):
         adapter: LoraAdapter | None,
         gather: Gather = lambda layer: layer,
     ) -> VisionFeatures:
-        """The forward on packed arrays, to be called under jit (see `forward`).
+        """The forward pass on packed arrays, to be called under jit (see `forward`).
 
-        gather: called with each layer's weights right before they are used.
+        Args:
+            gather: applied to each layer's weights right before they are used.
         """
         with matmul_precision(self.config.dtype):
             return self._features(packed, adapter, gather)
@@ -155,9 +157,10 @@ class Qwen3VisionTower(nnx.Module):
         return VisionFeatures(x, outputs, taps, self.config.deepstack_by_layer)
 
     def embed(self, packed: PackedPatches) -> Float[Array, "r l d"]:
-        """Patch embedding plus the interpolated positions.
+        """Patch embeddings plus interpolated position embeddings.
 
-        The checkpoint's Conv3d has a kernel equal to its stride: one product with the flat patch.
+        The checkpoint's Conv3d has a kernel equal to its stride, so it is one product with the
+        flat patches.
         """
         table = self.pos_embed.embedding[...]
         positions = (table[packed.table_index] * packed.table_weight[..., None]).sum(axis=2)
@@ -171,7 +174,7 @@ class Qwen3VisionTower(nnx.Module):
         segment: Int[Array, "r l"],
         gather: Gather,
     ) -> tuple[Float[Array, "r l d"], list[Float[Array, "r l d"]]]:
-        """All blocks; also the hidden states that the DeepStack mergers read."""
+        """Apply all blocks; returns the last hidden state and those the DeepStack mergers read."""
         graphdef, layers = nnx.split(self.blocks)
         indexes = self.config.deepstack_indexes
         spare = len(indexes)
@@ -184,7 +187,7 @@ class Qwen3VisionTower(nnx.Module):
             x, levels = carry
             weights, slot = xs
             x = nnx.merge(graphdef, gather(weights))(x, angles, segment)
-            # Every layer writes its output; those that nobody reads share the spare slot.
+            # Every layer writes its output; outputs that no merger reads share the spare slot.
             return (x, jax.lax.dynamic_update_index_in_dim(levels, x, slot, 0)), None
 
         levels = jnp.zeros((spare + 1, *x.shape), x.dtype)
@@ -193,7 +196,7 @@ class Qwen3VisionTower(nnx.Module):
 
 
 def merger_pairs(adapter: LoraAdapter | None, merger: str) -> dict[str, LoraPair]:
-    """The adapter's pairs that belong to one Merger, by the Linear's own name."""
+    """The adapter's pairs for one Merger, by the Linear's name within it."""
     pairs = adapter.pairs if adapter else {}
     return {
         name.removeprefix(f"{merger}."): pair
@@ -209,14 +212,14 @@ def forward(
     packed: PackedPatches,
     adapter: LoraAdapter | None,
 ) -> VisionFeatures:
-    """The jitted forward, with the module split outside: arrays go in, arrays come out."""
+    """The jitted forward pass; the module is split by the caller."""
     return nnx.merge(graphdef, state).features(packed, adapter)
 
 
 def unpack(
     features: VisionFeatures, slots: Int[np.ndarray, " patches"], config: VisionConfig
 ) -> VisionFeatures:
-    """Packed features back in the order of the input patches, padding dropped."""
+    """Restore packed features to the order of the input patches, without padding."""
     block = config.spatial_merge_size**2
     merged_slots = slots[::block] // block
 

@@ -1,7 +1,4 @@
-"""Accelerators to compile for, which need not be here.
-
-Their compilers do not need the hardware, only their packages: the extra `aot`.
-"""
+"""Accelerators to compile for without the hardware; needs the packages of the extra `aot`."""
 
 import os
 from dataclasses import dataclass
@@ -17,14 +14,14 @@ from jax_unlearn.runtime.errors import UserError
 from jax_unlearn.runtime.mesh import AXES
 
 GIB = 2**30
-# Memory of a device in GiB. v5e: what the compiler says; the other TPUs: the pages of Google's TPU
-# versions; H100 SXM: 79.6 by `nvidia-smi`, of which the driver keeps some (an H200's keeps 0.4 %).
+# Memory of a device in GiB. v5e: as the compiler reports it; other TPUs: Google's pages on TPU
+# versions; H100 SXM: 79.6 by `nvidia-smi`, minus what the driver reserves (0.4 % on an H200).
 MEMORY = {"v4": 32.0, "v5e": 15.75, "v5p": 95.0, "v6e": 31.25, "tpu7x": 192.0, "h100": 79.0}
-# Of a GPU's memory JAX takes this share, unless one of these variables says another; the second is
-# the first's old name (https://docs.jax.dev/en/latest/gpu_memory_allocation.html).
+# Share of a GPU's memory that JAX allocates, unless one of these variables is set; the second is
+# the former name of the first (https://docs.jax.dev/en/latest/gpu_memory_allocation.html).
 GPU_SHARE = 0.75
 SHARE_VARIABLES = ("XLA_CLIENT_MEM_FRACTION", "XLA_PYTHON_CLIENT_MEM_FRACTION")
-# Without these libtpu looks for a TPU, and for the machine that it is in.
+# Without these libtpu looks for a TPU and queries the machine's metadata.
 TPU_ENVIRONMENT = {
     "TPU_SKIP_MDS_QUERY": "1",
     "TPU_ACCELERATOR_TYPE": "v5litepod-4",
@@ -37,7 +34,7 @@ TPU_ENVIRONMENT = {
 
 @dataclass(frozen=True)
 class Chips:
-    """Accelerators to compile for. memory: bytes of one that a program may use."""
+    """Accelerators to compile for; memory: bytes of one device that a program may use."""
 
     name: str
     mesh: Mesh
@@ -48,10 +45,13 @@ class Chips:
 def find_chips(text: str, fsdp: int = 1) -> Chips:
     """The accelerators of a name such as v5e:2x2, v5p:2x2x4 or h100:8.
 
-    fsdp: how many of them share the blocks' weights; it divides their number.
+    Args:
+        text: the name, KIND:SHAPE.
+        fsdp: number of devices over which the blocks' weights are sharded; must divide their total.
 
     Raises:
-        UserError: an unknown kind, its compiler is not installed, or `fsdp` does not divide them.
+        UserError: the kind is unknown, its compiler is not installed, or `fsdp` does not divide the
+            number of devices.
     """
     kind, _, shape = text.partition(":")
     if kind not in MEMORY or not shape:
@@ -59,7 +59,7 @@ def find_chips(text: str, fsdp: int = 1) -> Chips:
         raise UserError(f"--plan {text}: must be KIND:SHAPE, as v5e:2x2 or h100:8; kinds: {known}")
     try:
         described = cuda(shape) if kind == "h100" else tpu(text)
-    except Exception as error:  # whatever the plugins raise: none has a class of its own for it
+    except Exception as error:  # The plugins have no common exception class.
         reason = str(error).splitlines()[0]
         cure = "pip install 'jax-unlearn[aot]', and see JAX's names of topologies"
         raise UserError(f"--plan {text}: cannot be compiled for here ({reason}); {cure}") from error
@@ -73,10 +73,10 @@ def find_chips(text: str, fsdp: int = 1) -> Chips:
 
 
 def gpu_share() -> float:
-    """Of a GPU's memory, what JAX will take.
+    """The share of a GPU's memory that JAX will allocate.
 
     Raises:
-        UserError: the variable that says so is no share.
+        UserError: the environment variable is not a number above 0 and up to 1.
     """
     for name in SHARE_VARIABLES:
         if text := os.environ.get(name):
@@ -93,9 +93,9 @@ def gpu_share() -> float:
 def tpu(name: str) -> Any:
     for variable, value in TPU_ENVIRONMENT.items():
         os.environ.setdefault(variable, value)
-    # libtpu takes a host for one of four chips unless it is told.
-    alone = {"chips_per_host_bounds": (1, 1, 1)} if name.endswith(":1x1") else {}
-    return topologies.get_topology_desc(platform="tpu", topology_name=name, **alone)
+    # libtpu assumes hosts of four chips by default.
+    bounds = {"chips_per_host_bounds": (1, 1, 1)} if name.endswith(":1x1") else {}
+    return topologies.get_topology_desc(platform="tpu", topology_name=name, **bounds)
 
 
 def cuda(count: str) -> Any:

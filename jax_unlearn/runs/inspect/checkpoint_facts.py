@@ -1,4 +1,4 @@
-"""What a checkpoint's tower is, where a LoRA can sit, and what a run will need; headers only."""
+"""Facts of a checkpoint: its tower, adaptable Linears and memory; reads headers only."""
 
 import math
 from dataclasses import replace
@@ -17,26 +17,27 @@ from porting.clip import clip_config
 from porting.open_clip import open_clip_weights
 from porting.qwen3_vision import VisionCheckpoint, describe
 
-# An image of one megapixel in patches of 16 × 16, as an example to scale from.
+# Patches (16 × 16) of an image of one megapixel, the example size for memory.
 EXAMPLE_PATCHES = 4096
 
 
 def inspect(
     directory: Path, chips: str | None = None, dtype: str = "bfloat16", fsdp: int = 1
 ) -> dict[str, Any]:
-    """The facts, as a tree of names and numbers.
+    """The facts of a checkpoint, as a tree of names and values.
 
     Args:
-        chips: accelerators to plan a pass of the tower for, as `plan.find_chips` takes them.
-        dtype: the tower's there.
-        fsdp: how many of them share the blocks' weights.
+        directory: the checkpoint.
+        chips: accelerators to plan a pass of the tower for (see `accelerators.find_chips`).
+        dtype: data type of the tower on them.
+        fsdp: number of devices over which the blocks' weights are sharded.
 
     Raises:
-        UserError: not a checkpoint of a known family, or nothing can be planned.
+        UserError: not a checkpoint of a known family, or no pass can be planned.
     """
     if is_clip(directory):
         if chips:
-            raise UserError("--plan: is for Qwen3 towers; a CLIP runs in batches of 64")
+            raise UserError("--plan: is for Qwen3 towers; CLIP runs in batches of 64; leave it out")
         return inspect_clip(directory)
     facts = inspect_tower(directory)
     if chips:
@@ -48,7 +49,7 @@ def inspect(
 
 
 def inspect_clip(directory: Path) -> dict[str, Any]:
-    """CLIP's facts: two sides, each with a projection that can be adapted."""
+    """The facts of a CLIP: its text and image encoders, each with an adaptable projection."""
     config = clip_config(directory)
     with Checkpoint(directory, open_clip_weights(directory)) as checkpoint:
         sizes = {key: math.prod(checkpoint.shape(key)) for key in checkpoint}
@@ -94,17 +95,17 @@ def inspect_tower(directory: Path) -> dict[str, Any]:
 
 
 def mergers(tower: VisionCheckpoint) -> dict[str, str]:
-    """Each Merger's path in the HF model, where its input comes from, and its structure."""
+    """The source block and structure of each Merger, by its path in the HF model."""
     config, family = tower.config, tower.place.family
     layers = (config.depth - 1, *config.deepstack_indexes)
     return {
-        f"{family.live}{family.own_merger(name)}": f"blocks.{layer} → {structure(tower, name)}"
+        f"{family.live}{family.family_merger(name)}": f"blocks.{layer} → {structure(tower, name)}"
         for name, layer in zip(config.mergers, layers, strict=True)
     }
 
 
 def structure(tower: VisionCheckpoint, merger: str) -> str:
-    """A Merger's modules in order, by the names that the family gives them."""
+    """A Merger's modules in order, with the family's names."""
     side = tower.config.spatial_merge_size
     merge = f"{side}×{side} merge"
     if tower.config.single_linear:
@@ -115,19 +116,19 @@ def structure(tower: VisionCheckpoint, merger: str) -> str:
 
 
 def linears(config: VisionConfig) -> dict[str, str]:
-    """Linears that can be adapted, as D_in → out."""
+    """Adaptable Linears, as D_in → D_out."""
     width = config.merged_size
     out = {"linear_fc1": width, "linear_fc2": config.out_hidden_size}
     return {name: f"{width} → {out[name.rpartition('.')[2]]}" for name in config.linears}
 
 
 def memory(config: VisionConfig, parameters: int) -> dict[str, float]:
-    """Of a float32 run: the weights, a batch's widest activations, the cached rows."""
+    """Memory of a float32 run in MiB: weights, a batch's widest activations, cached rows."""
     merged = EXAMPLE_PATCHES // config.spatial_merge_size**2
     rows = len(config.mergers) * merged * config.merged_size
     entries = {
         "tower": parameters,
-        # The widest are a block's MLP; attention keeps blocks of the scores only.
+        # The widest activations are those of a block's MLP; attention keeps blocks of scores only.
         f"activations of a batch of {PATCHES} patches": PATCHES
         * (config.intermediate_size + 4 * config.hidden_size),
         f"cached rows of 1000 images of {EXAMPLE_PATCHES} patches, tokens": 1000 * rows,

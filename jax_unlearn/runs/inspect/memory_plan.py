@@ -1,4 +1,4 @@
-"""What a pass of a tower needs on accelerators: compiled for them, not run."""
+"""Plan the memory of a tower's pass on accelerators, by compiling for them without running."""
 
 from math import prod
 from typing import Any
@@ -18,17 +18,17 @@ from jax_unlearn.runtime.errors import UserError
 from jax_unlearn.runtime.mesh import FSDP, over_data
 from porting.qwen3_vision import abstract_tower
 
-# The program of a batch is compiled for rows of this length: an image of one megapixel.
+# Length of the rows of a batch in the plan, in patches: an image of one megapixel.
 ROW = 4096
-# More would be a batch of gigabytes of pixels.
+# Largest number of rows considered; more would be gigabytes of pixels.
 MOST_ROWS = 256
 
 
 def compile_pass(config: VisionConfig, chips: Chips, rows: int, length: int) -> Any:
-    """The program of `taps.tap_rows`, rows × length patches for each device.
+    """Compile `tower_pass.tap_rows` for rows × length patches per device.
 
     Raises:
-        jax.errors.JaxRuntimeError: it does not fit (TPU only; CUDA's compiler does not look).
+        jax.errors.JaxRuntimeError: it does not fit (TPU only; CUDA's compiler does not check).
     """
     graphdef, state = tower_on(config, chips)
     names = tuple(f"{merger}.linear_fc2" for merger in config.mergers)
@@ -37,13 +37,13 @@ def compile_pass(config: VisionConfig, chips: Chips, rows: int, length: int) -> 
         packed = PackedPatches(*arrays)
         return tap_rows.function(graphdef, state, packed, names, chips.mesh)
 
-    # What the program leaves aside of the tower is on the device all the same.
+    # keep_unused, because weights that the program does not use are on the device as well.
     compiled = jax.jit(program, keep_unused=True)
     return compiled.lower(state, *batch_on(config, chips, rows, length)).compile()
 
 
 def tower_on(config: VisionConfig, chips: Chips) -> tuple[Any, nnx.State]:
-    """The tower as `nnx.split` gives it, in shapes with their places."""
+    """The tower's graphdef and state, as shapes with shardings."""
     graphdef, state = nnx.split(abstract_tower(config))
     placed = jax.tree.map(
         lambda x, spec: shaped(x.shape, x.dtype, NamedSharding(chips.mesh, spec)),
@@ -56,7 +56,7 @@ def tower_on(config: VisionConfig, chips: Chips) -> tuple[Any, nnx.State]:
 def batch_on(
     config: VisionConfig, chips: Chips, rows: int, length: int
 ) -> tuple[jax.ShapeDtypeStruct, ...]:
-    """The fields of `PackedPatches`, a batch for each device."""
+    """The fields of `PackedPatches` as shapes with shardings, one batch per device."""
     lead, data = (rows * chips.mesh.devices.size, length), over_data(chips.mesh)
     return (
         shaped((*lead, config.patch_dim), jnp.float32, data),
@@ -72,26 +72,26 @@ def shaped(shape: tuple[int, ...], dtype: Any, sharding: NamedSharding) -> jax.S
 
 
 def held(tree: Any) -> int:
-    """Bytes on a device of shapes with their places."""
+    """Bytes per device of a tree of shapes with shardings."""
     return sum(
         prod(x.sharding.shard_shape(x.shape)) * x.dtype.itemsize for x in jax.tree.leaves(tree)
     )
 
 
 def weights(config: VisionConfig, chips: Chips) -> int:
-    """Bytes of the tower on a device."""
+    """Bytes per device of the tower."""
     return held(tower_on(config, chips)[1])
 
 
 def statistics(config: VisionConfig, chips: Chips) -> int:
-    """Bytes on a device of the sums of `device_statistics`, at the last Linear of each Merger."""
+    """Bytes per device of the sums of `device_gram`, at the last Linear of each Merger."""
     sums = jax.eval_shape(lambda: zeros(config.merged_size, chips.mesh))
     size = sum(x.size * x.dtype.itemsize for x in jax.tree.leaves(sums))
     return len(config.mergers) * size // chips.mesh.devices.size
 
 
 def plan(config: VisionConfig, chips: Chips) -> dict[str, Any]:
-    """The largest batch that fits, what the memory is made of, and the work of a pass.
+    """The largest batch that fits, its memory by part, and the work of a pass.
 
     Raises:
         UserError: not even one row fits.
@@ -112,9 +112,9 @@ def plan(config: VisionConfig, chips: Chips) -> dict[str, Any]:
 
 
 def most_rows(config: VisionConfig, chips: Chips) -> int:
-    """A power of two that would leave no temporaries room, so that the next one cannot fit; or 0.
+    """An upper bound of the number of rows that fit, a power of two; 0 if none does.
 
-    The program of so many is still quick to compile, as it is for one.
+    It ignores the memory of temporaries. Compiling for more rows does not take longer.
     """
     patches = ROW // config.spatial_merge_size**2
     taps = len(config.mergers) * patches * config.merged_size * jnp.float32.dtype.itemsize
@@ -124,7 +124,7 @@ def most_rows(config: VisionConfig, chips: Chips) -> int:
 
 
 def fitting(config: VisionConfig, chips: Chips, rows: int) -> dict[str, int]:
-    """Bytes of a device by part while so many rows are computed; nothing if it has not as many."""
+    """Bytes per device by part for a batch of `rows` rows; empty if it does not fit."""
     try:
         program = compile_pass(config, chips, rows, ROW)
     except jax.errors.JaxRuntimeError as error:
@@ -132,14 +132,14 @@ def fitting(config: VisionConfig, chips: Chips, rows: int) -> dict[str, int]:
             raise
         return {}
     memory = memory_of(program, weights(config, chips))
-    # See `Extractor.ahead`: the batch before is still there, or the next one is already.
+    # Two batches are in memory at a time (see `Extractor.pipelined`).
     memory["the other batch in flight"] = memory["batch"] + memory["rows at the taps"]
     memory["statistics of tokens"] = statistics(config, chips)
     return memory if sum(memory.values()) <= chips.memory else {}
 
 
 def memory_of(program: Any, tower: int) -> dict[str, int]:
-    """Bytes on a device by part, of which the tower's are known."""
+    """Bytes per device by part, from the compiled program and the known size of the tower."""
     sizes = program.memory_analysis()
     return {
         "tower": tower,
@@ -150,10 +150,10 @@ def memory_of(program: Any, tower: int) -> dict[str, int]:
 
 
 def flops(config: VisionConfig, patches: int) -> int:
-    """Of one image that is one frame: two for each product of two numbers that are summed.
+    """Floating-point operations for an image of one frame, two per multiply-add.
 
-    Per patch and block 4 D² of attention's Linears, 2 D F of the MLP and 2 n D of attention; the
-    Mergers' first Linear has (4 D)² for 4 patches, for merge blocks of 2 × 2.
+    Multiply-adds per patch and block are 4 D² of attention's Linears, 2 D F of the MLP and 2 n D of
+    attention, for n patches; linear_fc1 of each Merger has (4 D)² per 4 patches (2 × 2 blocks).
     """
     d, f = config.hidden_size, config.intermediate_size
     block = 4 * d**2 + 2 * d * f + 2 * patches * d

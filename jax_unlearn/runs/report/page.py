@@ -1,4 +1,4 @@
-"""report.html: one file with everything that a run measured, its curves and its images."""
+"""report.html: a self-contained page with a run's metrics, loss curves and images."""
 
 import base64
 import io
@@ -31,10 +31,13 @@ def report(
     metrics: dict[str, Any],
     samples: Sequence[Sequence[ImageFile]],
 ) -> str:
-    """The page of a run, whose directory holds history.jsonl already.
+    """Render the page of a run.
 
     Args:
-        samples: rows of readable images to show the first of, to forget and to preserve.
+        directory: the run's directory, with history.jsonl.
+        config: the settings.
+        metrics: the content of metrics.json.
+        samples: rows of readable images, forget and preserve, of which a few are shown.
     """
     vlm = metrics.get("vlm")
     pairs = {
@@ -53,7 +56,7 @@ def report(
             **pairs,
             vlm_rows=VLM_ROWS,
             plot=plot_history(directory / "history.jsonl"),
-            thumbs=[[thumbnail(file) for file in spread(row)] for row in samples],
+            thumbs=[[thumbnail(file) for file in evenly_spaced(row)] for row in samples],
             settings=to_json(config),
             pct=percent,
         )
@@ -81,8 +84,8 @@ def percent(share: float | None) -> str:
     return "–" if share is None else f"{100 * share:.1f} %"
 
 
-def spread(files: Sequence[ImageFile]) -> list[ImageFile]:
-    """A few files, evenly over the list, so that every part of it is seen."""
+def evenly_spaced(files: Sequence[ImageFile]) -> list[ImageFile]:
+    """At most THUMBNAILS files, evenly spaced over the list."""
     return list(files[:: max(1, len(files) // THUMBNAILS)])[:THUMBNAILS]
 
 
@@ -95,7 +98,7 @@ def thumbnail(file: ImageFile) -> str:
 
 
 def plot_history(path: Path) -> str:
-    """The terms by epoch, as a PNG in base64."""
+    """Plot the terms by epoch; returns a PNG in base64."""
     history = [json.loads(line) for line in path.read_text().splitlines()]
     figure = Figure(figsize=(8, 3.2), layout="constrained")
     axes = figure.subplots()

@@ -1,4 +1,4 @@
-"""A sweep's files: the table as CSV and JSON, and the plot."""
+"""Write a sweep's files: the table as CSV and JSON, and the plot."""
 
 import csv
 import io
@@ -13,7 +13,7 @@ from jax_unlearn.runs.sweep import TradeOff
 
 
 def write_tradeoff(directory: Path, found: TradeOff) -> None:
-    """sweep.csv, sweep.json and sweep.png."""
+    """Write sweep.csv, sweep.json and sweep.png."""
     rows = found.rows()
     table = io.StringIO()
     writer = csv.DictWriter(table, list(rows[0]), lineterminator="\n")
@@ -25,14 +25,14 @@ def write_tradeoff(directory: Path, found: TradeOff) -> None:
 
 
 def plot(rows: list[dict[str, Any]]) -> Figure:
-    """One picture of the whole sweep."""
+    """A figure of the whole sweep."""
     figure = Figure(figsize=(6.4, 4.2), layout="constrained")
     draw(figure.subplots(), rows)
     return figure
 
 
 def draw(axes: Axes, rows: list[dict[str, Any]]) -> None:
-    """Forgetting against keeping, every setting a point, those of the front joined."""
+    """Plot drift against forgetting, one point per setting, with a line along the front."""
 
     def places(chosen: list[dict[str, Any]]) -> tuple[list[float], list[float]]:
         xs, ys = ([100 * row[f"held_out_{k}"] for row in chosen] for k in ("forget", "drift"))

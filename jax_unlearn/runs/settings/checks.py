@@ -1,7 +1,7 @@
-"""Refuse settings that would have no effect, or whose values have no meaning.
+"""Refuse settings that would have no effect, or whose values are out of range.
 
-Every setting says beside itself when it has an effect (`used_if`). Here the conditions are compared
-with the facts of a command; nothing is listed a second time.
+Every setting declares when it has an effect (`used_if`). This module compares those conditions with
+the facts of a command.
 """
 
 from collections.abc import Mapping
@@ -24,14 +24,14 @@ OF_SOURCE: dict[str, str] = {
     "clip_images": "images through CLIP",
     "clip_names": "names (--forget-text)",
 }
-# Why a setting is not used, where the fact is a yes or no.
+# Why a setting has no effect, for facts that are true or false.
 REASONS: dict[str, str] = {
     "saved": "no tower is run with --statistics",
-    "sweep": "a sweep tries λ's of its own",
+    "sweep": "a sweep tries its own λ's",
     "distributed": "it needs --distributed",
     "until_forgotten": "it needs --until-forgotten",
-    "adapts_fc1": "no statistics are left where linear_fc1 is adapted",
-    "resumable": "this run takes no longer than a snapshot, and saves none",
+    "adapts_fc1": "no statistics are saved where linear_fc1 is adapted",
+    "resumable": "this run is too short for snapshots, and saves none",
     "reads_images": "this run reads no image",
     "vlm": "it needs --vlm",
     "plan": "it needs --plan",
@@ -41,23 +41,23 @@ REASONS: dict[str, str] = {
 
 
 def source_of(samples: SampleSettings) -> SourceKind:
-    """What is to be forgotten: images of a Qwen3 tower or of CLIP, or CLIP's names."""
+    """The kind of samples to forget: images for a Qwen3 tower or for CLIP, or names for CLIP."""
     if samples.forget_text:
         return "clip_names"
     if samples.statistics:
-        # The checkpoint need not be there any more.
+        # The checkpoint may no longer exist.
         return statistics_kind(samples.statistics)
     return "clip_images" if porting.is_clip(samples.checkpoint) else "qwen_images"
 
 
 def optimizer_of(config: RunConfig) -> Optimizer:
-    """The solver that was chosen, or the closed form wherever there is one."""
+    """The chosen solver; by default the closed form, or Adam if linear_fc1 is adapted."""
     adapts_fc1 = FIRST in config.objective.linears
     return config.solver.optimizer or ("adam" if adapts_fc1 else "closed_form")
 
 
 def facts_of(config: RunConfig) -> dict[str, Any]:
-    """What the conditions of the settings are about."""
+    """The facts of a run that the conditions of settings refer to."""
     samples = config.samples
     source, optimizer = source_of(samples), optimizer_of(config)
     saved = samples.statistics is not None
@@ -82,14 +82,15 @@ def facts_of(config: RunConfig) -> dict[str, Any]:
 
 
 def refuse_unused(settings: Any, facts: Mapping[str, Any], start: Any) -> None:
-    """Refuse every setting that was changed and would not be used.
+    """Refuse settings that were changed but would have no effect.
 
     Args:
-        settings: a dataclass, of groups or of settings.
-        start: an instance of the same class that the user's settings began from.
+        settings: a dataclass of settings, or of groups of settings.
+        facts: the facts of the command.
+        start: an instance of the same class that the user's settings started from.
 
     Raises:
-        UserError: names the option and why it has no effect.
+        UserError: a setting has no effect; names the option and the reason.
     """
     ours, theirs = _values(settings), _values(start)
     for name, one in leaf_fields(settings).items():
@@ -115,13 +116,14 @@ def _reason(fact: str, allowed: tuple[Any, ...], actual: Any) -> str:
 
 
 def check_run(config: RunConfig, start: RunConfig) -> None:
-    """Refuse settings that the run would not use, and values without a meaning.
+    """Refuse settings that would have no effect, and values out of range.
 
     Args:
-        start: the settings that the user's began from: a preset's, or an earlier run's.
+        config: the settings.
+        start: the settings that they started from: those of a preset or an earlier run.
 
     Raises:
-        UserError: names the option.
+        UserError: a setting is refused; names the option.
     """
     if config.samples.forget_text and not porting.is_clip(config.samples.checkpoint):
         raise UserError(f"{config.samples.checkpoint}: --forget-text needs a CLIP checkpoint")
@@ -133,10 +135,10 @@ def check_run(config: RunConfig, start: RunConfig) -> None:
 
 
 def check_select(config: RunConfig, start: RunConfig) -> None:
-    """Choosing by held-out rows needs images; choosing the last needs epochs."""
+    """Check `select`: held_out needs images, and last needs epochs."""
     select = config.solver.select
     if config.samples.forget_text and select == "held_out":
-        raise UserError("--select held_out: a name has nothing to hold out; take best or last")
+        raise UserError("--select held_out: names have nothing to hold out; use best or last")
     closed = optimizer_of(config) == "closed_form"
     if select == "last" and closed and start.solver.select != "last":
         raise UserError(
@@ -146,7 +148,7 @@ def check_select(config: RunConfig, start: RunConfig) -> None:
 
 
 def check_values(config: RunConfig) -> None:
-    """Refuse values that have no meaning."""
+    """Refuse values out of range."""
     execution, solver = config.execution, config.solver
     for name in ("save_seconds", "save_steps", "workers"):
         if (value := getattr(execution, name)) is not None and value < (name == "save_steps"):
@@ -163,20 +165,20 @@ def check_values(config: RunConfig) -> None:
 
 
 def check_sweep(config: RunConfig, start: RunConfig) -> None:
-    """Refuse options that a sweep would replace by the values that it tries.
+    """Refuse options that a sweep would override by the values it tries.
 
     Raises:
-        UserError: names the option.
+        UserError: an option is refused; names it.
     """
     if (tried := sweep_of(config)) is None:
         return
     refuse_held_out(tried.solver)
     if optimizer_of(config) == "leace":
-        raise UserError("--optimizer leace: has nothing to sweep; take closed_form or adam")
+        raise UserError("--optimizer leace: has nothing to sweep; use closed_form or adam")
     if config.solver.until_forgotten is not None:
         raise UserError(
-            "--until-forgotten: a sweep tries λ's of its own; leave it out, or give None where a "
-            "preset or an earlier run has it"
+            "--until-forgotten: a sweep tries its own λ's; leave it out, or pass None if a preset "
+            "or an earlier run sets it"
         )
     ours, theirs = flat(config), flat(start)
     for values, base in TRIES.items():
@@ -190,13 +192,13 @@ def check_sweep(config: RunConfig, start: RunConfig) -> None:
 
 
 def refuse_preset(preset: str, settings: RunConfig) -> None:
-    """A sweep tries λ's and ranks of its own, which are most of what a preset sets.
+    """Refuse a preset for a sweep, which tries its own λ's and ranks, most of what a preset sets.
 
     Raises:
-        UserError: a preset was named.
+        UserError: a preset other than the default is given for a sweep.
     """
     if preset != "default" and sweep_of(settings) is not None:
         raise UserError(
-            "--preset: a sweep tries λ's and ranks of its own; leave it out, and give --target, "
-            "--reduction and the rest by name"
+            "--preset: a sweep tries its own λ's and ranks; leave it out, and give --target, "
+            "--reduction and the other settings by name"
         )

@@ -1,4 +1,4 @@
-"""RunConfig: the settings of the stages, composed; flat on the command line and in config.json."""
+"""RunConfig: the settings of a run in groups; flat on the command line and in config.json."""
 
 import dataclasses
 import json
@@ -18,17 +18,17 @@ Optimizer = Literal["closed_form", "adam", "leace"]
 
 @dataclass(frozen=True)
 class SolverSettings(SolverConfig):
-    """Which solver fits the adapter, how often, and its own settings."""
+    """Which solver fits the adapter, and its settings."""
 
     optimizer: Optimizer | None = None
-    """closed_form computes the adapter, adam trains it; leace instead erases what a linear probe
-    can read, by a change of rank 1 and of the bias, without λ's, target and rank. By default
-    closed_form, and adam where linear_fc1 is adapted."""
+    """closed_form solves for the adapter, adam trains it; leace removes what a linear probe can
+    read, by a change of rank 1 and of the bias, without λ's, target and rank. By default
+    closed_form, or adam if linear_fc1 is adapted."""
     until_forgotten: float | None = used_if(None, optimizer=FITTED, sweep=False)
-    """Fit again with --lambda-forget larger by 0.05 until the forget norm has fallen by this share,
-    at most 100 times."""
+    """Fit repeatedly, raising --lambda-forget by 0.05 each time, until the forget norm has fallen
+    by this share; at most 100 times."""
     count_rise: bool = used_if(False, until_forgotten=True)
-    """With --until-forgotten: a rise of the forget norm by that share ends the search too, as in
+    """With --until-forgotten: a rise of the forget norm by that share also ends the search, as in
     the published code."""
     auto: bool = used_if(False, optimizer=FITTED, command="run")
     """Choose --lambda-forget, --lambda-preserve and --rank by a sweep over its default values."""
@@ -36,40 +36,40 @@ class SolverSettings(SolverConfig):
 
 @dataclass(frozen=True, kw_only=True)
 class ExecutionSettings:
-    """How a run is carried out; none of these changes the adapter."""
+    """How a run is executed; these settings do not change the adapter."""
 
     out: Path
-    """Directory of the run, made here."""
+    """Directory of the run, created by it."""
     overwrite: bool = False
     """Replace --out if it exists."""
     strict: bool = used_if(False, reads_images=True)
     """Stop at the first image that cannot be read, instead of skipping it."""
     save_statistics: bool = used_if(True, adapts_fc1=False)
-    """Leave statistics.safetensors in --out, for --statistics: of each tap, to forget and to keep,
-    half a matrix of D_in × D_in in float64, less if there were few rows, and the mean of each image
-    that evaluation needs (with CLIP a row per prompt and image)."""
+    """Write statistics.safetensors to --out, for --statistics. It contains, for each tap, half of a
+    D_in × D_in matrix in float64 for forget and for preserve rows (less for few rows), and the mean
+    of each image needed for evaluation (with CLIP a row per prompt and image)."""
     mesh: str | None = used_if(None, source="qwen_images", saved=False)
-    """data=N: how many devices run the tower, each on images of its own; by default all here.
-    data=N,fsdp=M: N times M devices, of which M share the weights of the tower's blocks: one holds
-    a part of each layer, and gathers a layer when it is needed."""
+    """data=N: number of devices that run the tower, each on its own images; by default all local
+    devices. data=N,fsdp=M: N × M devices; the weights of the tower's blocks are sharded over M of
+    them, and each layer's are gathered when it runs."""
     workers: int | None = used_if(None, source="qwen_images", saved=False)
     """Processes that decode and pack images; by default none on a CPU, where the tower needs the
-    cores, and elsewhere up to 8, one for each 128 megapixels, as it takes seconds to start."""
+    cores, and otherwise one per 128 megapixels, at most 8, since each takes seconds to start."""
     resume: bool = False
-    """Continue from the snapshots in OUT.resume, if there are some, with the same settings,
+    """Continue from the snapshots in OUT.resume, if there are any, with the same settings,
     checkpoint and images."""
     save_seconds: float = used_if(600.0, resumable=True)
-    """Seconds from one snapshot of an unfinished run to the next; a shorter run leaves none.
-    SIGTERM saves one at once."""
+    """Seconds between snapshots of an unfinished run; a shorter run saves none. SIGTERM saves one
+    at once."""
     save_steps: int | None = used_if(None, resumable=True)
-    """Batches, or chunks of epochs, from one snapshot to the next, if that comes first."""
+    """Batches, or chunks of epochs, between snapshots, if that comes first."""
     distributed: bool = used_if(False, source="qwen_images", saved=False)
-    """This is one of several processes, started alike on each host; the first writes. TPU pods,
-    SLURM and GKE say which is which."""
+    """This is one of several processes, started on each host with the same options; process 0
+    writes the results. On TPU pods, SLURM and GKE the processes are detected."""
     coordinator: str | None = used_if(None, distributed=True)
-    """HOST:PORT of the first process, where no environment says it."""
+    """HOST:PORT of process 0, where the processes are not detected."""
     process_id: int | None = used_if(None, distributed=True)
-    """Number of this process, from 0."""
+    """Index of this process, from 0."""
     processes: int | None = used_if(None, distributed=True)
     """Number of processes."""
     heartbeat_seconds: int = used_if(60, distributed=True)
@@ -78,7 +78,7 @@ class ExecutionSettings:
 
 @dataclass(frozen=True, kw_only=True)
 class RunConfig:
-    """What a run needs, in the groups that its stages read."""
+    """The settings of a run, in the groups that its stages read."""
 
     samples: SampleSettings
     extraction: ExtractionSettings = field(default_factory=ExtractionSettings)
@@ -88,30 +88,32 @@ class RunConfig:
 
     @classmethod
     def of(cls, **settings: Any) -> "RunConfig":
-        """From settings by their names, whatever group they are in.
+        """Create a config from settings by name, from any group.
 
         Raises:
-            TypeError: a name that is not a setting, or one without a default that is not given.
+            TypeError: a name is not a setting, or a setting without a default is missing.
         """
         return build(cls, settings)
 
     def replace(self, **settings: Any) -> "RunConfig":
-        """The same with other values of some settings, by their names.
+        """A copy with other values for some settings, by name.
 
         Raises:
-            TypeError: a name that is not a setting.
+            TypeError: a name is not a setting.
         """
         return build(type(self), settings, self)
 
 
 def build(kind: type[Any], settings: dict[str, Any], defaults: Any = None) -> Any:
-    """An instance of a dataclass of groups from settings by their names.
+    """Create an instance of a dataclass of groups from settings by name.
 
     Args:
-        defaults: an instance of a class that has some of the groups, for what is not given.
+        kind: the dataclass.
+        settings: values by name.
+        defaults: an instance of a class that has some of the groups, for settings not given.
 
     Raises:
-        TypeError: a name that is not a setting, or one without a value.
+        TypeError: a name is not a setting, or a setting has no value.
     """
     left = dict(settings)
     groups: dict[str, Any] = {}
@@ -126,13 +128,13 @@ def build(kind: type[Any], settings: dict[str, Any], defaults: Any = None) -> An
 
 
 def flat(config: Any) -> dict[str, Any]:
-    """Every setting by its name."""
+    """All settings of a config by name."""
     groups = (getattr(config, one.name) for one in dataclasses.fields(config))
     return {name: getattr(group, name) for group in groups for name in leaf_fields(group)}
 
 
 def to_json(config: RunConfig) -> dict[str, Any]:
-    """The settings as JSON has them; paths are absolute, so that the run can be read anywhere."""
+    """The settings as JSON values; paths are absolute, so that they hold in any directory."""
 
     def plain(value: Any) -> Any:
         if isinstance(value, Path):
@@ -143,10 +145,10 @@ def to_json(config: RunConfig) -> dict[str, Any]:
 
 
 def read_config(run: Path) -> RunConfig:
-    """The settings of an existing run, but not how it was carried out: the machine may be another.
+    """The settings of an existing run, except those of execution, which depend on the machine.
 
     Raises:
-        UserError: the directory is not a run's.
+        UserError: `run` is not the directory of a run.
     """
     path = run / "config.json"
     try:
@@ -160,9 +162,9 @@ def read_config(run: Path) -> RunConfig:
 
 
 def as_stored_now(stored: dict[str, Any]) -> dict[str, Any]:
-    """Settings as earlier versions wrote them: with a preset's label, and one Merger by its name.
+    """Convert settings written by earlier versions to the current form.
 
-    The label stood for one setting that was not written.
+    They had the name of a preset, which implied `count_rise`, and a single Merger as a string.
     """
     values = {name: value for name, value in stored.items() if name != "preset"}
     if stored.get("preset") == "faithful":
@@ -173,13 +175,13 @@ def as_stored_now(stored: dict[str, Any]) -> dict[str, Any]:
 
 
 def setting_types(kind: type[Any]) -> dict[str, Any]:
-    """The type of each setting by its name."""
+    """The type of each setting, by name."""
     groups = (one.type for one in dataclasses.fields(kind))
     return {name: hint for group in groups for name, hint in get_type_hints(group).items()}
 
 
 def from_json(value: Any, hint: Any) -> Any:
-    """JSON has neither paths nor tuples."""
+    """Convert a JSON value to the type of a setting: lists to tuples, strings to paths."""
     if isinstance(value, list):
         return tuple(from_json(one, get_args(hint)[0]) for one in value)
     kinds = (hint, *get_args(hint))

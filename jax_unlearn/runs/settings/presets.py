@@ -1,6 +1,6 @@
-"""Published and measured settings by name: a preset is a set of values, resolved once.
+"""Presets: named sets of values, from publications or measurements.
 
-Nothing reads a preset's name afterwards: a run records the values.
+A preset is resolved once; a run records the values, not the name.
 """
 
 from collections.abc import Sequence
@@ -14,7 +14,7 @@ from jax_unlearn.runtime.errors import UserError
 
 Preset = Literal["default", "faithful", "clip-rn50", "clip-vit-b16", "clip-multi"]
 
-# The published scheme, every constant of it, whatever our own defaults become.
+# The published scheme, with all its constants, so that it does not depend on our defaults.
 FAITHFUL: dict[str, Any] = {
     "optimizer": "adam",
     "targets": ("merger",),
@@ -31,11 +31,11 @@ FAITHFUL: dict[str, Any] = {
     "epochs": 2000,
     "select": "best",
 }
-# CLIP has one projection to adapt, and a sample is one row.
+# CLIP has one projection to adapt and one row per sample.
 CLIP_IMAGES: dict[str, Any] = {
     name: value for name, value in FAITHFUL.items() if name not in ("linears", "granularity")
 } | {"targets": ("all",)}
-# CLIP's text side as published (TMLR 2025): a bare name goes to the normalised embedding of "".
+# CLIP's text side as published (TMLR 2025): the target of a name is the normalised embedding of "".
 CLIP_RN50: dict[str, Any] = CLIP_IMAGES | {
     "target": "blank",
     "train_templates": ("{}",),
@@ -44,11 +44,11 @@ CLIP_RN50: dict[str, Any] = CLIP_IMAGES | {
 }
 CLIP_VIT_B16: dict[str, Any] = CLIP_RN50 | {"lambda_forget": 1.1, "lambda_preserve": 0.25}
 CLIP_MULTI: dict[str, Any] = CLIP_VIT_B16 | {"lambda_forget": 1.3, "lambda_preserve": 0.3}
-# The published code's best is its last epoch, and a rise of the forget norm ends its search too.
+# The published code keeps the last epoch, and a rise of the forget norm also ends its search.
 CLIP_FAITHFUL: dict[str, Any] = CLIP_RN50 | {"select": "last", "count_rise": True}
 
 # Measured on the shipped CLIP (benchmarks/forgetting/clip_names.py): `near`, the default for
-# images, takes one step for all names and so forgets one name only.
+# images, shifts all names by one vector, which works for a single name only.
 CLIP_DEFAULT: dict[str, Any] = {"target": "blank", "lambda_preserve": 1.0}
 
 PRESETS: dict[SourceKind, dict[str, dict[str, Any]]] = {
@@ -65,17 +65,18 @@ PRESETS: dict[SourceKind, dict[str, dict[str, Any]]] = {
 
 
 def preset_settings(preset: Preset, source: SourceKind) -> dict[str, Any]:
-    """The settings that a preset stands for.
+    """The settings of a preset.
 
     Args:
-        source: what is forgotten: images of a Qwen3 tower or of CLIP, or CLIP's names.
+        preset: name of the preset.
+        source: kind of samples to forget.
 
     Raises:
-        UserError: a preset of CLIP's text side without names.
+        UserError: the preset is for CLIP's text side, and the samples are not names.
     """
     known = PRESETS[source]
     if preset not in known:
-        raise UserError(f"--preset {preset}: is for names; give them by --forget-text")
+        raise UserError(f"--preset {preset}: is for names; give them with --forget-text")
     return known[preset]
 
 
@@ -87,14 +88,18 @@ def start_settings(
     forget_text: Sequence[str] = (),
     statistics: Path | None = None,
 ) -> RunConfig:
-    """The settings that a run starts from: a preset's, or those of an earlier run.
+    """The initial settings of a run: those of a preset, or of an earlier run.
 
     Args:
-        statistics: directory of an earlier run, whose settings take the place of the defaults.
+        preset: name of the preset.
+        checkpoint: the checkpoint; required without `statistics`.
+        out: directory of the run.
+        forget_text: names to forget, for CLIP.
+        statistics: directory of an earlier run, whose settings replace the defaults.
 
     Raises:
-        UserError: the preset is not for such a run, `checkpoint` is no checkpoint, or `statistics`
-            is no run.
+        UserError: the preset is not for such a run, `checkpoint` is not a checkpoint, or
+            `statistics` is not a run.
     """
     if statistics is not None:
         if preset != "default":
@@ -107,7 +112,7 @@ def start_settings(
 
 
 def start_of(config: RunConfig) -> RunConfig:
-    """Where settings from Python started: the defaults, or an earlier run's."""
+    """The initial settings of a config made in Python: the defaults, or those of an earlier run."""
     samples = config.samples
     return start_settings(
         checkpoint=samples.checkpoint,

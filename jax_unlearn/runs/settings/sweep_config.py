@@ -1,4 +1,4 @@
-"""SweepConfig: a run's settings, and the values that a sweep tries."""
+"""SweepConfig: the settings of a run, and the values that a sweep tries."""
 
 from dataclasses import dataclass, field
 from typing import Any, Literal
@@ -16,7 +16,7 @@ Prefer = Literal["drift", "preserve"]
 
 @dataclass(frozen=True, kw_only=True)
 class SweepSettings:
-    """The values that a sweep tries, and how it chooses; an empty list means the run's own value.
+    """The values that a sweep tries, and how it chooses; an empty list means the run's value.
 
     Settings that would give the same adapter are tried once.
     """
@@ -32,22 +32,22 @@ class SweepSettings:
     learning_rates: tuple[float, ...] = used_if((), optimizer="adam")
     """Values of --learning-rate."""
     ranks: tuple[int, ...] = (1, 5)
-    """Values of --rank. With the closed form, near and shift have a change of rank 1 and are tried
-    with the smallest of them only."""
+    """Values of --rank. With the closed form, near and shift give a change of rank 1 and are tried
+    with the smallest rank only."""
     seeds: tuple[int, ...] = ()
-    """Values of --seed, of the targets that are drawn and of the adapter's init."""
+    """Values of --seed, for drawn targets and for the adapter's init."""
     sample: int | None = None
     """Try only this many settings, drawn at random."""
     forget_at_most: float | None = None
-    """Share of the held-out samples to forget that may still be named for a setting to be chosen;
-    by default a tenth of what was named before. A chosen setting also keeps nine tenths of what
-    else those samples show, where their class names say something else."""
+    """Largest share of the held-out forget samples that may still be named after the chosen
+    setting; by default a tenth of the share named before. A chosen setting also keeps nine tenths
+    of the selectivity, if the class names have other words ("red" of "red triangle")."""
     prefer: Prefer = "drift"
-    """How the setting is chosen among those: by the least drift of what is kept, or by the accuracy
-    on it."""
+    """How to choose among those settings: by the least drift of preserve samples (drift), or by the
+    highest accuracy on them (preserve)."""
 
 
-# The setting that each list has values of.
+# The setting for which each list has values.
 TRIES: dict[str, str] = {
     "target_kinds": "target",
     "lambda_forgets": "lambda_forget",
@@ -61,34 +61,34 @@ TRIES: dict[str, str] = {
 
 @dataclass(frozen=True, kw_only=True)
 class SweepConfig(RunConfig):
-    """A run's settings and those of the sweep."""
+    """The settings of a run, and those of a sweep."""
 
     sweep: SweepSettings = field(default_factory=SweepSettings)
 
     def run_config(self) -> RunConfig:
-        """Without the sweep."""
+        """The settings of a run, without those of the sweep."""
         settings = {k: v for k, v in flat(self).items() if k not in flat_names(self.sweep)}
         return RunConfig.of(**settings)
 
     def grid(self) -> Grid:
-        """The values tried."""
+        """The values that the sweep tries, by setting."""
         own, tried = flat(self), self.sweep
         values = {base: getattr(tried, name) or (own[base],) for name, base in TRIES.items()}
         return Grid(**values)
 
     def settings(self, source: SourceKind, optimizer: Optimizer) -> list[Setting]:
-        """What the sweep tries: no two that give the same adapter.
+        """The settings that the sweep tries, without any two that give the same adapter.
 
         Raises:
-            UserError: values without a meaning, or none.
+            UserError: a list is empty, or seeds are given for targets that do not depend on them.
         """
         closed = optimizer == "closed_form"
-        # Adam's start, and those over the terms' sizes, are drawn whatever the target is.
+        # For every target, Adam's init and additional starts depend on the seed.
         by_seed = drawn_targets(source) if closed and self.solver.starts == 1 else TARGETS
         grid = self.grid()
         if len(grid.seed) > 1 and not set(grid.target) & set(by_seed):
             raise UserError(
-                "--seeds: nothing is drawn for these targets by the closed form; give one value"
+                "--seeds: these targets do not depend on the seed in closed form; give one value"
             )
         return grid.settings(self.sweep.sample, by_seed, one_rank=closed)
 
@@ -98,7 +98,7 @@ def flat_names(group: Any) -> list[str]:
 
 
 def sweep_of(config: RunConfig) -> SweepConfig | None:
-    """The sweep that a command is or begins with; None without."""
+    """The sweep of a `sweep` command or of `run --auto`; None for any other run."""
     if isinstance(config, SweepConfig):
         return config
     found: SweepConfig = build(SweepConfig, {"auto": False}, config)

@@ -1,4 +1,4 @@
-"""Images through CLIP's image encoder, and their classes' names through the other."""
+"""Source: images through CLIP's image encoder, and their class names through its text encoder."""
 
 from collections.abc import Sequence
 
@@ -28,7 +28,7 @@ class ClipImages:
     """A CLIP checkpoint and a run's images.
 
     Raises:
-        UserError: whatever is wrong with the checkpoint or the images.
+        UserError: the checkpoint, the images or the settings are refused.
     """
 
     mesh = None
@@ -46,7 +46,7 @@ class ClipImages:
         return fingerprint(self.config, self.dataset, self.encoder.contents(), 1)
 
     def extract(self, stage_of: StageOf = unsaved) -> Extracted:
-        """An image is one row whatever the granularity."""
+        """Encode the images; each is one row."""
         data, encoder = self.dataset, self.encoder
         names = self._names()
         train = self._sides(data.forget, data.preserve, "Training")
@@ -64,7 +64,7 @@ class ClipImages:
         )
 
     def _names(self) -> SampleFeatures | None:
-        """The classes as prompts; None where folders without sub-folders give no names."""
+        """Features of prompts of the classes; None if folders without sub-folders give no names."""
         labels = self.dataset.labels()
         if {"forget", "preserve"} & set(labels):
             return None

@@ -1,4 +1,4 @@
-"""Names through CLIP's text encoder, and the images that prove the result."""
+"""Source: names through CLIP's text encoder, and images to evaluate the result on."""
 
 import warnings
 from collections.abc import Sequence
@@ -32,7 +32,7 @@ class ClipNames:
     """A CLIP checkpoint and a run's names.
 
     Raises:
-        UserError: whatever is wrong with the checkpoint, the names or the folders of images.
+        UserError: the checkpoint, the names or the folders of images are refused.
     """
 
     mesh = None
@@ -44,7 +44,7 @@ class ClipNames:
         self.encoder = ClipEncoder(clip, samples.checkpoint, console)
         self.linears = (self.encoder.projection(TEXT),)
         self.reader = ImageReader(config.execution.strict)
-        # The names themselves, so that the run does not depend on the file that they came from.
+        # Names instead of a file of names, so that the run does not depend on the file.
         names = [
             tuple(dict.fromkeys(prompt.label for prompt in group))
             for group in (self.dataset.forget, self.dataset.preserve)
@@ -60,7 +60,7 @@ class ClipNames:
         return fingerprint(self.config, self.dataset, self.encoder.contents(), 1)
 
     def extract(self, stage_of: StageOf = unsaved) -> Extracted:
-        """A prompt is one row whatever the granularity."""
+        """Encode the prompts, each of which is one row, and the images for evaluation."""
         encoder, data, samples = self.encoder, self.dataset, self.config.samples
         others = {
             f"others.{i}": encoder.texts(
@@ -90,10 +90,10 @@ def class_names(files: Sequence[ImageFile]) -> list[str]:
 
 
 def check_images(folder: Path, files: Sequence[ImageFile], names: Sequence[str]) -> None:
-    """Warn of names and sub-folders without each other.
+    """Warn about names without a sub-folder, and sub-folders that are not among the names.
 
     Raises:
-        UserError: no sub-folder is called like a name.
+        UserError: no sub-folder is named like one of the names.
     """
     found = set(class_names(files))
     if not found & set(names):
@@ -102,5 +102,6 @@ def check_images(folder: Path, files: Sequence[ImageFile], names: Sequence[str])
         warnings.warn(f"{folder} has no images of {', '.join(missing)}", stacklevel=2)
     if spare := sorted(found - set(names)):
         warnings.warn(
-            f"{folder}: left out, for they are no names: {', '.join(spare)}", stacklevel=2
+            f"{folder}: left out sub-folders that are not among the names: {', '.join(spare)}",
+            stacklevel=2,
         )

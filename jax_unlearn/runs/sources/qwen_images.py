@@ -1,4 +1,4 @@
-"""Images through a Qwen3 tower."""
+"""Source: images through a Qwen3 vision tower."""
 
 from collections.abc import Iterator, Sequence
 
@@ -33,8 +33,7 @@ class QwenImages:
     """A checkpoint's tower and a run's images.
 
     Raises:
-        UserError: whatever is wrong with the checkpoint, the images or the settings, before the
-            tower sees the first image.
+        UserError: the checkpoint, the images or the settings are refused.
     """
 
     def __init__(self, config: RunConfig, console: Console) -> None:
@@ -61,11 +60,11 @@ class QwenImages:
         )
 
     def fingerprint(self) -> Facts:
-        # By the mesh's shape: sums in another order may differ in their last bit.
+        # The shape of the mesh is included, as it determines the order and rounding of sums.
         return fingerprint(self.config, self.dataset, self.contents(), shape_of(self.mesh))
 
     def contents(self) -> Iterator[np.ndarray | bytes]:
-        """The whole tower, and the files that say how it is used."""
+        """The contents of the tower's weights and of the checkpoint's config files."""
         yield from map(np.asarray, jax.tree.leaves(self.extractor.state))
         checkpoint = self.config.samples.checkpoint
         for path in (checkpoint / "config.json", processor_file(checkpoint)):
@@ -102,9 +101,9 @@ class QwenImages:
             split_seed(config),
             self.mesh if extractor.on_device else None,
         )
-        # Where a GELU lies between, no statistics of the rows will do.
+        # Before a GELU statistics do not suffice, and all rows are kept.
         through_gelu = {p.last.name for p in self.projectors} - {p.last.name for p in linear}
-        # A target is by image to forget, and a GELU needs every row.
+        # Targets need every forget image, and a GELU every row; else some means suffice.
         some = not forget and not through_gelu
         name = "forget" if forget else "preserve"
         return extractor.extract(
@@ -124,7 +123,7 @@ class QwenImages:
         return self.extractor.extract(kept, self.reader, what, console, stage=stage)
 
     def _some(self, files: Sequence[ImageFile]) -> list[ImageFile]:
-        """As many as have their means kept, drawn with the seed."""
+        """At most `keep_means` files, drawn with the seed."""
         most = self.config.extraction.keep_means
         if len(files) <= most:
             return list(files)
@@ -132,7 +131,7 @@ class QwenImages:
         return [files[i] for i in sorted(random.choice(len(files), most, replace=False))]
 
     def _blank(self, sides: Sides) -> dict[str, Float[np.ndarray, " e"]]:
-        """Each projector's mean embedding of a blank image of the first image's size."""
+        """Mean embedding by each projector of a blank image of the size of the first image."""
         size = read_image(images(sides.forget)[0].source()).size
         taps = self.extractor.extract_image(self.preprocessor.blank(size))
         last = [projector.last for projector in self.projectors]

@@ -1,4 +1,4 @@
-"""An earlier run's statistics.safetensors, to fit again without its samples and a tower."""
+"""Source: the statistics.safetensors of an earlier run, without its samples and a tower."""
 
 from pathlib import Path
 
@@ -16,8 +16,8 @@ class SavedStatistics:
     """The statistics of the run whose directory is `config.samples.statistics`.
 
     Raises:
-        UserError: not a run, one without statistics, or a setting that its samples would be needed
-            for.
+        UserError: it is not a run, it has no statistics, or a setting was changed that they depend
+            on.
     """
 
     mesh = None
@@ -31,13 +31,14 @@ class SavedStatistics:
         self.extracted = self.file.extracted()
         self.linears = self.extracted.linears
         if self.file.splits != (split_seed(config) is not None):
+            made, cure = ("with", "select") if self.file.splits else ("without", "do not select")
             raise UserError(
-                f"--select {config.solver.select}: {run} was made without images to choose by, or "
-                "with; select held_out as it did, or not at all"
+                f"--select {config.solver.select}: {run} was made {made} images to choose by; "
+                f"{cure} held_out"
             )
 
     def fingerprint(self) -> Facts:
-        """The samples need not be there any more, and are not read."""
+        """The fingerprint of the statistics file; the samples, which may be gone, are not read."""
         contents = [self.file.path.read_bytes()]
         total = self.file.counts["fingerprint"]
         return fingerprint(self.config, self.dataset, contents, 1, samples=total)
@@ -47,10 +48,10 @@ class SavedStatistics:
 
 
 def check_same(config: RunConfig, run: Path) -> None:
-    """Refuse settings that were fixed when the samples were read.
+    """Refuse settings that differ from those the statistics were made with.
 
     Raises:
-        UserError: names the setting.
+        UserError: a setting of the samples or the extraction differs; names it.
     """
     earlier = read_config(run)
     for group in ("samples", "extraction"):
@@ -58,5 +59,5 @@ def check_same(config: RunConfig, run: Path) -> None:
         for name in leaf_fields(ours):
             if name != "statistics" and getattr(ours, name) != getattr(theirs, name):
                 raise UserError(
-                    f"{option(name)}: {run} was made with another; run without --statistics"
+                    f"{option(name)}: {run} was made with another value; run without --statistics"
                 )

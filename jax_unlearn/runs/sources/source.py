@@ -1,4 +1,4 @@
-"""Source: a checkpoint and a run's samples, checked and ready to be extracted."""
+"""Source: a checkpoint and a run's samples, checked and ready for extraction."""
 
 from collections.abc import Callable, Sequence
 from typing import Any, Protocol, runtime_checkable
@@ -19,16 +19,16 @@ StageOf = Callable[[str], Stage]
 
 
 def unsaved(_: str) -> Stage:
-    """Every stage of a run that keeps no snapshots."""
+    """A stage of a run that keeps no snapshots."""
     return NoSnapshots()
 
 
 @runtime_checkable
 class Source(Protocol):
-    """What `open_source` gives; opening has refused whatever is wrong with the input.
+    """A checkpoint and a run's samples, as `open_source` returns them; its input is checked.
 
-    config: the settings, with lists of names read from their files. linears: those that may be
-    adapted. mesh: the devices that run the tower; None where only the first of JAX's is used.
+    config: the settings, with lists of names read from their files. linears: the adaptable Linears.
+    mesh: the devices that run the tower; None if only JAX's first device is used.
     """
 
     @property
@@ -44,14 +44,14 @@ class Source(Protocol):
     def mesh(self) -> Mesh | None: ...
 
     def fingerprint(self) -> Facts:
-        """What must be the same for all processes of a run, and for one that is resumed."""
+        """Facts that must match between the processes of a run, and when it is resumed."""
 
     def extract(self, stage_of: StageOf = unsaved) -> Extracted:
         """Run the frozen model over the samples, once."""
 
 
 def sample_counts(dataset: Dataset[Any], skipped: Sequence[tuple[str, str]]) -> dict[str, Any]:
-    """How many samples each group has without the skipped ones, which are named."""
+    """Number of samples in each group, without the skipped ones, which are listed."""
     names = {name for name, _ in skipped}
     counts = {
         name: sum(getattr(sample, "name", None) not in names for sample in group)
@@ -64,10 +64,12 @@ def sample_counts(dataset: Dataset[Any], skipped: Sequence[tuple[str, str]]) -> 
 
 
 def with_statistics(sides: Sides, linears: Sequence[FrozenLinear], split: int | None) -> Sides:
-    """With the statistics of both sides' rows, one per sample.
+    """Add the statistics of the rows of both sides, which have one row per sample.
 
     Args:
-        split: seed of the samples to choose the adapter by, if there are some.
+        sides: the features.
+        linears: the Linears at whose inputs rows are summed.
+        split: seed that holds out samples to choose the adapter by; None for no hold-out.
     """
 
     def side(features: SampleFeatures, forget: bool) -> SampleFeatures:
@@ -80,7 +82,7 @@ def with_statistics(sides: Sides, linears: Sequence[FrozenLinear], split: int | 
 
 
 def split_seed(config: RunConfig) -> int | None:
-    """Seed of the images to choose the adapter by, if some are."""
+    """Seed that holds out images to choose the adapter by; None without `select="held_out"`."""
     return config.solver.seed if config.solver.select == "held_out" else None
 
 

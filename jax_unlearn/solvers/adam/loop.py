@@ -1,4 +1,4 @@
-"""The jitted Optax loop: Adam on A and B, one `lax.scan` per chunk of epochs, donated state."""
+"""Adam on A and B in a jitted Optax loop: one `lax.scan` per chunk of epochs, donated state."""
 
 import time
 from functools import partial
@@ -18,15 +18,16 @@ from jax_unlearn.objective.linear import compress
 from jax_unlearn.objective.loss import LossWeights, Problem, loss, shapes
 from jax_unlearn.runtime.errors import UserError
 from jax_unlearn.runtime.snapshots import NoSnapshots, Snapshot, Stage
-from jax_unlearn.solvers.adam.sharding import replicate, spread
+from jax_unlearn.solvers.adam.sharding import replicate, shard_rows
 from jax_unlearn.solvers.config import Select, SolverConfig, check
 from jax_unlearn.solvers.result import Progress, Result, history_of
 
 
 class State(NamedTuple):
-    """What a chunk takes and gives back; its buffers are donated.
+    """Carry of the training scan; its buffers are donated.
 
-    `adapter` always has a finite loss: a step that would not is refused and sets `failed`.
+    `adapter` always has a finite loss: a step to one that is not finite is rejected and sets
+    `failed`.
     """
 
     adapter: LoraAdapter
@@ -48,7 +49,7 @@ def start(
     optimiser = optax.adam(0.0).init(adapter)
     zero = jnp.zeros((), jnp.int32)
     state = State(adapter, gradient, optimiser, zero, adapter, total, zero, ~jnp.isfinite(total))
-    # A donated buffer may stand in the state only once.
+    # Each donated buffer may occur only once in the state.
     return jax.tree.map(jnp.copy, state), terms
 
 
@@ -61,7 +62,7 @@ def run_chunk(
     *,
     length: int,
 ) -> tuple[State, Float[Array, "length terms"]]:
-    """`length` Adam steps; also the terms after each of them."""
+    """Run `length` Adam steps; returns the state and the terms after each step."""
     adam = optax.adam(learning_rate)
 
     def step(state: State, _: None) -> tuple[State, Float[Array, " terms"]]:
@@ -96,21 +97,22 @@ def train(
     """Minimise the three-term loss over A and B with Adam.
 
     Args:
-        problem: the part of each path: a `LinearProblem` by the Linear's name, a `MergerProblem` by
-            the Merger's.
+        problem: the parts of the loss: a `LinearProblem` by a Linear's name, a `MergerProblem` by
+            a Merger's.
         config: the settings; the same seed gives the same bytes on the same machine.
         held_out: rows to choose the adapter by, with `select="held_out"`.
-        init: where to start; by default A is Kaiming uniform and B is zero.
+        init: initial adapter; by default A is Kaiming uniform and B is zero.
         progress: called after each chunk with the epochs done and the last row of the history.
-        stage: to go on from, if it was of the same λ_f, and to save to, after each chunk.
-        mesh: devices that share the rows of each Linear (`spread.spread`); the adapter and the
-            optimiser are on all of them. By default one device has everything.
+        stage: snapshots to resume from, if they are of the same λ_f, and to save to after each
+            chunk.
+        mesh: devices over which the rows of each Linear are sharded (`sharding.shard_rows`); the
+            adapter and the optimiser state are replicated. By default one device is used.
 
-    Where a Linear has more rows than their statistics would have, these take their place
-    (`statistics.compress`; `statistics.describe` says which it is).
+    Rows of a Linear are replaced by fewer equivalent ones where possible (`linear.compress`;
+    `linear.describe` shows how many).
 
-    A step to a loss that is not finite is refused and ends the loop: `Result.stopped` says where,
-    and the adapter is chosen among those before it.
+    A step to a loss that is not finite is rejected and ends the loop: `Result.stopped` names the
+    epoch, and the adapter is chosen among the earlier ones.
 
     Raises:
         UserError: `select="held_out"` without held-out rows, a rank that a Linear cannot have,
@@ -121,7 +123,7 @@ def train(
         raise UserError("select 'held_out' needs held-out rows to choose by")
     weights = config.loss_weights()
     begun = time.perf_counter()
-    problem = spread(compress(problem), mesh)
+    problem = shard_rows(compress(problem), mesh)
     adapter = replicate(init or config.init(problem), mesh)
     state, first_terms = replicate(start(adapter, problem, weights), mesh)
     if state.failed:
@@ -129,7 +131,7 @@ def train(
     terms_of = [np.asarray(first_terms)[None]]
     watch = None
     if held_out and config.select == "held_out":
-        watch = HeldOut(spread(compress(held_out), mesh), weights)
+        watch = HeldOut(shard_rows(compress(held_out), mesh), weights)
         watch.look(state)
     stage = stage or NoSnapshots()
     if (saved := stage.load()) and saved.facts["lambda_forget"] == config.lambda_forget:
@@ -173,7 +175,7 @@ def snapshot(
     watch: "HeldOut | None",
     config: SolverConfig,
 ) -> Snapshot:
-    """Everything that `restored` needs to go on to the same bytes."""
+    """A snapshot from which `restored` continues to the same bytes."""
     leaves = {f"state.{i}": np.array(leaf) for i, leaf in enumerate(jax.tree.leaves(state))}
     arrays = leaves | {"terms": np.concatenate(terms)}
     facts: dict[str, Any] = {"lambda_forget": config.lambda_forget}
@@ -187,7 +189,7 @@ def snapshot(
 def restored(
     saved: Snapshot, state: State, watch: "HeldOut | None"
 ) -> tuple[State, list[Float[np.ndarray, "_ terms"]]]:
-    """The state and the terms of a snapshot; `state` is of the same shapes."""
+    """The state and the terms of a snapshot; `state` gives the shapes."""
 
     def tree(name: str, like: Any) -> Any:
         leaves, of = jax.tree.flatten(like)
@@ -212,7 +214,7 @@ class HeldOut:
     def look(self, state: State) -> None:
         total = float(jax.jit(loss)(state.adapter, self.problem, self.weights)[0])
         if total < self.total:
-            # A copy: the next chunk takes the state's buffers.
+            # A copy, since the next chunk donates the state's buffers.
             self.adapter = jax.tree.map(np.array, state.adapter)
             self.total, self.epoch = total, int(state.epoch)
 

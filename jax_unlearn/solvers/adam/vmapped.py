@@ -1,4 +1,4 @@
-"""A batch of trainings as one program: settings are a batch axis, and the statistics are shared."""
+"""Train a batch of settings as one vmapped program that shares the statistics."""
 
 import itertools
 from collections.abc import Callable, Iterator, Mapping, Sequence
@@ -22,7 +22,8 @@ from jax_unlearn.solvers.adam.loop import State, run_chunk, start
 from jax_unlearn.solvers.config import Select, SolverConfig, check
 from jax_unlearn.solvers.grid import Setting, Trained, target_of
 
-# The leaves of a batch of trees; by Linear, what its targets differ in; λ's and learning rate.
+# Leaves: leaves of a batch of pytrees. Aims: by part of the problem, the arrays in which targets
+# differ. Numbers: the λ's and the learning rate.
 Leaves = list[Array]
 Aims = dict[str, dict[str, Array]]
 Numbers = tuple[list[Array], Array]
@@ -32,15 +33,25 @@ ProblemOf = Callable[[TargetKind, int], Problem]
 def train_batch(
     problem_of: ProblemOf, groups: Sequence[Sequence[Setting]], common: SolverConfig, scale: float
 ) -> Iterator[Trained]:
-    """One batch: an axis of targets, and one of settings for each."""
+    """Train one batch of settings, with an axis of targets and one of settings per target.
+
+    Args:
+        problem_of: the problem of a target and a seed.
+        groups: the settings, grouped by target.
+        common: the settings that all share.
+        scale: alpha / rank of all settings.
+
+    Raises:
+        UserError: a rank that a Linear cannot have, or rows that are not finite.
+    """
     problems: list[dict[str, Any]] = [dict(problem_of(*target_of(group[0]))) for group in groups]
     linears = shapes(problems[0])
     width, rank = max(map(len, groups)), max(s.rank for group in groups for s in group)
     for setting in itertools.chain(*groups):
         check(setting.config(common), linears)
-    # A group that is shorter is filled with its last setting, so that all fit one array.
+    # Shorter groups are padded with their last setting, so that all fit one array.
     full = [[*group, *[group[-1]] * (width - len(group))] for group in groups]
-    adapters = [[padded(s, common, problems[0], rank, scale) for s in group] for group in full]
+    adapters = [[pad_rank(s, common, problems[0], rank, scale) for s in group] for group in full]
     tree = jax.tree.structure(adapters[0][0])
 
     def column(name: str) -> Float[Array, "groups width"]:
@@ -61,10 +72,10 @@ def train_batch(
 def chosen(
     setting: Setting, state: State, terms: Float[np.ndarray, "epochs terms"], select: Select
 ) -> Trained:
-    """The adapter that `train` would give, and its terms, out of those of all epochs."""
+    """The adapter that `train` would select, and its terms."""
     last = select == "last"
     adapter, epoch = (state.adapter, state.epoch) if last else (state.best, state.best_epoch)
-    return Trained(setting, cut(adapter, setting.rank), terms[int(epoch)], bool(state.failed))
+    return Trained(setting, trim_rank(adapter, setting.rank), terms[int(epoch)], bool(state.failed))
 
 
 def optimise(
@@ -75,7 +86,7 @@ def optimise(
     tree: Any,
     common: SolverConfig,
 ) -> tuple[list[np.ndarray], Float[np.ndarray, "groups width epochs terms"]]:
-    """The leaves of every setting's final state, and its terms from the start on."""
+    """Run all epochs; returns the leaves of every setting's final state, and all terms."""
     options: dict[str, Any] = {"tree": tree, "reduction": common.reduction}
     state, terms = start_all(adapters, aims, problem, numbers, **options)
     history = [np.asarray(terms)[:, :, None]]
@@ -86,7 +97,8 @@ def optimise(
     return [np.asarray(leaf) for leaf in state], np.concatenate(history, axis=2)
 
 
-# A batch of trees is the list of their leaves: the trees themselves know the shape of one.
+# A batch of pytrees is passed as a list of leaves, since the leaves of an adapter or state are
+# annotated with the shapes of a single one.
 @partial(jax.jit, static_argnames=("tree", "reduction"))
 def start_all(
     adapters: Leaves,
@@ -97,7 +109,7 @@ def start_all(
     tree: Any,
     reduction: Reduction,
 ) -> tuple[Leaves, Float[Array, "groups width terms"]]:
-    """`train.start` for every setting of every group."""
+    """`loop.start` for every setting of every group."""
 
     def one(leaves: Leaves, problem: Problem, weights: LossWeights, _: Array) -> Any:
         return start(jax.tree.unflatten(tree, leaves), problem, weights)
@@ -116,7 +128,7 @@ def run_all(
     reduction: Reduction,
     length: int,
 ) -> tuple[Leaves, Float[Array, "groups width length terms"]]:
-    """`train.run_chunk` for every setting of every group."""
+    """`loop.run_chunk` for every setting of every group."""
 
     def one(leaves: Leaves, problem: Problem, weights: LossWeights, rate: Array) -> Any:
         return run_chunk(unflatten(tree, leaves), problem, weights, rate, length=length)
@@ -132,11 +144,11 @@ def for_all(
     numbers: Numbers,
     reduction: Reduction,
 ) -> tuple[Leaves, Float[Array, "groups width ..."]]:
-    """`one` of each setting's leaves, its target's problem, λ's and learning rate."""
+    """Vmap `one` over settings: its leaves, its target's problem, its λ's and learning rate."""
 
     def of_setting(leaves: Leaves, lambdas: list[Array], rate: Array, aims: Aims) -> Any:
         weights = LossWeights(lambdas[0], lambdas[1], lambdas[2], reduction)
-        state, terms = one(leaves, aiming(problem, aims), weights, rate)
+        state, terms = one(leaves, with_target(problem, aims), weights, rate)
         return jax.tree.leaves(state), terms
 
     of_group = jax.vmap(of_setting, (0, 0, 0, None))
@@ -144,7 +156,7 @@ def for_all(
 
 
 def unflatten(adapter: Any, leaves: Sequence[Array | np.ndarray]) -> State:
-    """The state of one setting from its leaves; adapter: the tree of one."""
+    """The state of one setting from its leaves; adapter: tree structure of an adapter."""
     example = jax.tree.unflatten(adapter, leaves[: adapter.num_leaves])
     number = jnp.zeros(())
     optimiser = optax.adam(0.0).init(example)
@@ -155,34 +167,37 @@ def unflatten(adapter: Any, leaves: Sequence[Array | np.ndarray]) -> State:
 
 
 def aims_of(problems: Sequence[Mapping[str, Any]]) -> Aims:
-    """What problems of several targets differ in, along a new leading axis.
+    """The arrays in which problems of several targets differ, stacked on a new leading axis.
 
-    Rows may have been replaced together with their residuals.
+    Besides the residuals these are the forget rows of a Linear, because `compress` changes rows and
+    residuals together.
     """
     found: Aims = {}
     for name in problems[0]:
         parts = [problem[name] for problem in problems]
         linear = isinstance(parts[0], LinearProblem)
         fields = ("forget", "residual") if linear else ("residual",)
-        found[name] = {field: filled([getattr(part, field) for part in parts]) for field in fields}
+        found[name] = {
+            field: pad_rows([getattr(part, field) for part in parts]) for field in fields
+        }
     return found
 
 
-def filled(targets: Sequence[Float[Array | np.ndarray, "_ d"]]) -> Float[Array, "targets n d"]:
-    """The rows of each target, fewer of them filled with zeros, which no norm feels."""
+def pad_rows(targets: Sequence[Float[Array | np.ndarray, "_ d"]]) -> Float[Array, "targets n d"]:
+    """Stack the rows of each target, padded with zeros, which change no norm."""
     most = max(map(len, targets))
     return jnp.stack([jnp.pad(rows, ((0, most - len(rows)), (0, 0))) for rows in targets])
 
 
-def aiming(problem: Mapping[str, Any], aims: Aims) -> dict[str, Any]:
-    """The problem with the rows to forget and the residuals of another target."""
+def with_target(problem: Mapping[str, Any], aims: Aims) -> dict[str, Any]:
+    """The problem with the forget rows and residuals of another target."""
     return {name: replace(part, **aims[name]) for name, part in problem.items()}
 
 
-def padded(
+def pad_rank(
     setting: Setting, common: SolverConfig, problem: Problem, rank: int, scale: float
 ) -> LoraAdapter:
-    """The start of `train`, with zeros up to a rank."""
+    """The initial adapter of `train`, padded with zeros to `rank`."""
     adapter = setting.config(common).init(problem)
     more = rank - setting.rank
     pairs = {
@@ -192,14 +207,14 @@ def padded(
     return LoraAdapter(pairs, alpha=scale * rank, rank=rank)
 
 
-def cut(adapter: LoraAdapter, rank: int) -> LoraAdapter:
-    """Without the zeros."""
+def trim_rank(adapter: LoraAdapter, rank: int) -> LoraAdapter:
+    """Remove the padding of `pad_rank`."""
     own = {name: LoraPair(pair.a[:rank], pair.b[:, :rank]) for name, pair in adapter.pairs.items()}
     return LoraAdapter(own, alpha=adapter.scale * rank, rank=rank)
 
 
 def stacked(adapters: Sequence[Sequence[LoraAdapter]]) -> Leaves:
-    """The leaves of adapters [groups, width], each along two leading axes."""
+    """The leaves of adapters [groups, width], stacked on two leading axes."""
     rows = [[jax.tree.leaves(adapter) for adapter in group] for group in adapters]
     return [
         jnp.stack([jnp.stack([leaves[k] for leaves in group]) for group in rows])

@@ -1,6 +1,6 @@
-"""A lower bound of the loss for changes of every rank, to tell how near the found one is.
+"""A lower bound of the loss over changes of every rank, to measure the gap of the solution.
 
-Without the limit on the rank the problem is convex, and its dual says how low the loss can be.
+Without the limit on the rank the problem is convex, and its dual bounds the loss from below.
 """
 
 from itertools import islice
@@ -12,7 +12,7 @@ from scipy.optimize import minimize
 
 from jax_unlearn.solvers.closed_form.moments import Moments, Reduced
 from jax_unlearn.solvers.closed_form.ridge import (
-    ALIKE,
+    EQUAL_TERMS,
     RIDGE,
     Ridge,
     Terms,
@@ -22,33 +22,39 @@ from jax_unlearn.solvers.closed_form.ridge import (
 )
 from jax_unlearn.solvers.closed_form.subspace import INNER, refined
 
-# Below this size all columns of R take plain steps, whose factors cost little.
+# Below this size the plain iteration is used, since factorisations are cheap.
 PLAIN = 512
-# Columns that stand in for all others, how near their search and the bound itself should come, and
-# how many factors of the whole problem are spent on that.
+# Number of random columns that replace those of R, relative tolerance of the search with them,
+# relative gap at which the bound is good enough, and most factorisations of the whole problem.
 SKETCH, SKETCH_TOLERANCE, GAP, LOOKS = 32, 1e-3, 1e-4, 3
-# Relative error of a moment, with room.
+# Upper estimate of the relative rounding error of a moment.
 ROUNDING = 1e-14
 
 
 def lower_bound(reduced: Reduced, costs: Terms, right: Float64[ndarray, "k q"], seed: int) -> float:
-    """A value that no change of any rank has a loss below.
+    """A lower bound of the loss over changes of every rank.
 
-    It takes the η's of the best change of full rank, whose problem is convex, and `dual`. η's are
-    norms: where there are many columns of R, few replace them in the search, those along `right`
-    (orthonormal, where the change is large) and random signs for the others, which keep norms on
-    average.
+    Finds the η's (see `ridge`) of the best change of full rank, a convex problem, and evaluates
+    `dual` there. The η's are norms, so if R has many columns the search replaces them by few: those
+    along `right`, where the change is large, and random signs for the others, which preserve norms
+    on average.
+
+    Args:
+        reduced: the moments of the Linear.
+        costs: c_f, c_p and c_w.
+        right: orthonormal right factor of the change that was found.
+        seed: seed of the random signs.
     """
     moments, (m, k) = reduced.moments, reduced.moments.cross.shape
     if not costs[0] * moments.square > 0:
         return 0.0
     if m < PLAIN:
-        steps, tolerance = stepwise(moments, costs, k, ALIKE), GAP / 100
+        steps, tolerance = stepwise(moments, costs, k, EQUAL_TERMS), GAP / 100
     elif k <= SKETCH + right.shape[1]:
-        steps, tolerance = refined(moments, costs, k, ALIKE, GAP), GAP
+        steps, tolerance = refined(moments, costs, k, EQUAL_TERMS, GAP), GAP
     else:
         few, tolerance = _sketch(reduced, right, seed), SKETCH_TOLERANCE
-        steps = refined(few, costs, k, ALIKE, tolerance)
+        steps = refined(few, costs, k, EQUAL_TERMS, tolerance)
     with threads(m):
         *_, found = until_converged(islice(steps, INNER), tolerance)
         terms, bound = found.terms, 0.0
@@ -70,17 +76,17 @@ def _sketch(reduced: Reduced, right: Float64[ndarray, "k q"], seed: int) -> Mome
 
 
 def dual(moments: Moments, costs: Terms, terms: Terms) -> tuple[float, Terms]:
-    """(A lower bound, the terms) of the best P of full rank for the η's of `terms`.
+    """(lower bound, terms) at the best P of full rank for the η's of `terms`.
 
     For any P, f(P) ≥ ⟨U, R⟩ if ‖U‖ ≤ c_f, ‖V‖ ≤ c_p and ‖Z‖ ≤ c_w with Z = X_fᵀU − X_pᵀV. At the
     minimum these are equal for U along R − X_f P and V along X_p P; near it, with the best x, y, z,
 
         U = x R + y (R − X_f P)    V = (y − z) a X_p P    Z = x C_f + y b P + z a G_p P
 
-    come near by one order more. For H P = C_f, this takes no rows. What rounding may have made of
-    the moments is added to the norms' forms in (x, y, z), and taken off the gain. Without a weight
-    term Z is not zero but y b P with the least b: the gain is less by what that is with a change
-    ten times as large as P.
+    are one order more accurate. Since H P = C_f, this needs no rows. The possible rounding error of
+    the moments is added to the quadratic forms of the norms in (x, y, z), and subtracted from the
+    gain. Without a weight term Z is not zero but y b P with the smallest b: the gain is reduced by
+    the effect of that on a change ten times as large as P.
     """
     ridge = Ridge(moments, costs, terms, RIDGE)
     p = np.ascontiguousarray(ridge.inverse(moments.cross))
@@ -105,10 +111,10 @@ def dual(moments: Moments, costs: Terms, terms: Terms) -> tuple[float, Terms]:
 def _most(
     gain: Float64[ndarray, "3"], forms: tuple[Float64[ndarray, "3 3"], ...], costs: Terms
 ) -> float:
-    """The most of gain · t, or nearly, where √(tᵀ F t) ≤ c for each form F and its cost c.
+    """The approximate maximum of gain · t, subject to √(tᵀ F t) ≤ c for each form F with cost c.
 
-    By SciPy's SLSQP from the best t along (0, 1, 0). Where c_w = 0 that is all, and the third form
-    does not count: it would be zero but for the least ridge.
+    Uses SciPy's SLSQP, from the best t along (0, 1, 0). If c_w = 0 that t is returned, and the
+    third form is ignored: it would be zero without the smallest ridge.
     """
     counted = [(form, c) for form, c in zip(forms[: 3 if costs[2] > 0 else 2], costs, strict=False)]
     plain = min(c / form[1, 1] ** 0.5 for form, c in counted if form[1, 1] > 0)

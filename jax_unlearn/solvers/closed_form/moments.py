@@ -1,8 +1,8 @@
-"""The moments of a Linear's rows: all that the closed form asks of them, whatever the settings.
+"""The moments of a Linear's rows, which are all the closed form needs of them:
 
     G_f = X_fᵀX_f    C_f = X_fᵀR    e_f = ‖R‖²    G_p = X_pᵀX_p
 
-They depend neither on the λ's nor on rank or seed, and so many settings can share them.
+They do not depend on the λ's, the rank or the seed, so that many settings can share them.
 """
 
 from dataclasses import dataclass
@@ -30,11 +30,16 @@ class Moments(NamedTuple):
 
 @dataclass(frozen=True)
 class Reduced:
-    """One Linear in no more dimensions than its rows span.
+    """The moments of one Linear, projected to the span of its rows.
 
-    residual: RᵀR [k, k]. inputs [D_in, m] and outputs [E, k]: orthonormal, None where m = D_in or
-    k = E. With P = inputs P' outputsᵀ all norms are those of P'; and the best P is of that form,
-    for what another has beyond the spans only adds to its norms.
+    With P = inputs P' outputsᵀ all norms are those of P', and the best P has that form, since a
+    component outside the spans only increases the norms.
+
+    Attributes:
+        moments: the moments in the reduced dimensions.
+        residual: RᵀR [k, k].
+        inputs: [D_in, m] orthonormal columns; None if m = D_in.
+        outputs: [E, k] orthonormal columns; None if k = E.
     """
 
     moments: Moments
@@ -45,10 +50,7 @@ class Reduced:
 
 @dataclass(frozen=True)
 class WithMoments(LinearProblem):
-    """A `LinearProblem` that keeps its moments once they have been asked for.
-
-    They take 8 (2 D_in² + D_in E + E²) bytes, where the rows span no less.
-    """
+    """A `LinearProblem` that caches its moments, at most 8 (2 D_in² + D_in E + E²) bytes."""
 
     @cached_property
     def reduced(self) -> Reduced:
@@ -60,9 +62,9 @@ class WithMoments(LinearProblem):
 
 
 def with_moments(problem: Problem) -> dict[str, ProjectorProblem]:
-    """The same problem for more than one `solve`, of which only the first takes its moments.
+    """The same problem with cached moments, for more than one `solve`.
 
-    Alone a `solve` needs those of one Linear at a time; this keeps those of all of them.
+    A single `solve` needs the moments of one Linear at a time; this keeps those of all Linears.
     """
     return {
         name: WithMoments(**vars(part)) if type(part) is LinearProblem else part
@@ -71,12 +73,12 @@ def with_moments(problem: Problem) -> dict[str, ProjectorProblem]:
 
 
 def moments_of(linear: LinearProblem) -> Reduced:
-    """Its moments: those that it keeps, if it does."""
+    """The moments of a Linear, cached or computed."""
     return linear.reduced if isinstance(linear, WithMoments) else reduce(linear)
 
 
 def square_of(linear: LinearProblem) -> float:
-    """‖R‖², in the same way."""
+    """‖R‖² of a Linear, cached or computed."""
     return linear.square if isinstance(linear, WithMoments) else square(linear)
 
 
@@ -84,7 +86,7 @@ def square(linear: LinearProblem) -> float:
     """‖R‖².
 
     Raises:
-        UserError: rows that are not finite.
+        UserError: the rows are not finite.
     """
     forget, residual, preserve = map(np.asarray, (linear.forget, linear.residual, linear.preserve))
     found = np.einsum("ij,ij->", residual, residual, dtype=np.float64)
@@ -94,10 +96,10 @@ def square(linear: LinearProblem) -> float:
 
 
 def reduce(linear: LinearProblem) -> Reduced:
-    """The moments of the rows, which are made float64 a block at a time."""
+    """Compute the moments of the rows, converting blocks of rows to float64."""
     forget, residual, preserve = map(np.asarray, (linear.forget, linear.residual, linear.preserve))
     inputs = outputs = None
-    # Rows nearly as many as columns would cost more to factor than a smaller problem saves.
+    # With nearly as many rows as columns, the QR costs more than the smaller problem saves.
     if 4 * (len(forget) + len(preserve)) <= 3 * forget.shape[1]:
         inputs, rows = _span(np.concatenate([forget, preserve]))
         forget, preserve = rows[: len(forget)], rows[len(forget) :]
@@ -120,6 +122,6 @@ def _product(x: Float[ndarray, "n d"], y: Float[ndarray, "n e"]) -> Float64[ndar
 
 
 def _span(rows: Float[ndarray, "n d"]) -> tuple[Float64[ndarray, "d n"], Float64[ndarray, "n n"]]:
-    """(Orthonormal columns, the rows in their terms)."""
+    """(orthonormal basis [d, n] of the rows, the rows in that basis [n, n])."""
     basis, upper = np.linalg.qr(rows.T.astype(np.float64))
     return basis, upper.T

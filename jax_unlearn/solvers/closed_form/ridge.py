@@ -1,21 +1,22 @@
 """Reduced-rank ridge regression on the moments of a Linear's rows, and its iteration.
 
-With P = Δᵀ, the moments G_f, C_f, e_f and G_p (`moments`), and what the norms cost, c_f, c_p and
-c_w (`solve.costs_of`), the loss of one Linear is
+With P = Δᵀ, the moments G_f, C_f, e_f and G_p (`moments`), and the costs c_f, c_p and c_w of the
+norms (`solve.costs_of`), the loss of one Linear is
 
     f(P) = c_f ‖R − X_f P‖ + c_p ‖X_p P‖ + c_w ‖P‖.
 
-‖v‖ = min over η > 0 of ‖v‖²/(2η) + η/2, at η = ‖v‖. With the η's held, and all divided by
-c_f/(2η_f), that is a ridge regression, whose minimum of rank r is known (DESIGN.md, section 6):
+‖v‖ = min over η > 0 of ‖v‖²/(2η) + η/2, at η = ‖v‖. With fixed η's, and divided by c_f/(2η_f),
+this is a ridge regression, whose minimum of rank r is known (DESIGN.md, section 6):
 
     H = G_f + a G_p + b I = L Lᵀ    a = c_p η_f / (c_f η_p)    b = c_w η_f / (c_f η_w)
     P = L⁻ᵀ · best rank r of L⁻¹ C_f = H⁻¹ C_f V Vᵀ
 
-Setting the η's to the norms of P and repeating majorises and minimises: f never rises. That may
-take a hundred factors of a D_in × D_in matrix (`stepwise`); `subspace` says how a few do.
+Setting the η's to the norms of P and repeating is a majorise-minimise algorithm: f never rises. It
+may take a hundred factorisations of a D_in × D_in matrix (`stepwise`); `subspace` needs only a few.
 
-In float64 moments ‖R − X_f P‖ below 1e-7 ‖R‖ cannot be told from zero, for two numbers cancel. No η
-is taken below that, and an iterate whose loss is not lower is not taken and ends the iteration.
+With float64 moments, ‖R − X_f P‖ below 1e-7 ‖R‖ cannot be distinguished from zero, because of
+cancellation. The η's are clipped above that, and the iteration ends before an iterate whose loss is
+not lower.
 """
 
 from collections.abc import Iterable, Iterator
@@ -32,19 +33,20 @@ from threadpoolctl import ThreadpoolController  # type: ignore[import-untyped]
 
 from jax_unlearn.solvers.closed_form.moments import Moments
 
-# The least terms that η's are taken from: of the loss, and for the forget term of no change's.
+# Smallest terms from which η's are computed, as shares of the loss; for the forget term, as a share
+# of its value without a change.
 FLOOR, FIT = 1e-8, 2e-7
-# The least b, as a share of H's trace: for a factor to exist; and without a weight term, for the
-# change to stay so small that float32 can carry it where the rows do not determine it.
-RIDGE, RIDGE_ALONE = 2e-15, 1e-10
-# From this size on, a few eigenvectors are found by Lanczos' method.
+# Smallest b, as a share of H's trace: so that the factorisation exists; and without a weight term,
+# so that the change stays small enough for float32 where the rows do not determine it.
+RIDGE, RIDGE_WITHOUT_WEIGHT = 2e-15, 1e-10
+# From this size on, few eigenvectors are computed by the Lanczos method.
 LANCZOS = 256
-# Below this size BLAS' threads cost more than they save, and much more on a busy machine.
+# Below this size several BLAS threads cost more than they save, especially on a busy machine.
 ONE_THREAD = 512
 
 Terms = Float64[ndarray, "3"]
-# A start's terms where nothing is known of them.
-ALIKE: Terms = np.ones(3)
+# Initial terms if nothing is known about their sizes.
+EQUAL_TERMS: Terms = np.ones(3)
 
 
 class Change(NamedTuple):
@@ -60,7 +62,7 @@ class Change(NamedTuple):
 
 
 def until_converged(changes: Iterable[Change], tolerance: float) -> Iterator[Change]:
-    """As long as the loss falls, to zero or up to the first fall by less than `tolerance` of it."""
+    """Yield changes while the loss falls, up to the first relative fall of at most `tolerance`."""
     last = np.inf
     for change in changes:
         if not change.total < last:
@@ -72,52 +74,60 @@ def until_converged(changes: Iterable[Change], tolerance: float) -> Iterator[Cha
 
 
 def stepwise(moments: Moments, costs: Terms, rank: int, terms: Terms) -> Iterator[Change]:
-    """The plain iteration, from the η's of these terms, with longer and longer steps.
+    """The plain iteration from the η's of `terms`, with extrapolated steps.
 
-    Where a norm goes to zero the terms shrink by nearly the same share each time. So each step is
-    repeated in advance, twice as often after each success, on the terms' logarithms; a step that
-    does not lower the loss is taken back.
+    Where a norm goes to zero, the terms shrink by nearly the same factor in each step. Each step is
+    therefore extrapolated on the logarithms of the terms, by a number of steps that doubles after
+    each success; a step that does not lower the loss is undone.
     """
-    settled, last, times = terms, np.inf, 1.0
+    accepted, last, times = terms, np.inf, 1.0
     while True:
         factors = minimum(moments, rank, Ridge(moments, costs, terms))
         change = Change(*factors, _terms(moments, costs, *factors))
         if times > 1 and not change.total < last:
-            terms, times = settled, 1.0
+            terms, times = accepted, 1.0
             continue
         yield change
-        settled, last = change.terms, change.total
-        before, after = (clip_terms(moments, costs, one) for one in (terms, settled))
+        accepted, last = change.terms, change.total
+        before, after = (clip_terms(moments, costs, one) for one in (terms, accepted))
         share = np.clip(after / before, 1e-3, 1e3)
-        terms, times = settled * share ** (times - 1), min(2 * times, 64.0)
+        terms, times = accepted * share ** (times - 1), min(2 * times, 64.0)
 
 
 def ridge_of(
-    moments: Moments, costs: Terms, terms: Terms, alone: float = RIDGE_ALONE
+    moments: Moments, costs: Terms, terms: Terms, without_weight: float = RIDGE_WITHOUT_WEIGHT
 ) -> tuple[float, float, float]:
-    """(a, b, the trace of G_f + a G_p) for the η's of a change with these terms.
+    """(a, b, trace of G_f + a G_p) for the η's of a change with these terms.
 
-    alone: the least b without a weight term, as a share of the trace.
+    Args:
+        moments: the moments.
+        costs: c_f, c_p and c_w.
+        terms: the weighted terms of the change.
+        without_weight: smallest b if c_w = 0, as a share of the trace.
     """
     known = clip_terms(moments, costs, terms)
     a, b = map(float, (costs[1:] / costs[0]) ** 2 * known[0] / known[1:])
     trace = float(a * moments.preserve.trace() + moments.forget.trace())
-    return a, max(b, (RIDGE if costs[2] > 0 else alone) * trace), trace
+    return a, max(b, (RIDGE if costs[2] > 0 else without_weight) * trace), trace
 
 
 class Ridge:
     """H = G_f + a G_p + b I = L Lᵀ for the η's of a change with these terms."""
 
     def __init__(
-        self, moments: Moments, costs: Terms, terms: Terms, alone: float = RIDGE_ALONE
+        self,
+        moments: Moments,
+        costs: Terms,
+        terms: Terms,
+        without_weight: float = RIDGE_WITHOUT_WEIGHT,
     ) -> None:
-        self.a, self.b, self.trace = ridge_of(moments, costs, terms, alone)
+        self.a, self.b, self.trace = ridge_of(moments, costs, terms, without_weight)
         while True:
             h = self.a * moments.preserve
             h += moments.forget
             h[np.diag_indices_from(h)] += self.b
             try:
-                # Symmetric, so that its transpose is H in LAPACK's order: no copy.
+                # H is symmetric, so its transpose is H in LAPACK's order, without a copy.
                 self.lower = cholesky(h.T, lower=True, overwrite_a=True, check_finite=False)
                 return
             except LinAlgError:
@@ -138,7 +148,7 @@ class Ridge:
         return self.backward(self.forward(x))
 
     def bounds(self, a: float, b: float) -> tuple[float, float]:
-        """(l, u / l) with l H ≤ H' ≤ u H, where H' is that of a and b; u / l may be ∞."""
+        """(l, u / l) with l H ≤ H' ≤ u H, where H' is the matrix for a and b; u / l may be ∞."""
         shares = [1.0, b / self.b]
         if a != self.a:
             shares.append(a / self.a if self.a else np.inf)
@@ -149,10 +159,9 @@ class Ridge:
 def minimum(
     moments: Moments, rank: int, ridge: Ridge
 ) -> tuple[Float64[ndarray, "m q"], Float64[ndarray, "k q"]]:
-    """(left, right) of the best P of the rank for the ridge's η's.
+    """(left, right) of the best P of rank `rank` for the ridge's η's.
 
-    Columns are in the order of their singular values, the largest last, but where right is I: where
-    the rank leaves nothing out.
+    Columns are ordered by ascending singular value, unless `rank` is the full rank: then right = I.
     """
     whitened = ridge.forward(moments.cross)
     right = _leading(whitened, rank)
@@ -160,7 +169,7 @@ def minimum(
 
 
 def _leading(x: Float64[ndarray, "m k"], rank: int) -> Float64[ndarray, "k q"]:
-    """The right singular vectors of the largest singular values, the largest last."""
+    """The right singular vectors of the `rank` largest singular values, in ascending order."""
     k = x.shape[1]
     if rank >= k:
         return np.eye(k)
@@ -171,7 +180,7 @@ def _leading(x: Float64[ndarray, "m k"], rank: int) -> Float64[ndarray, "k q"]:
             values, vectors = eigsh(squares, k=rank, v0=start)
             return vectors[:, np.argsort(values)]
         except ArpackError:
-            pass  # It did not converge, as where singular values are alike; what follows does.
+            pass  # Lanczos does not converge if singular values are nearly equal; eigh does.
     return eigh(squares, subset_by_index=(k - rank, k - 1), check_finite=False)[1]
 
 
@@ -191,7 +200,7 @@ def clip_terms(moments: Moments, costs: Terms, terms: Terms) -> Terms:
 
 
 def threads(size: int) -> AbstractContextManager:
-    """One thread for matrices of less than `ONE_THREAD` rows."""
+    """Limit BLAS to one thread for matrices of fewer than ONE_THREAD rows."""
     return _pools().limit(limits=1 if size < ONE_THREAD else None, user_api="blas")
 
 

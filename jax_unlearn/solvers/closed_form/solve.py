@@ -1,7 +1,7 @@
-"""The closed-form solver: the loss of `train`, minimised by a few ridge regressions of rank r.
+"""The closed-form solver: minimises the loss of `train` by a few ridge regressions of rank r.
 
-What is iterated, and why that never raises the loss, is told in `ridge`; here are the starts, when
-to stop, and the adapter of the change that is found.
+`ridge` describes the iteration and why it never raises the loss; this module has the starting
+points, the stopping rule, and the adapter made from the resulting change.
 """
 
 import time
@@ -20,19 +20,25 @@ from jax_unlearn.objective.loss import Problem, loss, shapes
 from jax_unlearn.runtime.errors import UserError
 from jax_unlearn.solvers.closed_form.lower_bound import lower_bound
 from jax_unlearn.solvers.closed_form.moments import Moments, moments_of, square_of
-from jax_unlearn.solvers.closed_form.ridge import ALIKE, Change, Terms, threads, until_converged
-from jax_unlearn.solvers.closed_form.subspace import Steps, Subspace, alone, solve_recycled
+from jax_unlearn.solvers.closed_form.ridge import (
+    EQUAL_TERMS,
+    Change,
+    Terms,
+    threads,
+    until_converged,
+)
+from jax_unlearn.solvers.closed_form.subspace import Steps, Subspace, solve_fresh, solve_recycled
 from jax_unlearn.solvers.config import SolverConfig, check
 from jax_unlearn.solvers.result import Progress, Result, history_of
 
-# A start near no change, if that is all it came to: what share each term has.
-SMALL: Terms = np.array([1.0, 0.01, 0.01])
-# A singular value below this share of the largest is none: float32 would not show it.
-NOTHING = 1e-6
+# Shares of the terms for a start near no change, tried if all others gain nothing.
+NEAR_NO_CHANGE: Terms = np.array([1.0, 0.01, 0.01])
+# Singular values below this share of the largest are dropped, being lost in float32.
+NEGLIGIBLE = 1e-6
 
 
 class Solved(NamedTuple):
-    """The changes of one Linear: first none; none has a higher loss than the one before."""
+    """The changes of one Linear by iteration: the first is no change, and the loss never rises."""
 
     changes: list[Change]
     inputs: Float64[ndarray, "d_in m"] | None
@@ -56,25 +62,26 @@ def solve(
     """Minimise the three-term loss over all changes of rank r, without epochs or a step size.
 
     Args:
-        problem: a `LinearProblem` by each Linear's name. Each is solved alone: their losses add up.
-            `moments.with_moments` makes one for many settings.
+        problem: a `LinearProblem` by each Linear's name. Linears are solved one at a time, since
+            their losses add up. Use `moments.with_moments` to solve several settings.
         config: rank, alpha, the λ's, reduction, select, seed, and iterations, tolerance and starts.
             The same seed gives the same bytes on the same machine.
         held_out: rows to choose the adapter by, with `select="held_out"`.
-        progress: called after each iteration with their number and the terms so far.
-        bounded: also find the lower bound, which takes about a third of the whole time.
-        spaces: what earlier settings of this problem left, by the Linears' names, to go on from
-            (`subspace.recycled`): many take far less than each alone. Filled here.
+        progress: called after each iteration with the number of iterations and the terms so far.
+        bounded: also compute the lower bound, which takes about a third of the whole time.
+        spaces: subspaces of earlier settings of this problem by the Linears' names, which are used
+            and updated (`subspace.recycled`); they make many settings much faster than each alone.
 
-    A row of the history is an iteration of all Linears: one that has ended stays as it is. Row 0 is
-    no change. Both factors of the adapter have the same singular values; where the change needs
-    less than rank r, A has rows of `config.init` and B has zeros, so that Adam could go on.
-    `seconds` has the moments of the rows (no time where they are kept), the iterations, the lower
-    bound, and all.
+    Returns:
+        The adapter and its history. Row i of the history is iteration i of every Linear, or its
+        last one; row 0 is no change. Both factors of the adapter have the same singular values;
+        if the change needs less than rank r, the remaining rows of A are those of `config.init`
+        and the columns of B zero, so that Adam can continue from it. `seconds` has the times of
+        the moments (0 if cached), the iterations, the lower bound, and the total.
 
     Raises:
-        UserError: a part that is not linear, `select="held_out"` without held-out rows, settings
-            that cannot be meant, or rows that are not finite.
+        UserError: a part is not linear, `select="held_out"` without held-out rows, a setting is
+            out of range, or rows are not finite.
     """
     linears = _check(problem, config)
     if config.select == "held_out" and held_out is None:
@@ -85,21 +92,21 @@ def solve(
     tell = _teller({name: np.array([size, 0.0, 0.0]) for name, size in sizes.items()}, progress)
     solved = {}
     for name, linear in linears.items():
-        of = alone if spaces is None else partial(solve_recycled, spaces, name)
+        of = solve_fresh if spaces is None else partial(solve_recycled, spaces, name)
         solved[name] = _solve(linear, costs[name], config, partial(tell, name), bounded, of)
 
-    paths, fresh = solved.values(), config.init(problem)
-    length = max(len(path.changes) for path in paths)
-    terms = np.array([np.sum([path.at(i).terms for path in paths], axis=0) for i in range(length)])
+    every, fresh = solved.values(), config.init(problem)
+    length = max(len(one.changes) for one in every)
+    terms = np.array([np.sum([one.at(i).terms for one in every], axis=0) for i in range(length)])
     chosen = length - 1
     if config.select == "held_out" and held_out is not None:
         weights = config.loss_weights()
         adapters = (_adapter(solved, fresh, i) for i in range(length))
         chosen = int(np.argmin([float(loss(a, held_out, weights)[0]) for a in adapters]))
-    laps = map(float, np.sum([path.seconds for path in paths], axis=0))
+    laps = map(float, np.sum([one.seconds for one in every], axis=0))
     seconds = dict(zip(("statistics", "iterations", "lower_bound"), laps, strict=True))
     seconds["total"] = time.perf_counter() - begun
-    bounds = [path.lower_bound for path in paths if path.lower_bound is not None]
+    bounds = [one.lower_bound for one in every if one.lower_bound is not None]
     bound = sum(bounds) if bounded else None
     return Result(
         _adapter(solved, fresh, chosen), history_of(terms, 0), chosen, None, seconds, bound
@@ -122,7 +129,7 @@ def _solve(
     bound = None
     if bounded:
         found = lower_bound(reduced, costs, changes[-1].right, config.seed)
-        # What is left between two equal numbers is rounding.
+        # The bound can exceed the loss by rounding only.
         bound = min(found, changes[-1].total)
     laps.append(time.perf_counter())
     return Solved(changes, reduced.inputs, reduced.outputs, bound, np.diff(laps))
@@ -135,22 +142,24 @@ def descend(
     tell: Callable[[Terms], None],
     steps_of: Steps,
 ) -> list[Change]:
-    """No change, and the lowest so far after each iteration, from the best start.
+    """The changes from the best start: no change, then the lowest so far after each iteration.
 
-    The first start takes the three terms to be alike; others draw them, over six decades.
+    The first start assumes three equal terms; others draw them over six decades.
 
     Args:
+        moments: the moments of the Linear.
         costs: c_f, c_p and c_w.
+        config: rank, iterations, tolerance, starts and seed.
         tell: called with the terms after each iteration.
-        steps_of: the iteration from the η's of a change with such terms.
+        steps_of: the iteration from the η's of given terms.
     """
     (m, k), size = moments.cross.shape, costs[0] * moments.square**0.5
-    nothing = Change(np.zeros((m, 0)), np.zeros((k, 0)), np.array([size, 0.0, 0.0]))
+    no_change = Change(np.zeros((m, 0)), np.zeros((k, 0)), np.array([size, 0.0, 0.0]))
     if not size > 0:
-        return [nothing]
+        return [no_change]
 
     def run(shares: Terms) -> list[Change]:
-        changes = [nothing]
+        changes = [no_change]
         steps = steps_of(costs, config.rank, shares * size, config.tolerance)
         for change in until_converged(islice(steps, config.iterations), config.tolerance):
             changes.append(_lower(change, changes[-1]))
@@ -159,8 +168,8 @@ def descend(
 
     drawn = np.random.default_rng(config.seed).uniform(-3, 3, size=(config.starts - 1, 3))
     with threads(m):
-        best = min(map(run, [ALIKE, *10**drawn]), key=lambda changes: changes[-1].total)
-        return run(SMALL) if best[-1] is nothing else best
+        best = min(map(run, [EQUAL_TERMS, *10**drawn]), key=lambda changes: changes[-1].total)
+        return run(NEAR_NO_CHANGE) if best[-1] is no_change else best
 
 
 def _lower(change: Change, other: Change) -> Change:
@@ -176,10 +185,10 @@ def _adapter(solved: Mapping[str, Solved], fresh: LoraAdapter, iteration: int) -
 
 
 def _pair(linear: Solved, change: Change, fresh: LoraPair, scale: float) -> LoraPair:
-    """Balanced factors of the change: Δ = scale · B A, with the singular values' roots in both."""
+    """Balanced factors of the change: Δ = scale · B A, each with the roots of singular values."""
     a, b = np.array(fresh.a), np.zeros(fresh.b.shape, np.float32)
     u, sigma, w = np.linalg.svd(change.left, full_matrices=False)
-    kept = int(np.sum(sigma > NOTHING * sigma.max(initial=0)))
+    kept = int(np.sum(sigma > NEGLIGIBLE * sigma.max(initial=0)))
     roots = np.sqrt(sigma[:kept] / abs(scale))
     left, right = roots * u[:, :kept], np.sign(scale) * roots * (change.right @ w.T[:, :kept])
     a[:kept] = (left if linear.inputs is None else linear.inputs @ left).T
@@ -188,7 +197,11 @@ def _pair(linear: Solved, change: Change, fresh: LoraPair, scale: float) -> Lora
 
 
 def _check(problem: Problem, config: SolverConfig) -> dict[str, LinearProblem]:
-    """The parts, if they and the settings are what the closed form can do."""
+    """The parts of the problem, after checking them and the settings.
+
+    Raises:
+        UserError: a part is not linear, or a setting is out of range.
+    """
     check(config, shapes(problem))
     for name in ("iterations", "tolerance", "lambda_forget", "lambda_preserve", "lambda_weight"):
         if not 0 <= (value := getattr(config, name)) < np.inf:
@@ -197,7 +210,7 @@ def _check(problem: Problem, config: SolverConfig) -> dict[str, LinearProblem]:
     if config.starts < 1:
         raise UserError(f"--starts {config.starts}: must be at least 1")
     if config.alpha == 0:
-        raise UserError("--alpha 0: no change has a scale of zero")
+        raise UserError("--alpha 0: the scale would be zero; give another value")
     linears = {name: part for name, part in problem.items() if isinstance(part, LinearProblem)}
     if others := [name for name in problem if name not in linears]:
         raise UserError(
@@ -208,21 +221,21 @@ def _check(problem: Problem, config: SolverConfig) -> dict[str, LinearProblem]:
 
 
 def costs_of(linear: LinearProblem, config: SolverConfig) -> Terms:
-    """What the norms cost: c_f = λ_f, c_p = λ_p, c_w = λ_w / |alpha / rank|.
+    """Costs of the norms: c_f = λ_f, c_p = λ_p, c_w = λ_w / |alpha / rank|.
 
-    With the reduction `mean` the first two are over the roots of their rows.
+    With the reduction `mean` the first two are divided by the root of their number of rows.
     """
     scale = 1.0 if config.alpha is None else config.alpha / config.rank
     costs = [config.lambda_forget, config.lambda_preserve, config.lambda_weight / abs(scale)]
     if config.reduction == "mean":
         rows = float(linear.forget_rows), float(linear.preserve_rows), 1.0
-        # Without rows the term is zero whatever it costs.
+        # Without rows the term is zero for any cost.
         return costs / np.sqrt(np.maximum(rows, 1.0))
     return np.array(costs)
 
 
 def _teller(now: dict[str, Terms], progress: Progress | None) -> Callable[[str, Terms], None]:
-    """Tells the progress of one Linear after another: the lowest terms, those to come at first."""
+    """A callback that reports progress: the lowest terms so far, summed over all Linears."""
     done = count(1)
 
     def tell(name: str, terms: Terms) -> None:

@@ -1,23 +1,25 @@
-"""The changes whose left factor lies in a span: the iteration of `ridge` where it costs little.
+"""The iteration of `ridge` in a subspace of left factors, which needs few factorisations.
 
-A step of the iteration takes a factor of a D_in × D_in matrix, and there may be a hundred. But the
-best P depends on a and b alone, and smoothly. So the iteration is carried to its end among the
-changes whose left factor lies in the span of H⁻¹C_f V and its derivatives by a and b (H⁻¹G_p and
-H⁻¹ times it), and only then is H factored again, for the a and b that it ended at. It begins with
-what the last span ended with, so that f cannot rise; from two to four factors do (`refined`).
+A step of the plain iteration factors a D_in × D_in matrix, and a hundred steps may be needed. But
+the best P depends, smoothly, on a and b only. So the iteration first runs to convergence among the
+changes whose left factor lies in the span of H⁻¹C_f V and its derivatives with respect to a and b
+(H⁻¹G_p and H⁻¹ times it); only then is H factored again, for the last a and b. The next iteration
+starts where the previous one ended, so f cannot rise; two to four factorisations suffice
+(`refined`).
 
-Other λ's are other a and b of the same problem: their changes lie in nearly the same span
-(`recycled`). With the η's and the right factor V held, a step outside of it lowers the majorant by
+Other λ's mean other a and b of the same problem, whose changes lie in nearly the same span
+(`recycled`). With fixed η's and right factor V, a step outside the span lowers the majorant by
 
     c_f / (2 η_f) · tr(Yᵀ H⁻¹ Y),   Y = C_f V − H P,
 
-and H ≥ l H' with l = min(1, a / a', b / b') for any factor that there is, that of H' at a' and b'.
-Where this is too much, H'⁻¹Y is what the span lacks: a step of conjugate gradients with H' as
-preconditioner. Another V may still be better than any in the span. So at each factor the span takes
-more columns than the rank has, of the q largest gains σ² of C_fᵀH'⁻¹C_f; what is across them gains
-at most σ²_q / l by C_fᵀH⁻¹C_f. A factor serves other a and b only as long as that is below what the
-change gains, or as they are close to its own; where none does, there is a new one. A step within a
-wide span costs, too: what others lacked long ago is given up in time (`narrowed`).
+and H ≥ l H' with l = min(1, a / a', b / b') for any factorised H', that at a' and b'. If this gain
+is too large, the span is extended by H'⁻¹Y, a step of conjugate gradients with H' as
+preconditioner. A better V may still exist outside the span. So each factorisation adds more columns
+to the span than the rank, those of the q largest gains σ² of C_fᵀH'⁻¹C_f; directions orthogonal to
+them gain at most σ²_q / l in C_fᵀH⁻¹C_f. A factorisation is used for other a and b only while that
+is below the gain of the change, or while they are close to its own; if none qualifies, H is
+factored again. Since steps in a wide span are expensive, the span is cut back when it grows too
+wide (`narrowed`).
 """
 
 from collections.abc import Callable, Iterator
@@ -43,49 +45,51 @@ from jax_unlearn.solvers.closed_form.ridge import (
     until_converged,
 )
 
-# Within a span: at most so many iterations, to this share of the tolerance; and of one that is used
-# again, whose end need not be the last digit's.
+# Within a span: largest number of iterations, and their tolerance as a share of the solver's; the
+# last is for a span that is reused, where full accuracy is not needed.
 INNER, SHARE, SHARE_AGAIN = 1000, 1e-6, 1e-2
-# Below this size factors cost less than what spares them.
+# Below this size factorisations are cheaper than avoiding them.
 FACTORED = 1024
-# For other settings: columns beyond the rank, what condition a preconditioner may leave, up to what
-# condition all gains are alike, and how many factors of a Linear are kept, of 8 D_in² bytes each.
+# For reuse with other settings: columns beyond the rank, largest condition number that a
+# preconditioner may leave, condition number up to which gains are treated as equal, and number of
+# factorisations kept per Linear, of 8 D_in² bytes each.
 EXTRA_COLUMNS, MAX_CONDITION, SAME_CONDITION, MAX_FACTORS = 20, 300.0, 2.0, 2
-# What a span saves it loses again by its width: beyond so many times a factor's columns, or this
-# share of all dimensions, it is cut to those of the newest factors, half as many at most.
+# A span wider than this multiple of a factorisation's columns, or than this share of all
+# dimensions, is cut to the columns of the newest factorisations, at most half as many.
 MAX_WIDTH_RATIO, WIDEST = 6, 0.25
-# Of a column that the span has but for less than this share, nothing is added to it.
+# Columns whose component outside the span is below this share are not added to it.
 DEPENDENT = 1e-12
 
-# Of costs, rank, terms to begin with and tolerance.
+# Iteration as a function of costs, rank, initial terms and tolerance.
 Steps = Callable[[Terms, int, Terms, float], Iterator[Change]]
 
 
 class Factor(NamedTuple):
-    """A ridge, the columns for which the span took it, and the least gain; zero if it took all."""
+    """A factorised ridge, the columns added for it, and their least gain (0 if all were added)."""
 
     ridge: Ridge
     gain: float
     columns: Float64[ndarray, "m q"]
 
 
-class Lacking(NamedTuple):
-    """The most that a step outside may lower the majorant by, and what makes H'⁻¹Y."""
+class OutsideGain(NamedTuple):
+    """Upper bound of the gain of a step outside the span, and the factors of H'⁻¹Y."""
 
     excess: float
     ridge: Ridge
     whitened: Float64[ndarray, "m q"]
 
     def columns(self) -> Float64[ndarray, "m q"]:
-        """What the span lacks."""
+        """H'⁻¹Y, the columns by which to extend the span."""
         return self.ridge.backward(self.whitened)
 
 
 class Subspace:
-    """The changes left · P' · rightᵀ, and what is asked of the moments for them.
+    """The changes left · P' · rightᵀ, and the moments projected to them.
 
-    left [m, s] and right [k, t] have orthonormal columns; those of `right` span C_fᵀ left's, for
-    what is outside of these is no use. Products with whole matrices are of new columns only.
+    left [m, s] and right [k, t] have orthonormal columns; `right` spans C_fᵀ left, since other
+    directions cannot lower the loss. Products with the whole matrices are computed for new columns
+    only.
     """
 
     def __init__(self, moments: Moments) -> None:
@@ -102,9 +106,13 @@ class Subspace:
         return self.left.shape[1]
 
     def factor(self, costs: Terms, rank: int, terms: Terms, more: int = 0) -> None:
-        """Extend by what the best change for the η's of these terms lies in.
+        """Extend the span for the η's of these terms: by the best change and its derivatives.
 
-        more: columns beyond the rank; if there are any, the factor is kept.
+        Args:
+            costs: c_f, c_p and c_w.
+            rank: rank of the change.
+            terms: terms that define the η's.
+            more: columns beyond the rank; if positive, the factorisation is kept.
         """
         ridge = Ridge(self.whole, costs, terms)
         left, right = minimum(self.whole, rank + more, ridge)
@@ -118,6 +126,7 @@ class Subspace:
             self.factors = [*self.factors[1 - MAX_FACTORS :], Factor(ridge, gain, columns)]
 
     def extend(self, columns: Float64[ndarray, "m n"]) -> None:
+        """Extend the span by these columns."""
         added = _orthonormal(self.left, columns)
         # G_f and G_p are symmetric, and BLAS is faster with few rows than with few columns.
         forget, preserve = (added.T @ self.whole.forget).T, (added.T @ self.whole.preserve).T
@@ -138,7 +147,7 @@ class Subspace:
         self.cross = np.concatenate([self.cross, cross], axis=1)
 
     def narrowed(self) -> "Subspace":
-        """This, or the span of its newest factors where it has grown too wide."""
+        """This subspace, or that of its newest factorisations if it has grown too wide."""
         taken = [factor.columns.shape[1] for factor in self.factors]
         most = min(MAX_WIDTH_RATIO * max(taken, default=0), WIDEST * len(self.left))
         if self.size <= most:
@@ -151,18 +160,18 @@ class Subspace:
             other.factors.insert(0, factor)
         return other
 
-    def settled(self, costs: Terms, rank: int, terms: Terms, tolerance: float) -> Change:
-        """The end of the iteration from these terms, in the terms of the span."""
+    def converge(self, costs: Terms, rank: int, terms: Terms, tolerance: float) -> Change:
+        """Iterate to convergence from these terms; the change is in the basis of the span."""
         steps = islice(stepwise(self.moments, costs, rank, terms), INNER)
         with threads(self.size):
             return list(until_converged(steps, tolerance))[-1]
 
-    def outside(self, change: Change) -> Change:
-        """The same change as one of D_in × E."""
+    def expand(self, change: Change) -> Change:
+        """A change in the basis of the span, as a change of shape [m, k]."""
         return Change(self.left @ change.left, self.right @ change.right, change.terms)
 
-    def lacking(self, change: Change, costs: Terms) -> Lacking | None:
-        """What a step outside of the span could do to its end; None if no factor can tell."""
+    def outside_gain(self, change: Change, costs: Terms) -> OutsideGain | None:
+        """Bound the gain of a step outside the span; None if no kept factorisation can."""
         a, b, _ = ridge_of(self.whole, costs, change.terms)
         left, cross = change.left, self.cross @ change.right
         gain = _least_gain(left, self.moments.cross @ change.right)
@@ -179,23 +188,23 @@ class Subspace:
         missed = cross - self.forget @ left - a * (self.preserve @ left) - b * (self.left @ left)
         whitened = ridge.forward(missed)
         majorant = costs[0] ** 2 / (2 * clip_terms(self.whole, costs, change.terms)[0])
-        return Lacking(majorant * float(np.vdot(whitened, whitened)) / low, ridge, whitened)
+        return OutsideGain(majorant * float(np.vdot(whitened, whitened)) / low, ridge, whitened)
 
 
 def _least_gain(left: Float64[ndarray, "m q"], cross: Float64[ndarray, "m q"]) -> float:
-    """Of the columns of H⁻¹C_f V, with `cross` C_f V: the diagonal of VᵀC_fᵀH⁻¹C_f V."""
+    """The least gain of the columns of left = H⁻¹C_f V: min diag(leftᵀ cross), cross = C_f V."""
     return float(np.einsum("ij,ij->j", left, cross).min(initial=np.inf))
 
 
-def alone(moments: Moments) -> Steps:
-    """The iteration of one setting."""
+def solve_fresh(moments: Moments) -> Steps:
+    """The iteration of a single setting."""
     return partial(refined, moments)
 
 
 def solve_recycled(spaces: dict[str, Subspace], name: str, moments: Moments) -> Steps:
-    """That of a setting after others, whose span is kept by this name, or will be."""
+    """The iteration of one of several settings, which share the span `spaces[name]`."""
     if len(moments.forget) < FACTORED:
-        return alone(moments)
+        return solve_fresh(moments)
     kept = spaces.get(name)
     if kept is None or kept.whole is not moments:
         kept = Subspace(moments)
@@ -206,46 +215,51 @@ def solve_recycled(spaces: dict[str, Subspace], name: str, moments: Moments) -> 
 def refined(
     moments: Moments, costs: Terms, rank: int, terms: Terms, tolerance: float
 ) -> Iterator[Change]:
-    """A new factor after each end of the iteration in the span of all so far."""
+    """Iterate to convergence in the span, factor H for the result, extend the span, and repeat."""
     space = Subspace(moments)
     while True:
         space.factor(costs, rank, terms)
-        inner = space.settled(costs, rank, terms, SHARE * tolerance)
-        yield space.outside(inner)
+        inner = space.converge(costs, rank, terms, SHARE * tolerance)
+        yield space.expand(inner)
         terms = inner.terms
 
 
 def recycled(
     space: Subspace, costs: Terms, rank: int, terms: Terms, tolerance: float
 ) -> Iterator[Change]:
-    """The same in the span that other settings left, until a step outside would win too little.
+    """As `refined`, starting in a span of other settings, until a step outside gains too little.
 
-    Without a weight term b is whatever makes a factor exist, and the setting is solved alone.
+    Without a weight term b is only large enough for a factorisation to exist, and the span is not
+    reused.
 
     Args:
-        tolerance: of the majorant, relative to the loss.
+        space: the shared span, which is extended.
+        costs: c_f, c_p and c_w.
+        rank: rank of the change.
+        terms: terms that define the first η's.
+        tolerance: smallest gain of the majorant, relative to the loss.
     """
     if not costs[2] > 0:
         yield from refined(space.whole, costs, rank, terms, tolerance)
     if not space.size:
         space.factor(costs, rank, terms, EXTRA_COLUMNS)
     while True:
-        inner = space.settled(costs, rank, terms, SHARE_AGAIN * tolerance)
-        yield space.outside(inner)
+        inner = space.converge(costs, rank, terms, SHARE_AGAIN * tolerance)
+        yield space.expand(inner)
         terms = inner.terms
-        lacking = space.lacking(inner, costs)
-        if lacking is None:
+        gain = space.outside_gain(inner, costs)
+        if gain is None:
             space.factor(costs, rank, terms, EXTRA_COLUMNS)
-        elif lacking.excess <= tolerance * inner.total:
+        elif gain.excess <= tolerance * inner.total:
             return
         else:
-            space.extend(lacking.columns())
+            space.extend(gain.columns())
 
 
 def _bordered(
     gram: Float64[ndarray, "s s"], columns: Float64[ndarray, "t n"]
 ) -> Float64[ndarray, "t t"]:
-    """The symmetric matrix with these last columns."""
+    """The symmetric matrix [t, t] with `gram` in the corner and `columns` as its last columns."""
     new = columns[len(gram) :]
     return np.block([[gram, columns[: len(gram)]], [columns[: len(gram)].T, (new + new.T) / 2]])
 
@@ -253,9 +267,10 @@ def _bordered(
 def _orthonormal(
     basis: Float64[ndarray, "m s"], columns: Float64[ndarray, "m n"]
 ) -> Float64[ndarray, "m q"]:
-    """Columns that span what these have beyond the basis, to the share `DEPENDENT` of each.
+    """Orthonormal columns of the span of `columns` outside that of `basis`.
 
-    What is left of a column may be so little that rounding shows in it; the second time frees it.
+    Directions below the share DEPENDENT of a column are dropped. Orthogonalisation is done twice,
+    because the first remainder may be small enough to be dominated by rounding.
     """
     sizes = np.linalg.norm(columns, axis=0)
     found = columns / np.where(sizes > 0, sizes, 1.0)
