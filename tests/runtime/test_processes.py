@@ -156,7 +156,7 @@ def test_processes_that_see_other_files_are_refused_by_all(folder, tmp_path):
     for code, lines in results:
         assert code == 2
         (line,) = lines
-        assert "the images to preserve are others" in line
+        assert "the images to preserve differ" in line
     assert not (tmp_path / "out").exists()
 
 
