@@ -50,7 +50,7 @@ ALL_IMAGES = (0, 1, 2, 3, 6)
 
 @dataclass
 class Options:
-    """Which settings to run; the defaults are those of the tables."""
+    """The concepts and seeds to run; the defaults are those of the tables."""
 
     concepts: tuple[str, ...] = ("astronaut", "triangle", "red triangle")
     """Concepts for every target, on the main Merger and on all Mergers."""

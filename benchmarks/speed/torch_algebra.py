@@ -31,7 +31,7 @@ class Constants(NamedTuple):
 
     @classmethod
     def of_rows(cls, *arrays: np.ndarray) -> "Constants":
-        """From weight, bias, forget, target and preserve."""
+        """Create from weight, bias, forget, target and preserve."""
         weight, bias, forget, target, preserve = (torch.from_numpy(x).to(device()) for x in arrays)
         return cls(forget, target - linear(forget, weight, bias), preserve)
 

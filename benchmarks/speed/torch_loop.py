@@ -38,7 +38,7 @@ class Rows(NamedTuple):
 
     @classmethod
     def of(cls, *arrays: np.ndarray) -> "Rows":
-        """From weight, bias, forget, target and preserve, whose memory they share on a CPU."""
+        """Create from weight, bias, forget, target and preserve; shares their memory on a CPU."""
         weight, bias, forget, target, preserve = (torch.from_numpy(x).to(device()) for x in arrays)
         return cls(weight, bias, forget, target, preserve, linear(preserve, weight, bias))
 

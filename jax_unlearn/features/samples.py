@@ -24,7 +24,7 @@ class TapRows:
 
     @classmethod
     def of(cls, images: Sequence[Float[np.ndarray, "_ d_in"]]) -> "TapRows":
-        """From the rows of each image."""
+        """Concatenate the rows of each image."""
         counts = [len(rows) for rows in images]
         return cls(np.concatenate(images), np.repeat(np.arange(len(images)), counts))
 

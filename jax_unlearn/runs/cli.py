@@ -173,7 +173,7 @@ def dispatch(arguments: Sequence[str], console: Console) -> None:
 
 
 def prepare(torch: bool) -> None:
-    """What a process does before JAX compiles anything, and transformers is imported."""
+    """Set up the process before JAX compiles anything and transformers is imported."""
     make_reproducible()
     if not torch:
         hide_torch()

@@ -78,7 +78,7 @@ def test_what_was_not_extracted_is_refused(fit, extracted):
 
 
 def test_images_to_choose_by_must_have_been_set_apart(fit):
-    with pytest.raises(UserError, match="--select: the features were extracted with"):
+    with pytest.raises(UserError, match="--select: held_out must be given both when features"):
         fit(select="held_out")
 
 

@@ -160,7 +160,7 @@ def test_bad_sweeps_leave_nothing_and_see_no_image(run, tmp_path, capsys, monkey
         (
             "sweep",
             ["--until-forgotten", "0.5"],
-            "--until-forgotten: has no effect here: a sweep tries λ's of its own",
+            "--until-forgotten: has no effect here: a sweep tries its own λ's",
         ),
         ("sweep", ["--auto"], "--auto: has no effect here: it is not an option of this command"),
         (
@@ -171,7 +171,7 @@ def test_bad_sweeps_leave_nothing_and_see_no_image(run, tmp_path, capsys, monkey
         (
             "sweep",
             ["--optimizer", "closed_form", "--target-kinds", "mean", "--seeds", "0", "1"],
-            "--seeds: nothing is drawn for these targets by the closed form; give one value",
+            "--seeds: these targets do not depend on the seed in closed form; give one value",
         ),
         (
             "sweep",
@@ -183,7 +183,7 @@ def test_bad_sweeps_leave_nothing_and_see_no_image(run, tmp_path, capsys, monkey
         (
             "run",
             ["--auto", "--until-forgotten", "0.5"],
-            "--until-forgotten: has no effect here: a sweep tries λ's of its own",
+            "--until-forgotten: has no effect here: a sweep tries its own λ's",
         ),
         ("run", ["--auto", "--rank", "3"], "--rank: has no effect here: the sweep tries 1 5"),
     ):
