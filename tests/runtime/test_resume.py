@@ -196,9 +196,9 @@ def test_another_run_is_refused_by_what_changed(monkeypatch, folder, tmp_path, c
     assert "--rank: 2 then, 3 now" in refusal(capsys, *again, "--rank", 3)
 
     image = next((copy / "forget").rglob("*.png"))
-    image.rename(image.with_suffix(".gone"))
+    image.rename(tmp_path / "elsewhere")
     assert "the images to forget differ: 8 then, 7 now" in refusal(capsys, *again)
-    image.with_suffix(".gone").rename(image)
+    (tmp_path / "elsewhere").rename(image)
 
     weights = copy / "checkpoint" / "model.safetensors"
     data = bytearray(weights.read_bytes())
