@@ -142,8 +142,10 @@ class Checkpoint:
 
 def unreadable(shard: Path, error: Exception) -> str:
     """The reason why a shard cannot be opened; it may be a Git LFS pointer."""
-    with shard.open("rb") as file:
-        if file.read(len(LFS_POINTER)) == LFS_POINTER:
+    if shard.is_file():
+        with shard.open("rb") as file:
+            first = file.read(len(LFS_POINTER))
+        if first == LFS_POINTER:
             return f"{shard.name} is a Git LFS pointer and holds no weights; run `git lfs pull`"
     return f"{shard.name} cannot be read ({error}); copy the file again"
 
