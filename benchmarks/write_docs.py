@@ -30,10 +30,6 @@ from benchmarks.speed import (
 ROOT = Path(__file__).parent.parent
 RESULTS = Path(__file__).parent / "results"
 
-# Results whose JSON is of an earlier form, and is to be measured again: its rows do not name the
-# adapter's Linears.
-AWAITED: set[str] = set()
-
 
 @dataclass(frozen=True)
 class Block:
@@ -45,9 +41,6 @@ class Block:
     table: Callable[..., str]
 
     def content(self) -> str:
-        if AWAITED & set(self.results):
-            files = ", ".join(f"`benchmarks/results/{name}.json`" for name in self.results)
-            return f"*Being measured again: {files}.*"
         return self.table(*map(read, self.results))
 
 

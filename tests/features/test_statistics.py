@@ -66,11 +66,11 @@ def target_of(kind, seed, output, forget, preserve):
     return neutral_target(kind, outputs, jax.random.key(seed))
 
 
-def gathered(x, image, output, order=None):
-    gatherer = StreamingStatistics(D_IN, output)
+def streamed(x, image, output, order=None):
+    streaming = StreamingStatistics(D_IN, output)
     for i in np.unique(image) if order is None else order:
-        gatherer.add(int(i), x[image == i])
-    return gatherer.finish()
+        streaming.add(int(i), x[image == i])
+    return streaming.finish()
 
 
 def float64_loss(part, pair, scale, weights, names=("forget", "residual", "preserve")):
@@ -116,7 +116,7 @@ def test_loss_and_gradient_are_those_of_the_rows(seed, shape_f, shape_p, kind, t
     aim = target_of(target, seed, output, forget, preserve)
     aims = aim.rows(output(forget[0]), forget[1])
     rows = linear_problem(weight, bias, forget[0], aims, preserve[0])
-    summed = gathered(*forget, output), gathered(*preserve, None)
+    summed = streamed(*forget, output), streamed(*preserve, None)
     small = linear_part(weight, bias, summed[0], aim, summed[1])
     assert len(small.preserve) <= D_IN
     assert len(small.forget) <= D_IN + E
@@ -170,8 +170,8 @@ def test_merged_statistics_are_those_of_the_union(seed, first, second, by_image)
     output = (lambda x: x @ weight.T + bias) if by_image else None
     (x, image), (y, other) = (side(random, *SHAPES[s], "plain") for s in (first, second))
     other = other + image.max() + 1
-    both = gathered(np.concatenate([x, y]), np.concatenate([image, other]), output)
-    merged = merge(gathered(x, image, output), gathered(y, other, output))
+    both = streamed(np.concatenate([x, y]), np.concatenate([image, other]), output)
+    merged = merge(streamed(x, image, output), streamed(y, other, output))
     assert (merged.count, merged.by_image) == (both.count, by_image)
     np.testing.assert_allclose(merged.total, both.total, rtol=1e-9, atol=1e-9)
     np.testing.assert_allclose(merged.full_gram(), both.full_gram(), rtol=1e-9, atol=1e-7)
@@ -187,9 +187,9 @@ def test_order_and_blocks_of_the_stream_do_not_matter(monkeypatch):
     def output(x):
         return x @ weight.T + bias
 
-    whole = gathered(x, image, output)
+    whole = streamed(x, image, output)
     monkeypatch.setattr(streaming, "BLOCK", 1)
-    pieces = gathered(x, image, output, random.permutation(50))
+    pieces = streamed(x, image, output, random.permutation(50))
     np.testing.assert_allclose(pieces.gram, whole.gram, rtol=1e-12, atol=1e-9)
     same_heads(pieces, whole)
 

@@ -114,24 +114,24 @@ def test_devices_gather_what_the_host_gathers(folder, granularity, select, monke
 
 def test_sums_on_devices_go_on_from_a_snapshot(folder):
     one = source(folder)
-    gathering, again = (
+    sums, again = (
         SideStatistics(one.linears, False, "tokens", one.dataset.preserve, mesh=make_mesh("data=1"))
         for _ in range(2)
     )
     shape = one.linears[0].shape[1]
     random = np.random.default_rng(0)
     steps = [
-        {name: jnp.asarray(random.normal(size=(8, shape)), jnp.float32) for name in gathering.taps}
+        {name: jnp.asarray(random.normal(size=(8, shape)), jnp.float32) for name in sums.taps}
         for _ in range(4)
     ]
     owner = np.array([0, 0, 1, 1, 2, -1, -1, 2])
     for number, taps in enumerate(steps):
-        gathering.add_step(taps, owner)
+        sums.add_step(taps, owner)
         if number == 1:
-            again.restore(gathering.arrays())
+            again.restore(sums.arrays())
         elif number > 1:
             again.add_step(taps, owner)
-    for name, groups in gathering.taps.items():
+    for name, groups in sums.taps.items():
         (ours,), (theirs,) = again.taps[name], groups
         assert ours.finish().count == 24
         np.testing.assert_array_equal(ours.finish().full_gram(), theirs.finish().full_gram())

@@ -64,7 +64,7 @@ def packed(tiny_tower):
 def test_attention_in_a_tower_knows_distances_only(dtype, tolerance, tiny_dir, packed):
     """Kills: angles that are made bfloat16 on their way to the blocks, or their products there.
 
-    Where the coordinates begin does not matter, unless they are too coarse to be told apart.
+    Where the coordinates begin does not matter, unless they are rounded to the same number.
     """
     parts = nnx.split(load_vision_tower(tiny_dir, dtype))
     here, there, turned = (
