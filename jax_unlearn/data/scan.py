@@ -23,9 +23,14 @@ class LeftOut:
 
     counts: Counter[str] = field(default_factory=Counter)
     examples: dict[str, str] = field(default_factory=dict)
+    seen: set[Path] = field(default_factory=set)
 
-    def add(self, kind: str, path: Path, count: int = 1) -> None:
-        self.counts[kind] += count
+    def add(self, kind: str, path: Path) -> None:
+        """Count a path once, also where one folder is searched for both sides."""
+        if path in self.seen:
+            return
+        self.seen.add(path)
+        self.counts[kind] += 1
         self.examples.setdefault(kind, printable(str(path)))
 
     def lines(self) -> list[str]:

@@ -68,3 +68,5 @@ def test_folders_inside_one_another_need_a_concept(folders):
 def test_what_lies_beside_the_images_is_counted(folders):
     (folders / "preserve" / "labels.csv").write_text("a,b\n" * 20)
     assert collect_images(settings(folders), 0).left_out.counts == {".csv file": 1}
+    both = settings(folders, forget=folders / "preserve", concept="cat")
+    assert collect_images(both, 0).left_out.counts == {".csv file": 1}
