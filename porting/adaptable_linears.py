@@ -7,7 +7,7 @@ from typing import Any, Generic, TypeVar
 
 from jax_unlearn.models.lora import LoraAdapter, LoraPair
 from jax_unlearn.runtime.errors import UserError
-from porting.checkpoint import Checkpoint, CheckpointError, config_path
+from porting.checkpoint import Checkpoint, CheckpointError, config_path, missing_files
 from porting.families import ClipFamily, Family, adaptable_family_of, family_of
 from porting.open_clip import open_clip_weights
 
@@ -64,7 +64,8 @@ def locate(checkpoint: Checkpoint, family: AnyFamily) -> AdaptableLinears[AnyFam
     stems = {prefix: tuple(prefix + stem for stem in family.stems) for prefix in family.keys}
     found = [p for p in family.keys if any(key.startswith(stems[p]) for key in checkpoint)]
     if not found:
-        raise CheckpointError(checkpoint.directory, [family.absent])
+        faults = [family.absent(checkpoint), *missing_files(checkpoint.missing.values())]
+        raise CheckpointError(checkpoint.directory, faults)
     if len(found) > 1:
         fault = f"holds more than one vision tower ({', '.join(f'{p}…' for p in found)})"
         raise CheckpointError(checkpoint.directory, [fault])

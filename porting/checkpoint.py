@@ -2,7 +2,7 @@
 
 import json
 import math
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 from contextlib import ExitStack
 from pathlib import Path
 from types import TracebackType
@@ -14,8 +14,8 @@ from jaxtyping import Shaped
 from safetensors import SafetensorError, safe_open
 
 from jax_unlearn.runtime.errors import UserError
+from jax_unlearn.runtime.hub import INDEX, SINGLE
 
-SINGLE, INDEX = "model.safetensors", "model.safetensors.index.json"
 DTYPES = {"F32": "float32", "F16": "float16", "BF16": "bfloat16"}
 NUMPY = {"float32": np.float32, "float16": np.float16, "bfloat16": ml_dtypes.bfloat16}
 # Bytes read at once.
@@ -44,7 +44,7 @@ class Checkpoint:
 
     Raises:
         CheckpointError: there is no such directory or no safetensors file, the index is invalid, or
-            a shard is truncated.
+            a shard is truncated. A shard that is missing is a fault only if its tensors are read.
     """
 
     def __init__(self, directory: str | Path, file: str | None = None):
@@ -52,6 +52,9 @@ class Checkpoint:
         self.shard_of: dict[str, Path] = {}
         # Fault of a key, which matters only if its tensor is read.
         self.doubts: dict[str, str] = {}
+        # File by key, of files that the index names and that are not there: a snapshot of the hub
+        # may have the shards of the tower only.
+        self.missing: dict[str, str] = {}
         self._stack = ExitStack()
         self._open: dict[Path, Any] = {}
         self._ranges: dict[Path, Ranges] = {}
@@ -64,7 +67,9 @@ class Checkpoint:
             self._open_shard(shard, faults)
         for key, name in index.items():
             shard = self.directory / name
-            if shard in self._open and self.shard_of.get(key) != shard:
+            if not shard.is_file():
+                self.missing[key] = name
+            elif self.shard_of.get(key) != shard:
                 wrong = f"{INDEX} places {key} in {name}, which does not hold it"
                 self.doubts.setdefault(key, wrong)
         if faults:
@@ -140,6 +145,11 @@ class Checkpoint:
         return self._open[self.shard_of[key]].get_slice(key)
 
 
+def missing_files(names: Iterable[str]) -> list[str]:
+    """A fault for each file that the index names and that is not there."""
+    return [f"{name} is missing; {INDEX} names it" for name in sorted(set(names))]
+
+
 def unreadable(shard: Path, error: Exception) -> str:
     """The reason why a shard cannot be opened; it may be a Git LFS pointer."""
     if shard.is_file():
@@ -191,7 +201,7 @@ def read_index(directory: Path, faults: list[str]) -> dict[str, str]:
 
 
 def shards(directory: Path, index: dict[str, str], faults: list[str]) -> list[Path]:
-    """The files to open: those of the index, which must be in the directory, or the only one."""
+    """The files to open: those of the index that are in the directory, or the only one."""
     if not directory.is_dir():
         raise CheckpointError(directory, ["no such directory"])
     if not index:
@@ -208,9 +218,7 @@ def shards(directory: Path, index: dict[str, str], faults: list[str]) -> list[Pa
     for name in sorted(set(index.values())):
         if name != Path(name).name or name in {"", ".."}:
             faults.append(f"{INDEX} names {name!r}, which is not a file of this directory")
-        elif not (directory / name).is_file():
-            faults.append(f"{name} is missing; {INDEX} names it")
-        else:
+        elif (directory / name).is_file():
             paths.append(directory / name)
     return paths
 

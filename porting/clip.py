@@ -12,11 +12,22 @@ from jax_unlearn.models.clip.encoders import ClipTextConfig, ClipVisionConfig
 from jax_unlearn.models.clip.model import Clip, ClipConfig
 from jax_unlearn.models.layers import ACTIVATIONS
 from jax_unlearn.runtime.errors import UserError
+from jax_unlearn.runtime.hub import local_checkpoint
 from porting.adaptable_linears import read_model_type
-from porting.checkpoint import Checkpoint, load_config
+from porting.checkpoint import load_config
 from porting.open_clip import OPEN_CONFIG, open_clip_parts, open_clip_table, open_clip_weights
+from porting.quantized import DequantizedCheckpoint
 from porting.qwen3_vision import TOWER_DTYPES
-from porting.weight_table import Rule, Tensor, flat_kernel, linear, norm, to_flax, transposed
+from porting.weight_table import (
+    Rule,
+    Tensor,
+    flat_kernel,
+    linear,
+    norm,
+    to_flax,
+    transposed,
+    verify,
+)
 
 # Buffers that older checkpoints keep.
 POSITION_IDS = tuple(f"{side}_model.embeddings.position_ids" for side in ("text", "vision"))
@@ -111,7 +122,7 @@ def clip_config(directory: str | Path, dtype: str = "float32") -> ClipConfig:
     Raises:
         UserError: the checkpoint has neither, or the shape is not supported.
     """
-    directory = Path(directory)
+    directory = local_checkpoint(directory, "none")
     is_open = open_clip_weights(directory) is not None
     text, vision, width = (open_clip_parts if is_open else clip_parts)(directory)
     faults = part_faults("text", text) + part_faults("vision", vision)
@@ -135,7 +146,7 @@ def load_clip(checkpoint_dir: str | Path, dtype: str = "float32") -> Clip:
         checkpoint_dir: directory with config.json and one or more safetensors files, as saved by
             transformers' `CLIPModel`; or with open_clip_config.json and open_clip_model.safetensors
             or model.safetensors, as saved by OpenCLIP. If both are complete, transformers' files
-            are read.
+            are read. Or the id of one on the hub (see `local_checkpoint`).
         dtype: dtype of the weights and activations, `float32` or `bfloat16`.
 
     Raises:
@@ -144,13 +155,28 @@ def load_clip(checkpoint_dir: str | Path, dtype: str = "float32") -> Clip:
     """
     if dtype not in TOWER_DTYPES:
         raise UserError(f"dtype {dtype!r} is not one of {', '.join(TOWER_DTYPES)}")
-    directory = Path(checkpoint_dir)
-    config, file = clip_config(directory, dtype), open_clip_weights(directory)
-    table = open_clip_table(config) if file else clip_table(config)
+    config, table, checkpoint = _open(checkpoint_dir, dtype)
     graphdef, abstract = nnx.split(abstract_clip(config))
-    with Checkpoint(directory, file) as checkpoint:
+    with checkpoint:
         state = to_flax(table, checkpoint, "", abstract, ignored=POSITION_IDS)
     return nnx.merge(graphdef, state)
+
+
+def verify_clip(checkpoint_dir: str | Path) -> None:
+    """Check all that `load_clip` checks, without keeping the weights; raises as it."""
+    config, table, checkpoint = _open(checkpoint_dir, "float32")
+    with checkpoint:
+        verify(table, checkpoint, "", nnx.state(abstract_clip(config)), ignored=POSITION_IDS)
+
+
+def _open(
+    checkpoint_dir: str | Path, dtype: str
+) -> tuple[ClipConfig, list[Rule], DequantizedCheckpoint]:
+    """(config, weight table, tensors) of a CLIP checkpoint."""
+    directory = local_checkpoint(checkpoint_dir)
+    config, file = clip_config(directory, dtype), open_clip_weights(directory)
+    table = open_clip_table(config) if file else clip_table(config)
+    return config, table, DequantizedCheckpoint(directory, file)
 
 
 def is_clip(checkpoint_dir: str | Path) -> bool:
@@ -159,5 +185,5 @@ def is_clip(checkpoint_dir: str | Path) -> bool:
     Raises:
         UserError: the directory does not exist, or neither file gives a model type.
     """
-    directory = Path(checkpoint_dir)
+    directory = local_checkpoint(checkpoint_dir, "none")
     return open_clip_weights(directory) is not None or read_model_type(directory) == "clip"

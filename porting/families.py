@@ -17,6 +17,8 @@ PART = re.compile(rf"(merger|{DEEPSTACK}\.\d+)\.(norm|linear_fc[12])")
 LINEAR = re.compile(rf"(merger|{DEEPSTACK}\.\d+)\.linear_fc[12]")
 # The canonical name of the Linear of a Merger that is a single Linear.
 LAST = "linear_fc2"
+# A tensor that every tower has.
+ANCHOR = "patch_embed.proj.weight"
 # Canonical names of a Merger's parts.
 PARTS = ("norm", "linear_fc1", "linear_fc2")
 
@@ -51,9 +53,15 @@ class Family:
             raise ValueError(f"{merger} is not in this tower, which has no DeepStack")
         return merger.replace(DEEPSTACK, self.deepstack)
 
-    @property
-    def absent(self) -> str:
+    def absent(self, keys: Iterable[str]) -> str:
         """Fault of a checkpoint without any of the tower's keys."""
+        if prefix := next((k.removesuffix(ANCHOR) for k in keys if k.endswith(ANCHOR)), None):
+            known = [one for one in self.keys if prefix.endswith(one)]
+            wrapper = prefix.removesuffix(known[0]) if known else prefix
+            return (
+                f"its tower's keys begin with {prefix!r}, which transformers does not load either: "
+                f"a wrapper left {wrapper!r}; save the model inside it, or rename the keys"
+            )
         sought = " or ".join(f"{prefix}…" if prefix else "blocks.…" for prefix in self.keys)
         return f"holds no vision tensor ({sought}): text only?"
 
@@ -114,8 +122,7 @@ class ClipFamily:
         """Beginnings of the projections' keys."""
         return tuple(f"{name}." for name in self.projections)
 
-    @property
-    def absent(self) -> str:
+    def absent(self, _: Iterable[str]) -> str:
         """Fault of a checkpoint without any of the projections."""
         return f"holds no {' or '.join(self.projections)}; save the model with its projections"
 
@@ -130,8 +137,9 @@ class ClipFamily:
         return name
 
 
-# Key prefixes of: a full model today; an older full model, or one without its head; a tower only.
-VISUAL = ("model.visual.", "visual.", "")
+# Key prefixes of: a full model today; an older full model, or one without its head; a full model
+# whose keys all have another `model.` in front, which transformers removes; a tower only.
+VISUAL = ("model.visual.", "visual.", "model.model.visual.", "")
 
 OMNI = ("ln_q", "mlp.0", "mlp.2")
 

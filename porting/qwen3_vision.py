@@ -11,10 +11,12 @@ from jax_unlearn.models.layers import ACTIVATIONS
 from jax_unlearn.models.qwen3_vision.config import VisionConfig
 from jax_unlearn.models.qwen3_vision.tower import Qwen3VisionTower
 from jax_unlearn.runtime.errors import UserError
+from jax_unlearn.runtime.hub import local_checkpoint
 from porting.adaptable_linears import AdaptableLinears, locate, read_family
 from porting.checkpoint import Checkpoint, load_config, refuse_adapter_beside
 from porting.families import FAMILIES, Family
-from porting.weight_table import Layout, Rule, flat_kernel, linear, norm, to_flax
+from porting.quantized import DequantizedCheckpoint
+from porting.weight_table import Layout, Rule, flat_kernel, linear, norm, to_flax, verify
 
 TOWER_DTYPES = ("float32", "bfloat16")
 # Buffers that are computed from the config, but saved by some versions of transformers.
@@ -77,10 +79,11 @@ def vision_config(directory: str | Path, dtype: str = "float32") -> tuple[str, V
     Raises:
         UserError: the family or the tower's shape is not supported.
     """
+    directory = local_checkpoint(directory, "none")
     # Checked before transformers reads it, because fewer families are supported here.
-    family = read_family(Path(directory))
-    hf = load_config(Path(directory))
-    path = Path(directory) / "config.json"
+    family = read_family(directory)
+    hf = load_config(directory)
+    path = directory / "config.json"
     thinker = getattr(hf, "thinker_config", hf)
     vision = getattr(thinker, "vision_config", thinker)
     if vision.hidden_act not in ACTIVATIONS:
@@ -139,7 +142,8 @@ def describe(directory: str | Path, dtype: str = "float32") -> VisionCheckpoint:
         UserError: the directory is not a checkpoint of a supported family with a vision tower.
     """
     model_type, config = vision_config(directory, dtype)
-    refuse_adapter_beside(Path(directory))
+    directory = local_checkpoint(directory)
+    refuse_adapter_beside(directory)
     with Checkpoint(directory) as checkpoint:
         place = locate(checkpoint, FAMILIES[model_type])
     config = replace(config, single_linear=place.single_linear)
@@ -156,8 +160,9 @@ def load_vision_tower(checkpoint_dir: str | Path, dtype: str = "float32") -> Qwe
 
     Args:
         checkpoint_dir: directory with config.json and one or more safetensors files in float32,
-            float16 or bfloat16: a full model of one of `FAMILIES`, or its tower only. Only vision
-            tensors are read, one at a time, directly into the tower's memory.
+            float16 or bfloat16, or quantised (see `porting.quantized`): a full model of one of
+            `FAMILIES`, or its tower only; or the id of one on the hub (see `local_checkpoint`).
+            Only vision tensors are read, one at a time, directly into the tower's memory.
         dtype: dtype of the tower's weights and activations, `float32` or `bfloat16`.
 
     Raises:
@@ -170,6 +175,15 @@ def load_vision_tower(checkpoint_dir: str | Path, dtype: str = "float32") -> Qwe
     found = describe(checkpoint_dir, dtype)
     graphdef, abstract = nnx.split(abstract_tower(found.config))
     table = vision_table(found.config, found.place.family)
-    with Checkpoint(checkpoint_dir) as checkpoint:
+    with DequantizedCheckpoint(local_checkpoint(checkpoint_dir)) as checkpoint:
         state = to_flax(table, checkpoint, found.key_prefix, abstract, BUFFERS)
     return nnx.merge(graphdef, state)
+
+
+def verify_vision_tower(checkpoint_dir: str | Path) -> None:
+    """Check all that `load_vision_tower` checks, without keeping the weights; raises as it."""
+    found = describe(checkpoint_dir)
+    abstract = nnx.state(abstract_tower(found.config))
+    table = vision_table(found.config, found.place.family)
+    with DequantizedCheckpoint(local_checkpoint(checkpoint_dir)) as checkpoint:
+        verify(table, checkpoint, found.key_prefix, abstract, BUFFERS)

@@ -15,11 +15,13 @@ from flax import nnx
 from jaxtyping import Shaped
 from numpy.typing import DTypeLike
 
-from porting.checkpoint import Checkpoint, CheckpointError
+from porting.checkpoint import Checkpoint, CheckpointError, missing_files
 
 Tensor = Shaped[np.ndarray, "..."]
 Path = tuple[str | int, ...]
 ALIGNMENT = 64  # bytes
+# Part of the keys of a Linear that PEFT has wrapped.
+UNMERGED = ".base_layer."
 
 # Returns a view of a Flax array in torch's layout, without a copy; used for reading and writing.
 Layout = Callable[[Tensor], Tensor]
@@ -102,6 +104,9 @@ def check(
             expected.add(prefix + key)
             faults += _key_faults(checkpoint, prefix + key, view.shape)
     faults += [f"no rule fills {'.'.join(map(str, path))}" for path in shapes]
+    faults += missing_files(
+        name for key, name in checkpoint.missing.items() if key.startswith(prefix)
+    )
     doubts = [what for key, what in checkpoint.doubts.items() if key.startswith(prefix)]
     faults += doubts
     if elsewhere := [what for what in checkpoint.doubts.values() if what not in doubts]:
@@ -111,6 +116,9 @@ def check(
             stacklevel=2,
         )
     found = {key for key in checkpoint if key.startswith(prefix)}
+    if adapted := sorted(key for key in found if UNMERGED in key):
+        fault = f"{adapted[0]} is of a model with an adapter that is not merged"
+        raise CheckpointError(checkpoint.directory, [f"{fault}; save it after merge_and_unload()"])
     faults += [f"{key} is unexpected" for key in sorted(found - expected)]
     if faults:
         raise CheckpointError(checkpoint.directory, faults)
@@ -118,11 +126,12 @@ def check(
 
 def _key_faults(checkpoint: Checkpoint, key: str, wanted: tuple[int, ...]) -> list[str]:
     if key not in checkpoint:
-        return [f"{key} is missing"]
-    faults = []
-    if checkpoint.shape(key) != wanted:
-        faults.append(f"{key} has shape {list(checkpoint.shape(key))}, expected {list(wanted)}")
-    return faults + checkpoint.dtype_faults(key)
+        return [] if key in checkpoint.missing else [f"{key} is missing"]
+    if faults := checkpoint.dtype_faults(key):
+        return faults
+    if (shape := checkpoint.shape(key)) == wanted:
+        return []
+    return [f"{key} has shape {list(shape)}, expected {list(wanted)}"]
 
 
 def to_flax(
@@ -147,14 +156,42 @@ def to_flax(
         out = aligned(leaf.shape, leaf.dtype)
         for key, view in rule.views(out):
             assert np.may_share_memory(view, out), f"{key}: its layout makes a copy"
-            checkpoint.read_into(prefix + key, view)
-            if not np.isfinite(view).all():
-                infinite.append(f"{prefix}{key} holds values that are not finite")
+            infinite += read_finite(checkpoint, prefix + key, view)
         # device_put shares the buffer (jnp.asarray would copy it), which is not written after this.
         arrays.append((rule.path, leaf.replace(jax.device_put(out))))
     if infinite:
         raise CheckpointError(checkpoint.directory, infinite)
     return nnx.from_flat_state(arrays)
+
+
+def verify(
+    rules: Iterable[Rule],
+    checkpoint: Checkpoint,
+    prefix: str,
+    abstract: nnx.State,
+    ignored: Collection[str] = (),
+) -> None:
+    """Read every tensor as `to_flax` does, one at a time, without keeping it; same arguments.
+
+    Raises:
+        CheckpointError: as `to_flax`.
+    """
+    rules = list(rules)
+    check(rules, checkpoint, prefix, abstract, ignored)
+    leaves = dict(nnx.to_flat_state(abstract))
+    infinite: list[str] = []
+    for rule in rules:
+        leaf = leaves[rule.path]
+        for key, view in rule.views(np.broadcast_to(np.zeros((), leaf.dtype), leaf.shape)):
+            infinite += read_finite(checkpoint, prefix + key, np.empty(view.shape, leaf.dtype))
+    if infinite:
+        raise CheckpointError(checkpoint.directory, infinite)
+
+
+def read_finite(checkpoint: Checkpoint, key: str, out: Tensor) -> list[str]:
+    """Read a tensor into `out`; a fault if it contains NaN or infinity."""
+    checkpoint.read_into(key, out)
+    return [] if np.isfinite(out).all() else [f"{key} holds values that are not finite"]
 
 
 def aligned(shape: tuple[int, ...], dtype: DTypeLike) -> Tensor:

@@ -27,7 +27,8 @@ class SampleSettings:
     """Inputs of a run: a checkpoint, and samples to forget and to preserve."""
 
     checkpoint: Path
-    """Directory of a checkpoint of the Qwen3-VL, Qwen3-Omni or Qwen3.5 family, or of CLIP."""
+    """Checkpoint of the Qwen3-VL, Qwen3-Omni or Qwen3.5 family, or of CLIP: its directory, or its
+    id on the Hugging Face hub, such as Qwen/Qwen3-VL-2B-Instruct or ...@REVISION."""
     forget: Path | None = used_if(None, source=IMAGES)
     """Folder of images to forget; sub-folders are classes."""
     preserve: Path | None = used_if(None, source=IMAGES)

@@ -11,6 +11,7 @@ from jaxtyping import Float
 from PIL import Image
 
 from jax_unlearn.runtime.errors import UserError
+from jax_unlearn.runtime.hub import local_checkpoint
 
 # transformers 5 nests the image processor in the first file, which it prefers if both exist.
 PROCESSOR, IMAGE_PROCESSOR = "processor_config.json", "preprocessor_config.json"
@@ -144,7 +145,8 @@ def processor_file(checkpoint: Path) -> Path:
     Raises:
         UserError: the checkpoint has none.
     """
-    nested, own = checkpoint / PROCESSOR, checkpoint / IMAGE_PROCESSOR
+    directory = local_checkpoint(checkpoint, "none")
+    nested, own = directory / PROCESSOR, directory / IMAGE_PROCESSOR
     if nested.is_file() and "image_processor" in read_object(nested):
         return nested
     if not own.is_file():

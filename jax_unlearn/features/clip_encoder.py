@@ -21,6 +21,7 @@ from jax_unlearn.features.samples import SampleFeatures, TapRows
 from jax_unlearn.models.clip.model import LINEARS, Clip, ClipFeatures
 from jax_unlearn.models.frozen_linear import FrozenLinear
 from jax_unlearn.runtime.errors import UserError
+from jax_unlearn.runtime.hub import local_checkpoint
 
 TEXT, IMAGE = LINEARS
 BATCH = 64
@@ -28,12 +29,32 @@ BATCH = 64
 Rows = Float[np.ndarray, "n _"]
 
 
+def load_tokenizer(checkpoint: Path) -> Any:
+    """A checkpoint's tokenizer.
+
+    Raises:
+        UserError: its files are missing or cannot be read.
+    """
+    # Imported here because transformers imports torch if it is installed (see `no_torch`).
+    from transformers import AutoTokenizer
+
+    options: dict[str, Any] = {"local_files_only": True, "trust_remote_code": False}
+    try:
+        return AutoTokenizer.from_pretrained(local_checkpoint(checkpoint, "none"), **options)
+    except (KeyError, OSError, TypeError, ValueError) as error:
+        text = " ".join(str(error).split())
+        raise UserError(
+            f"{checkpoint}: its tokenizer cannot be read ({text}); copy its files from the "
+            "model's original directory"
+        ) from error
+
+
 class ClipEncoder:
     """A CLIP model with its tokenizer and image processor; runs batches of one shape.
 
     Args:
         clip: the model.
-        checkpoint: directory of the tokenizer and image processor.
+        checkpoint: the checkpoint, with its tokenizer and image processor.
         console: where the progress bar is drawn.
 
     Raises:
@@ -41,19 +62,9 @@ class ClipEncoder:
     """
 
     def __init__(self, clip: Clip, checkpoint: Path, console: Console) -> None:
-        self.clip, self.checkpoint, self.console = clip, checkpoint, console
-        # Imported here because transformers imports torch if it is installed (see `no_torch`).
-        from transformers import AutoTokenizer
-
-        options: dict[str, Any] = {"local_files_only": True, "trust_remote_code": False}
-        try:
-            self.tokenizer = AutoTokenizer.from_pretrained(checkpoint, **options)
-        except (KeyError, OSError, TypeError, ValueError) as error:
-            text = " ".join(str(error).split())
-            raise UserError(
-                f"{checkpoint}: its tokenizer cannot be read ({text}); copy its files from the "
-                "model's original directory"
-            ) from error
+        self.clip, self.console = clip, console
+        self.checkpoint = local_checkpoint(checkpoint, "none")
+        self.tokenizer = load_tokenizer(checkpoint)
 
     def tokens(self, texts: Sequence[str]) -> tuple[np.ndarray, np.ndarray]:
         """(input_ids, attention_mask), both [n, context], padded to the context length.

@@ -41,6 +41,7 @@ from jax_unlearn.runs.sweep import explore
 from jax_unlearn.runtime import collectives, processes
 from jax_unlearn.runtime.atomic_files import check_free, fresh_directory
 from jax_unlearn.runtime.errors import UserError
+from jax_unlearn.runtime.hub import pinned
 from jax_unlearn.runtime.resume import RunSnapshots
 from jax_unlearn.solvers.config import SolverConfig, check
 
@@ -143,7 +144,12 @@ def open_source(config: RunConfig, console: Console, start: RunConfig | None = N
     Raises:
         UserError: bad input, or a setting that would have no effect.
     """
-    check_run(config, start or start_of(config))
+    start = start or start_of(config)
+    if config.samples.statistics is None:
+        # The commit, so that every later command reads the same weights.
+        checkpoint = pinned(config.samples.checkpoint)
+        config, start = config.replace(checkpoint=checkpoint), start.replace(checkpoint=checkpoint)
+    check_run(config, start)
     source: Source
     kind = source_of(config.samples)
     if config.samples.statistics:

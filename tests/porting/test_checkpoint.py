@@ -8,7 +8,7 @@ import numpy as np
 import pytest
 from flax import nnx
 from safetensors.numpy import load_file, save_file
-from transformers import AutoConfig, Qwen3Config
+from transformers import AutoConfig, Qwen3Config, Qwen3VLForConditionalGeneration
 
 from jax_unlearn.runtime.errors import UserError
 from porting import CheckpointError, load_vision_tower
@@ -280,6 +280,27 @@ def test_an_index_beside_a_single_file(sharded, tensors):
 def test_a_text_only_checkpoint(copy, tensors):
     save_file({k: v for k, v in tensors.items() if "visual" not in k}, copy / SINGLE)
     assert "holds no vision tensor" in faults(copy)
+
+
+def test_a_prefix_that_transformers_removes(copy, tensors):
+    save_file({f"model.{key}": tensor for key, tensor in tensors.items()}, copy / SINGLE)
+    again = Qwen3VLForConditionalGeneration.from_pretrained(copy, output_loading_info=True)
+    assert not again[1]["missing_keys"]
+    same_tensors(exported(load_vision_tower(copy)), tower_keys(tensors))
+
+
+@pytest.mark.parametrize("wrapper", ["module.", "_orig_mod.", "base_model.model."])
+def test_a_prefix_that_a_wrapper_left_is_named(copy, tensors, wrapper):
+    save_file({wrapper + key: tensor for key, tensor in tensors.items()}, copy / SINGLE)
+    message = faults(copy)
+    assert f"begin with '{wrapper}model.visual.'" in message
+    assert f"a wrapper left '{wrapper}'; save the model inside it" in message
+
+
+def test_an_adapter_that_is_not_merged_is_named(copy, tensors):
+    name = "merger.linear_fc2."
+    save_file({k.replace(name, f"{name}base_layer."): v for k, v in tensors.items()}, copy / SINGLE)
+    assert "an adapter that is not merged; save it after merge_and_unload()" in faults(copy)
 
 
 def test_a_family_without_our_tower(copy):

@@ -520,6 +520,17 @@ def test_inspect_answers_the_three_questions(folder, capsys):
     assert "last layer: model.visual.blocks.2" in capsys.readouterr().out
 
 
+def test_inspect_says_what_a_run_will_refuse(folder, tmp_path, capsys):
+    checkpoint = shutil.copytree(folder / "checkpoint", tmp_path / "checkpoint")
+    (checkpoint / "preprocessor_config.json").unlink()
+    main(["inspect", str(checkpoint)])
+    assert "reads images: no: " in capsys.readouterr().out
+    tensors = load_file(checkpoint / "model.safetensors")
+    key = "model.visual.blocks.1.norm1.weight"
+    save_file(tensors | {key: np.full_like(tensors[key], np.nan)}, checkpoint / "model.safetensors")
+    assert f"{key} holds values that are not finite" in fails(["inspect", checkpoint], capsys)
+
+
 WITHOUT_TORCH = """
 import sys
 import jax_unlearn, porting

@@ -17,6 +17,7 @@ from PIL import Image
 from jax_unlearn.data.preprocess import Preprocessor, read_preprocessor
 from jax_unlearn.data.processor_config import read_object
 from jax_unlearn.runtime.errors import UserError
+from jax_unlearn.runtime.hub import local_checkpoint
 
 # Do not download files, and do not run code from a checkpoint.
 LOCAL = {"local_files_only": True, "trust_remote_code": False}
@@ -37,7 +38,7 @@ class VLM:
 
 
 def load_vlm(checkpoint_dir: str | Path, adapter_dir: str | Path | None = None) -> VLM:
-    """Load a Qwen3-VL checkpoint directory, with a PEFT adapter if one is given.
+    """Load a Qwen3-VL checkpoint, local or on the hub, with a PEFT adapter if one is given.
 
     Raises:
         UserError: torch or peft is not installed, or a directory is missing or has other content.
@@ -45,7 +46,7 @@ def load_vlm(checkpoint_dir: str | Path, adapter_dir: str | Path | None = None) 
     torch, peft = need_torch()
     from transformers import AutoModelForImageTextToText, AutoTokenizer
 
-    folder = _directory(checkpoint_dir, "config.json")
+    folder = _directory(local_checkpoint(checkpoint_dir, "all"), "config.json")
     try:
         model = AutoModelForImageTextToText.from_pretrained(
             folder, dtype=torch.float32, use_safetensors=True, **LOCAL

@@ -1,24 +1,30 @@
-"""Facts of a checkpoint: its tower, adaptable Linears and memory; reads headers only."""
+"""Facts of a checkpoint: its tower, adaptable Linears and memory; checks what a run would read."""
 
 import math
+from collections.abc import Callable
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
 from jax_unlearn.data.batches import PATCHES
+from jax_unlearn.data.preprocess import load_clip_preprocessor, load_preprocessor
+from jax_unlearn.features.clip_encoder import load_tokenizer
+from jax_unlearn.features.extractor import ExtractionSettings
 from jax_unlearn.models.clip.encoders import ClipTextConfig, ClipVisionConfig
 from jax_unlearn.models.qwen3_vision.config import VisionConfig
 from jax_unlearn.runs.inspect.accelerators import find_chips
 from jax_unlearn.runs.inspect.memory_plan import plan
 from jax_unlearn.runtime.errors import UserError
+from jax_unlearn.runtime.hub import local_checkpoint
 from porting import is_clip
-from porting.checkpoint import Checkpoint
-from porting.clip import clip_config
+from porting.clip import clip_config, verify_clip
 from porting.open_clip import open_clip_weights
-from porting.qwen3_vision import VisionCheckpoint, describe
+from porting.quantized import DequantizedCheckpoint
+from porting.qwen3_vision import VisionCheckpoint, describe, verify_vision_tower
 
 # Patches (16 × 16) of an image of one megapixel, the example size for memory.
 EXAMPLE_PATCHES = 4096
+MAX_PIXELS = ExtractionSettings.max_pixels
 
 
 def inspect(
@@ -33,7 +39,7 @@ def inspect(
         fsdp: number of devices over which the blocks' weights are sharded.
 
     Raises:
-        UserError: not a checkpoint of a known family, or no pass can be planned.
+        UserError: a run would refuse the weights, or no pass can be planned.
     """
     if is_clip(directory):
         if chips:
@@ -50,8 +56,10 @@ def inspect(
 
 def inspect_clip(directory: Path) -> dict[str, Any]:
     """The facts of a CLIP: its text and image encoders, each with an adaptable projection."""
+    verify_clip(directory)
     config = clip_config(directory)
-    with Checkpoint(directory, open_clip_weights(directory)) as checkpoint:
+    local = local_checkpoint(directory)
+    with DequantizedCheckpoint(local, open_clip_weights(local)) as checkpoint:
         sizes = {key: math.prod(checkpoint.shape(key)) for key in checkpoint}
         dtypes = sorted({checkpoint.dtype(key) for key in checkpoint})
     text, vision = config.text, config.vision
@@ -64,7 +72,18 @@ def inspect_clip(directory: Path) -> dict[str, Any]:
         "vision": f"{layers(vision)}, {vision.image_size} pixels in patches of {vision.patch_size}",
         "E (projection_dim)": config.projection_dim,
         "adaptable Linears": {k: f"{d} → {config.projection_dim}" for k, d in widths.items()},
+        "reads names": answer(lambda: load_tokenizer(directory)),
+        "reads images": answer(lambda: load_clip_preprocessor(directory, vision.image_size)),
     }
+
+
+def answer(load: Callable[[], object]) -> str:
+    """Yes, or why a run would refuse it."""
+    try:
+        load()
+    except UserError as error:
+        return f"no: {error}"
+    return "yes"
 
 
 def layers(side: ClipTextConfig | ClipVisionConfig) -> str:
@@ -75,14 +94,17 @@ def inspect_tower(directory: Path) -> dict[str, Any]:
     """The facts of a Qwen3 tower."""
     tower = describe(directory)
     config = tower.config
-    with Checkpoint(directory) as checkpoint:
+    verify_vision_tower(directory)
+    with DequantizedCheckpoint(local_checkpoint(directory)) as checkpoint:
         sizes = {key: math.prod(checkpoint.shape(key)) for key in checkpoint}
         dtypes = sorted({checkpoint.dtype(key) for key in checkpoint})
+        missing = sorted(set(checkpoint.missing.values()))
     vision = sum(n for key, n in sizes.items() if key.startswith(tower.key_prefix))
     return {
         "family": tower.model_type,
         "dtype": ", ".join(dtypes),
         "parameters": {"vision": vision, "all": sum(sizes.values())},
+        **({"files without vision, not here": ", ".join(missing)} if missing else {}),
         "keys begin with": tower.key_prefix,
         "last layer": f"{tower.live_prefix}blocks.{config.depth - 1}",
         "D (hidden_size)": config.hidden_size,
@@ -91,6 +113,7 @@ def inspect_tower(directory: Path) -> dict[str, Any]:
         "mergers": mergers(tower),
         "adaptable Linears": linears(config),
         "memory in MiB": memory(config, vision),
+        "reads images": answer(lambda: load_preprocessor(directory, config, MAX_PIXELS)),
     }
 
 

@@ -10,6 +10,7 @@ from jax_unlearn.data.dataset import SampleSettings
 from jax_unlearn.features.extractor import ExtractionSettings
 from jax_unlearn.objective.problem import FITTED, ObjectiveSettings
 from jax_unlearn.runtime.errors import UserError
+from jax_unlearn.runtime.hub import hub_id
 from jax_unlearn.runtime.used_if import leaf_fields, used_if
 from jax_unlearn.solvers.config import SolverConfig
 
@@ -141,7 +142,9 @@ def to_json(config: RunConfig) -> dict[str, Any]:
             return str(value.resolve())
         return [plain(one) for one in value] if isinstance(value, tuple) else value
 
-    return {name: plain(value) for name, value in flat(config).items()}
+    values = {name: plain(value) for name, value in flat(config).items()}
+    checkpoint = config.samples.checkpoint
+    return values | {"checkpoint": str(checkpoint)} if hub_id(checkpoint) else values
 
 
 def read_config(run: Path) -> RunConfig:

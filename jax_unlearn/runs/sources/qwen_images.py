@@ -25,6 +25,7 @@ from jax_unlearn.objective.projectors import (
 from jax_unlearn.runs.fingerprint import fingerprint
 from jax_unlearn.runs.settings.config import RunConfig
 from jax_unlearn.runs.sources.source import StageOf, sample_counts, split_seed, unsaved
+from jax_unlearn.runtime.hub import local_checkpoint
 from jax_unlearn.runtime.mesh import make_mesh, shape_of
 from jax_unlearn.runtime.resume import Facts
 
@@ -67,7 +68,8 @@ class QwenImages:
         """The contents of the tower's weights and of the checkpoint's config files."""
         yield from map(np.asarray, jax.tree.leaves(self.extractor.state))
         checkpoint = self.config.samples.checkpoint
-        for path in (checkpoint / "config.json", processor_file(checkpoint)):
+        config = local_checkpoint(checkpoint) / "config.json"
+        for path in (config, processor_file(checkpoint)):
             yield path.read_bytes()
 
     def extract(self, stage_of: StageOf = unsaved) -> Extracted:
