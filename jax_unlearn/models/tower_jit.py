@@ -6,6 +6,7 @@ from functools import cache, update_wrapper
 from typing import Any
 
 import jax
+import jax.numpy as jnp
 
 OPTIONS: dict[str, dict[str, str]] = {
     # Restricts YNNPACK to convolutions, of which a tower has none. It would fuse a LayerNorm into
@@ -19,13 +20,15 @@ class TowerJit:
     """`jax.jit(function, static_argnums=…)` with compiler options chosen at the first call.
 
     They cannot be chosen earlier: asking for the backend starts it, and the program must set the
-    platform and connect its processes before that. It must be the outermost jit, because JAX
-    accepts compiler options only there.
+    platform and connect its processes before that. JAX accepts compiler options only for the
+    outermost jit, so inside another transformation (`jax.jit`, `nnx.jit`, `jax.grad`) there are
+    none.
     """
 
     def __init__(self, function: Callable[..., Any], static_argnums: tuple[int, ...]) -> None:
         self.function, self.static_argnums = function, static_argnums
         self.on = cache(self._on)
+        self.inside = jax.jit(function, static_argnums=static_argnums)
         update_wrapper(self, function)
 
     def _on(self, backend: str) -> Any:
@@ -33,12 +36,21 @@ class TowerJit:
         return jax.jit(self.function, static_argnums=self.static_argnums, compiler_options=options)
 
     def __call__(self, *args: Any) -> Any:
+        if is_traced(*args):
+            return self.inside(*args)
         return self.on(jax.default_backend())(*args)
 
     def compilations(self) -> int:
         """Number of programs compiled so far."""
         count: int = self.on(jax.default_backend())._cache_size()
         return count
+
+
+def is_traced(*args: Any) -> bool:
+    """Whether this is called inside a transformation of JAX."""
+    # An array that is made inside `jax.jit` is traced too, also where no argument is.
+    leaves = (jnp.zeros(()), *jax.tree.leaves(args))
+    return any(isinstance(leaf, jax.core.Tracer) for leaf in leaves)
 
 
 def supported(options: dict[str, str] | None) -> dict[str, str] | None:

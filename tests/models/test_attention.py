@@ -5,7 +5,8 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from jax_unlearn.models.attention import BLOCK, KERNELS, best_kernel, key_blocks, segment_attention
+from jax_unlearn.models.attention import KERNELS, best_kernel, segment_attention
+from jax_unlearn.models.blockwise_attention import BLOCK, key_blocks
 
 # Two rows of 384: segments that end inside a block, and padding between them.
 SEGMENTS = np.stack(
@@ -84,6 +85,31 @@ def test_any_length_is_taken(kernel, length):
     segment = np.ones((1, length), np.int32)
     out = attend(*map(jnp.asarray, (q, k, v)), segment, kernel)
     np.testing.assert_allclose(out, reference(q, k, v, segment), rtol=1e-4, atol=5e-6)
+
+
+@pytest.mark.parametrize("kernel", KERNELS)
+def test_the_derivative_is_that_of_the_dense_kernel(kernel):
+    """In float32, against the derivative of attention written out in float64."""
+    q, k, v = heads(64)
+    weight = np.random.default_rng(9).normal(size=q.shape) * (SEGMENTS > 0)[..., None, None]
+    interpret = kernel != best_kernel(jax.default_backend())
+
+    def ours(*qkv):
+        out = segment_attention(*qkv, jnp.asarray(SEGMENTS), kernel, interpret)
+        return (out * weight).sum()
+
+    def dense(q, k, v):
+        own = SEGMENTS[:, None, :, None] == SEGMENTS[:, None, None, :]
+        score = jnp.einsum("rqhd,rkhd->rhqk", q, k) / 8
+        soft = jax.nn.softmax(jnp.where(own, score, -jnp.inf), axis=-1)
+        return (jnp.einsum("rhqk,rkhd->rqhd", soft, v) * weight).sum()
+
+    with jax.default_matmul_precision("highest"):
+        found = jax.jit(jax.grad(ours, argnums=(0, 1, 2)))(q, k, v)
+    with jax.enable_x64(True):
+        exact = jax.grad(dense, argnums=(0, 1, 2))(*(x.astype(np.float64) for x in (q, k, v)))
+    for one, other in zip(found, exact, strict=True):
+        np.testing.assert_allclose(one, other, rtol=1e-4, atol=2e-5)
 
 
 def test_blockwise_visits_only_the_blocks_of_its_own_segments():

@@ -325,6 +325,24 @@ def test_the_program_does_not_grow_with_depth(case):
     assert program(2) == program(8)
 
 
+def test_the_encoders_work_inside_transformations(case):
+    model, clip = case
+    text, image = adapter(clip, NAMES[0]), adapter(clip, NAMES[1])
+    usual = clip.encode_text(IDS, MASK, adapter=text).embeds
+    close_to_largest(jax.jit(lambda i: clip.encode_text(i, MASK, text).embeds)(IDS), usual, 1e-5)
+    usual = clip.encode_image(PIXELS, adapter=image).embeds
+    by_flax = nnx.jit(lambda m, p: m.encode_image(p, image).embeds)(clip, PIXELS)
+    close_to_largest(by_flax, usual, 1e-5)
+    change = jax.grad(lambda a: (clip.encode_text(IDS, MASK, adapter=a).embeds ** 2).sum())(text)
+    assert all(
+        np.abs(part).max() > 0 for part in vars(change.pairs[NAMES[0]]).values() if part is not None
+    )
+    theirs = torch.from_numpy(PIXELS).requires_grad_()
+    model.get_image_features(theirs).pooler_output.sum().backward()
+    ours = jax.grad(lambda p: clip.encode_image(p).embeds.sum())(PIXELS)
+    close_to_largest(ours, theirs.grad, 1e-4)
+
+
 def test_vit_b_16(tmp_path):
     """OpenAI's ViT-B/16, at its own size, on random weights: no error of size or depth."""
     config = CLIPConfig(vision_config={"patch_size": 16})

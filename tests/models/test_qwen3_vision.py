@@ -243,6 +243,34 @@ def test_bfloat16_is_as_close_as_torchs(tiny_model, tiny_dir, pixels):
         assert allowed < 0.1 * np.linalg.norm(right)
 
 
+def test_the_gradient_by_the_pixels_is_torchs(tiny_model, tiny_tower):
+    """In a row that is longer than a block of the attention."""
+    grid = np.array([[1, 16, 18]])
+    pixels = tiny.images(grid)
+    weight = np.random.default_rng(5).normal(size=(72, 24)).astype(np.float32)
+    theirs = torch.from_numpy(pixels).requires_grad_()
+    out = tiny_model.model.visual(theirs, grid_thw=torch.from_numpy(grid)).pooler_output
+    (torch.cat(list(out)).reshape(72, 24) * torch.from_numpy(weight)).sum().backward()
+    ours = jax.grad(lambda p: (tiny_tower(p, grid).pooler_output * weight).sum())(pixels)
+    close_to_largest(ours, theirs.grad, 1e-4)
+
+
+def test_the_tower_works_inside_transformations(tiny_tower, pixels):
+    adapter, grid = tiny.adapter(), tiny.GRID
+    usual = tiny_tower(pixels, grid, adapter=adapter)
+    by_jax = jax.jit(lambda p, a: tiny_tower(p, grid, adapter=a))(pixels, adapter)
+    by_flax = nnx.jit(lambda tower, p: tower(p, grid, adapter=adapter))(tiny_tower, pixels)
+    without_arguments = jax.jit(lambda: tiny_tower(pixels, grid, adapter=adapter))()
+    for other in (by_jax, by_flax, without_arguments):
+        for one, same in zip(leaves(usual), leaves(other), strict=True):
+            close_to_largest(same, one, 1e-5)
+    by_adapter = jax.grad(lambda a: (tiny_tower(pixels, grid, adapter=a).pooler_output ** 2).sum())
+    change = by_adapter(adapter).pairs["merger.linear_fc2"]
+    assert all(np.abs(part).max() > 0 for part in (change.a, change.b))
+    with pytest.raises(ValueError, match="grid_thw is traced, and it determines shapes"):
+        jax.jit(tiny_tower)(pixels, grid)
+
+
 def test_one_bucket_compiles_once(tiny_tower):
     grids = [[[1, 4, 6]], [[1, 6, 4]], [[1, 8, 8]], [[2, 4, 4]]]
     forward.on(jax.default_backend()).clear_cache()

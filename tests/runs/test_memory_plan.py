@@ -6,6 +6,8 @@ from dataclasses import replace
 
 import jax
 import pytest
+from flax import nnx
+from jax.sharding import Mesh, NamedSharding, PartitionSpec
 
 from benchmarks.scale.compiled import (
     TOWERS,
@@ -16,6 +18,7 @@ from benchmarks.scale.compiled import (
 )
 from jax_unlearn.models.attention import Kernel
 from jax_unlearn.models.qwen3_vision.config import VisionConfig
+from jax_unlearn.models.qwen3_vision.packing import PackedPatches
 from jax_unlearn.runs.cli import main
 from jax_unlearn.runs.inspect.accelerators import (
     GIB,
@@ -27,6 +30,7 @@ from jax_unlearn.runs.inspect.accelerators import (
 )
 from jax_unlearn.runs.inspect.memory_plan import (
     MOST_ROWS,
+    batch_on,
     compile_pass,
     fitting,
     flops,
@@ -35,6 +39,7 @@ from jax_unlearn.runs.inspect.memory_plan import (
 )
 from jax_unlearn.runtime.errors import UserError
 from jax_unlearn.runtime.mesh import make_mesh
+from porting.qwen3_vision import abstract_tower
 
 # Each tower with each attention that there is for the platform, and some with the blocks' weights
 # shared.
@@ -144,6 +149,27 @@ def test_training_adds_up_gradients_and_no_more(name, d_in, e):
     size = sum(one.size for one in collectives(program) if one.repeated)
     assert size < 2 * 4 * 5 * (2 * d_in + e)
     assert all(place.is_fully_replicated for place in jax.tree.leaves(program.output_shardings))
+
+
+@pytest.mark.aot
+@pytest.mark.parametrize(("name", "kernel"), [("v5e:2x2", "splash"), ("h100:8", "triton")])
+def test_the_gradient_by_the_pixels_compiles(name, kernel):
+    """Through the Pallas kernels, in bfloat16 as on those chips."""
+    chips, config = find_chips(name), tower("24x1024", kernel)
+    graphdef, state = nnx.split(abstract_tower(replace(config, depth=2, deepstack_indexes=())))
+    one = Mesh(chips.mesh.devices.ravel()[:1], ("data",))
+    place = NamedSharding(one, PartitionSpec())
+    state, batch = jax.tree.map(
+        lambda x: jax.ShapeDtypeStruct(x.shape, x.dtype, sharding=place),
+        (state, batch_on(config, chips, 1, 1024)),
+    )
+
+    def total(patches, state, rest):
+        packed = PackedPatches(patches, *rest)
+        return nnx.merge(graphdef, state).features(packed, None).pooler_output.sum()
+
+    program = jax.jit(jax.grad(total)).lower(batch[0], state, batch[1:]).compile()
+    assert fits(program, chips)
 
 
 @pytest.mark.aot

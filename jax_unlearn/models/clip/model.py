@@ -84,7 +84,7 @@ class Clip(nnx.Module):
         """Features of n texts. Each shape compiles once: pad texts to one length.
 
         Args:
-            input_ids: tokens; a concrete array, not a tracer.
+            input_ids: tokens; ids that are traced by JAX are not checked.
             attention_mask: 0 where a token is padding; None without padding.
             adapter: low-rank changes of the projections; only `text_projection` is used.
 
@@ -93,9 +93,11 @@ class Clip(nnx.Module):
                 another Linear.
         """
         check_linears(adapter.pairs if adapter else ())
-        ids = np.asarray(input_ids)
-        check_ids(ids, self.config.text)
-        mask = np.ones(ids.shape, bool) if attention_mask is None else np.asarray(attention_mask)
+        if isinstance(input_ids, jax.core.Tracer):
+            ids = input_ids
+        else:
+            check_ids(ids := np.asarray(input_ids), self.config.text)
+        mask = np.ones(ids.shape, bool) if attention_mask is None else attention_mask
         graphdef, state = nnx.split(self)
         return text_forward(graphdef, state, ids.astype(np.int32), mask.astype(bool), adapter)
 

@@ -9,6 +9,7 @@ import warnings
 from dataclasses import dataclass
 
 import jax
+import jax.numpy as jnp
 import numpy as np
 from jax import Array
 from jaxtyping import Float, Int, Shaped
@@ -126,7 +127,7 @@ def position_taps(
 
 
 def pack(
-    pixel_values: Shaped[np.ndarray, "patches patch"],
+    pixel_values: Shaped[np.ndarray | Array, "patches patch"],
     grid_thw: Int[np.ndarray, "n 3"],
     *,
     merge: int,
@@ -137,7 +138,7 @@ def pack(
     """Pack the patches of several images into arrays of static shapes.
 
     Args:
-        pixel_values: the image processor's rows, image after image.
+        pixel_values: the image processor's rows, image after image; traced by JAX, or in numpy.
         grid_thw: number of frames, and height and width in patches, of each image.
         merge: side of the Merger's block; height and width are multiples of it.
         side: side of the learned position table.
@@ -170,8 +171,13 @@ def pack(
         out[slots] = values
         return out.reshape(rows, length, *values.shape[1:])
 
+    def scatter_traced(values: Array) -> Array:
+        out = jnp.zeros((rows * length, values.shape[1]), values.dtype).at[slots].set(values)
+        return out.reshape(rows, length, -1)
+
+    traced = isinstance(pixel_values, jax.core.Tracer)
     packed = PackedPatches(
-        patches=scatter(pixel_values),
+        patches=scatter_traced(pixel_values) if traced else scatter(pixel_values),
         coordinates=scatter(np.concatenate([layout[hw] for hw in frames])),
         table_index=scatter(np.concatenate([taps[hw][0] for hw in frames])),
         table_weight=scatter(np.concatenate([taps[hw][1] for hw in frames])),

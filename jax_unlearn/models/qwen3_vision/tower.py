@@ -20,7 +20,7 @@ from jax_unlearn.models.lora import LoraAdapter, LoraPair
 from jax_unlearn.models.qwen3_vision.blocks import PatchMerger, VisionBlock, rope_angles
 from jax_unlearn.models.qwen3_vision.config import VisionConfig, check_linears
 from jax_unlearn.models.qwen3_vision.packing import PackedPatches, batch_shape, frame_sizes, pack
-from jax_unlearn.models.tower_jit import tower_jit
+from jax_unlearn.models.tower_jit import is_traced, tower_jit
 
 # All-gathers the weights of one layer, for devices that hold a shard of them.
 Gather = Callable[[nnx.State], nnx.State]
@@ -87,19 +87,21 @@ class Qwen3VisionTower(nnx.Module):
         Args:
             pixel_values: [n_patches, C·tp·p·p], in the layout of HF's image processor.
             grid_thw: [n, 3] frames, and height and width in patches; a concrete array, since it
-                determines the shapes.
+                determines the shapes: under `jax.jit` close over it.
             adapter: low-rank changes of some of the Mergers' Linears.
 
         Raises:
-            ValueError: the grid does not match the patches, or the adapter names a Linear
-                that the tower does not have.
+            ValueError: the grid does not match the patches or is traced, or the adapter names a
+                Linear that the tower does not have.
         """
+        if isinstance(grid_thw, jax.core.Tracer):
+            raise ValueError("grid_thw is traced, and it determines shapes; close over it")
         config = self.config
         check_linears(adapter.pairs if adapter else (), config)
         grid, merge = np.asarray(grid_thw), config.spatial_merge_size
         rows, length = batch_shape(frame_sizes(grid), merge**2, config.one_row)
         packed, slots = pack(
-            np.asarray(pixel_values),
+            pixel_values if is_traced(pixel_values) else np.asarray(pixel_values),
             grid,
             merge=merge,
             side=config.table_side,
