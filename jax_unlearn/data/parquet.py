@@ -83,7 +83,8 @@ def _open(shard: Path) -> Any:
         raise UserError(
             f"{printable(str(shard))}: needs pyarrow; pip install 'jax-unlearn[parquet]'"
         ) from error
-    return ParquetFile(shard, buffer_size=BUFFER)
+    # Read piece by piece; otherwise a whole row group is held, which may be the whole file.
+    return ParquetFile(shard, buffer_size=BUFFER, pre_buffer=False)
 
 
 def _group(file: Any, group: int, columns: Columns, copy: Copy) -> Iterator[Row]:
