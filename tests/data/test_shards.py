@@ -1,4 +1,4 @@
-"""Images in shards of every format: found, named, decoded and told apart as files are."""
+"""Images in shards of every format: found, named, decoded and distinguished as files are."""
 
 import io
 import pickle
