@@ -82,7 +82,7 @@ def read_model_type(directory: Path) -> object:
     """
     path = config_path(directory)
     try:
-        return json.loads(path.read_text())["model_type"]
+        return json.loads(path.read_text(encoding="utf-8"))["model_type"]
     except (OSError, ValueError, KeyError, TypeError) as error:
         raise UserError(f"{path}: names no model_type ({error!r})") from error
 

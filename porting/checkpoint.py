@@ -194,7 +194,10 @@ def read_index(directory: Path, faults: list[str]) -> dict[str, str]:
     if not path.is_file():
         return {}
     try:
-        return {key: str(name) for key, name in json.loads(path.read_text())["weight_map"].items()}
+        return {
+            key: str(name)
+            for key, name in json.loads(path.read_text(encoding="utf-8"))["weight_map"].items()
+        }
     except (ValueError, KeyError, TypeError, AttributeError) as error:
         faults.append(f"{INDEX} is not an index ({error!r})")
         return {}

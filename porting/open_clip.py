@@ -52,7 +52,7 @@ def open_clip_weights(directory: Path) -> str | None:
 
 
 def _text(path: Path) -> str:
-    return path.read_text() if path.is_file() else ""
+    return path.read_text(encoding="utf-8") if path.is_file() else ""
 
 
 def open_clip_parts(directory: Path) -> tuple[dict[str, Any], dict[str, Any], Any]:
@@ -63,7 +63,7 @@ def open_clip_parts(directory: Path) -> tuple[dict[str, Any], dict[str, Any], An
     """
     path = directory / OPEN_CONFIG
     try:
-        model = json.loads(path.read_text())["model_cfg"]
+        model = json.loads(path.read_text(encoding="utf-8"))["model_cfg"]
         text, vision = model["text_cfg"], model["vision_cfg"]
         act = "quick_gelu" if model.get("quick_gelu") else "gelu"
         parts = text_part(TEXT | text, act), vision_part(VISION | vision, act)

@@ -164,7 +164,7 @@ def _read_config(directory: Path) -> dict[str, Any]:
     if not path.is_file():
         raise UserError(f"{path}: no such file; {directory} is not a PEFT adapter")
     try:
-        config: dict[str, Any] = json.loads(path.read_text())
+        config: dict[str, Any] = json.loads(path.read_text(encoding="utf-8"))
     except ValueError as error:
         raise UserError(f"{path}: is not JSON ({error})") from error
     if faults := list(_config_faults(config)):

@@ -4,7 +4,7 @@ from pathlib import Path
 
 from jax_unlearn.data.images import ImageFile
 from jax_unlearn.data.scan import LeftOut, files_below, kind_of, printable
-from jax_unlearn.data.shards import SHARDS, images_of
+from jax_unlearn.data.shards import images_of, is_shard
 from jax_unlearn.runtime.errors import UserError
 
 
@@ -42,10 +42,6 @@ def find_images(
         what = f" ({there})" if there else ""
         raise UserError(f"{printable(str(folder))}: no images here{what}")
     return found
-
-
-def is_shard(path: Path) -> bool:
-    return path.suffix.lower() in SHARDS
 
 
 def _label(relative: Path, default_label: str) -> str:

@@ -112,6 +112,13 @@ class PackStep:
         whole = jax.tree.map(lambda *arrays: np.concatenate(arrays), *rows)
         return whole, list(slots), failed
 
+    def size(self, batches: Sequence[Batch]) -> int:
+        """Number of bytes of the packed arrays of a step."""
+        # Beside its pixels, a patch has 2 coordinates, 4 indices and 4 weights in the position
+        # table, and a segment, of 4 bytes each.
+        patch = 4 * (self.preprocessor.patch_dim + 2 + 4 + 4 + 1)
+        return self.devices * batches[0].rows * batches[0].length * patch
+
     def pack(
         self, batch: Batch, failed: dict[int, str]
     ) -> tuple[PackedPatches, Int[np.ndarray, " patches"]]:

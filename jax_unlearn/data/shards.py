@@ -1,54 +1,27 @@
-"""Images in shards, read in place: .tar files in WebDataset's layout, and ArrayRecord files."""
+"""Images in shards: tar, zip, ArrayRecord and parquet files."""
 
 import tarfile
+import zipfile
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from functools import lru_cache
 from io import BytesIO
-from pathlib import Path, PurePosixPath
+from pathlib import Path
 from typing import Any
 
-from jax_unlearn.data.images import ImageFile
-from jax_unlearn.data.scan import PREFIX, LeftOut, hidden, is_image, other_kind, printable
+from jax_unlearn.data.archives import tar_images, zip_images
+from jax_unlearn.data.images import ImageFile, reason
+from jax_unlearn.data.members import ShardImage
+from jax_unlearn.data.parquet import parquet_images
+from jax_unlearn.data.scan import LeftOut, printable
 from jax_unlearn.runtime.errors import UserError
 
-SHARDS = {".tar", ".arrayrecord", ".array_record"}
-
 
 @dataclass(frozen=True)
-class TarMember(ImageFile):
-    """A file in an uncompressed tar: its name, and the offset and size of its bytes."""
-
-    member: str
-    offset: int
-    size: int
-
-    @property
-    def name(self) -> str:
-        return printable(f"{self.path}/{self.member}")
-
-    @property
-    def entry(self) -> str:
-        return printable(f"{self.label}/{self.path.name}/{self.member}: {self.size}")
-
-    def source(self) -> BytesIO:
-        with self.path.open("rb") as file:
-            file.seek(self.offset)
-            return BytesIO(file.read(self.size))
-
-
-@dataclass(frozen=True)
-class Record(ImageFile):
+class Record(ShardImage):
     """A record of an ArrayRecord file: the bytes of one image file."""
 
     number: int
-
-    @property
-    def name(self) -> str:
-        return printable(f"{self.path}[{self.number}]")
-
-    @property
-    def entry(self) -> str:
-        return printable(f"{self.label}/{self.path.name}[{self.number}]")
 
     def source(self) -> BytesIO:
         return BytesIO(records(self.path)[self.number])
@@ -63,69 +36,52 @@ def records(path: Path) -> Any:
     return ArrayRecordDataSource([str(path)])
 
 
+def record_images(shard: Path, label: str, left_out: LeftOut) -> Iterator[ImageFile]:
+    """The records of an ArrayRecord file, each of which is an image."""
+    for number in range(len(records(shard))):
+        yield Record(shard, label, f"[{number}]", number)
+
+
+TAR = (".tar", ".tar.gz", ".tgz", ".tar.bz2", ".tbz2", ".tar.xz", ".txz")
+READERS: dict[tuple[str, ...], Callable[[Path, str, LeftOut], Iterator[ImageFile]]] = {
+    TAR: tar_images,
+    (".zip",): zip_images,
+    (".arrayrecord", ".array_record"): record_images,
+    (".parquet",): parquet_images,
+}
+
+
+def is_shard(path: Path) -> bool:
+    """Whether a file is a shard, by its suffix."""
+    return _reader(path) is not None
+
+
 def images_of(shard: Path, label: str, left_out: LeftOut) -> list[ImageFile]:
     """All images of a shard, in its order.
 
+    A member or record that is damaged is listed, so that it is reported as an image that cannot be
+    read. A shard whose index is damaged may hide any number of images, and is refused.
+
     Args:
         shard: the shard.
-        label: the class of images for which the shard gives none. A tar gives it in a .cls file
-            next to the image (its text is the class), or as the first folder of the image's path.
-        left_out: counts the members of a tar that are not images.
+        label: the class of images for which the shard gives none. An archive gives it in a .cls
+            file next to the image (its text is the class), or as the first folder of the image's
+            path; a parquet file in its label column.
+        left_out: counts the members of an archive that are not images.
 
     Raises:
         UserError: the shard cannot be read.
     """
+    read = _reader(shard)
+    assert read is not None
     try:
-        if shard.suffix.lower() == ".tar":
-            return _members(shard, label, left_out)
-        return _records(shard, label)
-    except (tarfile.TarError, OSError, RuntimeError, ValueError) as error:
-        raise UserError(f"{shard}: cannot be read ({error}); repair or remove it") from error
+        return list(read(shard, label, left_out))
+    except (tarfile.TarError, zipfile.BadZipFile, OSError, RuntimeError, ValueError) as error:
+        raise UserError(
+            f"{printable(str(shard))}: cannot be read ({reason(error)}); repair or remove it"
+        ) from error
 
 
-def _records(shard: Path, label: str) -> list[ImageFile]:
-    return [Record(shard, label, number) for number in range(len(records(shard)))]
-
-
-def _members(shard: Path, label: str, left_out: LeftOut) -> list[ImageFile]:
-    with tarfile.open(shard, "r:") as tar:
-        members = [member for member in tar if member.isfile()]
-        classes = {_key(m.name): _text(tar, m) for m in members if m.name.endswith(".cls")}
-    images = []
-    with shard.open("rb") as file:
-        for member in members:
-            if any(map(hidden, PurePosixPath(member.name).parts)):
-                left_out.add("hidden or system file", shard / member.name)
-                continue
-            file.seek(member.offset_data)
-            if is_image(member.name, file.read(min(PREFIX, member.size))):
-                images.append(member)
-            elif not member.name.endswith(".cls"):
-                left_out.add(other_kind(member.name), shard / member.name)
-    return [
-        TarMember(
-            shard,
-            printable(classes.get(_key(m.name)) or _folder(m.name) or label),
-            m.name,
-            m.offset_data,
-            m.size,
-        )
-        for m in images
-    ]
-
-
-def _key(name: str) -> str:
-    """Key of a WebDataset sample: a file's path up to the first dot of its name."""
-    path = PurePosixPath(name)
-    return str(path.parent / path.name.split(".")[0])
-
-
-def _folder(name: str) -> str:
-    parts = [part for part in PurePosixPath(name).parts if part not in ("/", "..")]
-    return parts[0] if len(parts) > 1 else ""
-
-
-def _text(tar: tarfile.TarFile, member: tarfile.TarInfo) -> str:
-    file = tar.extractfile(member)
-    assert file is not None
-    return file.read().decode().strip()
+def _reader(path: Path) -> Callable[[Path, str, LeftOut], Iterator[ImageFile]] | None:
+    name = path.name.lower()
+    return next((read for suffixes, read in READERS.items() if name.endswith(suffixes)), None)

@@ -12,6 +12,7 @@ from flax import nnx
 from jaxtyping import Float
 from PIL import Image
 from rich.console import Console
+from rich.markup import escape
 from rich.progress import track
 
 from jax_unlearn.data.images import ImageFile, ImageReader
@@ -117,9 +118,9 @@ class ClipEncoder:
             UserError: no file can be read; or one cannot and the reader is strict.
         """
         quiet = not self.console.is_terminal
-        listed = track(
-            files, description=description, console=self.console, transient=True, disable=quiet
-        )
+        # A folder's name may look like Rich's markup.
+        what = escape(description)
+        listed = track(files, description=what, console=self.console, transient=True, disable=quiet)
         kept: list[ImageFile] = []
         rows: list[Any] = []
         read = reader.read(listed)

@@ -21,6 +21,7 @@ from jax_unlearn.data.batches import PATCHES, Batch, Item, Pool, group_by_shape
 from jax_unlearn.data.images import ImageFile, ImageReader
 from jax_unlearn.data.loader import CountPatches, Loaded, PackStep, load
 from jax_unlearn.data.preprocess import Preprocessor
+from jax_unlearn.data.shared_memory import workers_in_shared_memory
 from jax_unlearn.features.pass_state import PassState, TapArrays
 from jax_unlearn.features.samples import SampleFeatures
 from jax_unlearn.features.streaming import Granularity, SideStatistics
@@ -219,8 +220,10 @@ class Extractor:
             self.devices,
         )
         patches = sum(batch.patches for batches in steps for batch in batches)
-        workers = usual_workers(patches) if self.workers is None else self.workers
-        loaded = self.waiting_for(load(steps, packing, min(workers, len(steps))))
+        workers = min(usual_workers(patches) if self.workers is None else self.workers, len(steps))
+        sizes = [packing.size(batches) for batches in steps]
+        workers = workers_in_shared_memory(sizes, workers, required=self.workers is not None)
+        loaded = self.waiting_for(load(steps, packing, workers))
         for step, taps, means in self.pipelined(state, steps, loaded):
             self.work.add(step.batches, self.devices)
             if state.statistics and self.on_device:

@@ -24,7 +24,7 @@ from jax_unlearn.runs.settings.checks import refuse_preset, refuse_unused
 from jax_unlearn.runs.settings.config import RunConfig, build
 from jax_unlearn.runs.settings.presets import Preset, start_settings
 from jax_unlearn.runs.settings.sweep_config import SweepConfig
-from jax_unlearn.runs.terminal import finish, finish_sweep
+from jax_unlearn.runs.terminal import finish, finish_sweep, show_unencodable
 from jax_unlearn.runtime.errors import UserError
 from jax_unlearn.runtime.no_torch import hide_torch
 from jax_unlearn.runtime.processes import exit_together
@@ -113,6 +113,7 @@ Command = (
 
 def main(arguments: Sequence[str] | None = None) -> None:
     """Entry point: exits with 0, or prints one line that says what is wrong and exits with 2."""
+    show_unencodable()
     console = Console(stderr=True)
     given = list(sys.argv[1:] if arguments is None else arguments)
     try:

@@ -1,7 +1,8 @@
-"""Tables printed at the end of a command."""
+"""Tables printed at the end of a command, on terminals of any encoding."""
 
 import sys
 from dataclasses import asdict
+from io import TextIOWrapper
 from pathlib import Path
 
 from rich.console import Console
@@ -12,6 +13,19 @@ from jax_unlearn.runs.run_directory import Metrics
 from jax_unlearn.runs.settings.sweep_config import SweepConfig
 from jax_unlearn.runs.sweep import TradeOff
 from jax_unlearn.runtime.errors import UserError
+
+
+def show_unencodable() -> None:
+    """Print characters that the terminal's encoding does not have as escapes like \\u65e5."""
+    for stream in (sys.stdout, sys.stderr):
+        # A notebook's stream is not a TextIOWrapper, and takes every character.
+        if isinstance(stream, TextIOWrapper):
+            stream.reconfigure(errors="backslashreplace")
+
+
+def print_table(table: Table) -> None:
+    """Print a table whose texts are shown literally: names may look like Rich's markup or emoji."""
+    Console(markup=False, emoji=False).print(table)
 
 
 def finish(metrics: Metrics, out: Path) -> None:
@@ -31,7 +45,7 @@ def finish(metrics: Metrics, out: Path) -> None:
         )
     for warning in metrics["warnings"]:
         print(f"warning: {warning}", file=sys.stderr)
-    Console().print(summary(metrics))
+    print_table(summary(metrics))
     if "paths" in metrics and "vlm" not in metrics:
         print(f"The model's own answers were not asked for: jax-unlearn evaluate {out} --vlm")
     print(f"{out / 'report.html'}")
@@ -51,7 +65,7 @@ def finish_sweep(found: TradeOff, config: SweepConfig) -> None:
         shown = (percent(share) for share in shares)
         values = (str(getattr(point.setting, name)) for name in varied)
         table.add_row("chosen" if point is found.chosen else "", *shown, *values)
-    Console().print(table)
+    print_table(table)
     if not found.reached:
         print(
             "warning: no setting forgets enough and keeps what else is there; the chosen one "

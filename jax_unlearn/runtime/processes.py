@@ -13,6 +13,7 @@ import jax
 from jax._src import distributed
 
 from jax_unlearn.runtime.errors import UserError
+from jax_unlearn.runtime.temporary_files import remove_temporary_folder
 
 # Keys in the coordinator's store: a process has reached a meeting; whether that meeting takes
 # place; a process is about to exit early.
@@ -104,6 +105,7 @@ def exit_together(code: int) -> NoReturn:
         if index() == 0:
             # The others poll every MAX_POLL_SECONDS seconds, and exit after that.
             time.sleep(5 * MAX_POLL_SECONDS)
+        remove_temporary_folder()
         sys.stdout.flush()
         sys.stderr.flush()
         os._exit(code)

@@ -17,7 +17,7 @@ def progress_bar(console: Console, counted: bool = True) -> Progress:
     Args:
         counted: show the count, such as 3/10.
     """
-    columns: list[ProgressColumn] = [TextColumn("{task.description}"), BarColumn()]
+    columns: list[ProgressColumn] = [TextColumn("{task.description}", markup=False), BarColumn()]
     columns += [MofNCompleteColumn()] if counted else []
     # Without a terminal the bar would print empty lines.
     quiet = not console.is_terminal

@@ -6,6 +6,7 @@ import subprocess
 import sys
 from pathlib import Path
 
+import jax
 import numpy as np
 import pytest
 from PIL import Image
@@ -85,6 +86,7 @@ def test_a_broken_image_leaves_its_batch_in_shape(preprocessor, tmp_path, worker
     pack_step = PackStep(files, preprocessor, merge=2, side=8, devices=2)
     ((whole, slots, failed),) = load([[batch]], pack_step, workers)
     assert failed == {}
+    assert sum(array.nbytes for array in jax.tree.leaves(whole)) == pack_step.size([batch])
     # Cut after its header.
     files[1].path.write_bytes(files[1].path.read_bytes()[:200])
     ((broken, places, failed),) = load([[batch]], pack_step, workers)

@@ -4,6 +4,7 @@ import shutil
 import time
 from concurrent.futures import Future
 from dataclasses import replace
+from types import SimpleNamespace
 
 import jax
 import numpy as np
@@ -172,6 +173,14 @@ def test_nothing_readable_is_an_error(folder, tower):
     files = [ImageFile(folder / "images" / "07.png", "x")]
     with pytest.raises(UserError, match="none of its 1 images can be read"):
         run(folder, tower, "images", files)
+
+
+def test_workers_without_room_in_shared_memory_are_refused(folder, tower, monkeypatch):
+    monkeypatch.setattr("os.statvfs", lambda _: SimpleNamespace(f_bavail=1, f_frsize=4096))
+    one = extractor(folder, tower)
+    one.workers = 1
+    with pytest.raises(UserError, match=r"/dev/shm has 0 MB free, and --workers 1 may need"):
+        one.extract(find_images(folder / "images", "x"), ImageReader(), "", QUIET)
 
 
 def test_workers_are_started_where_they_are_worth_it(monkeypatch):

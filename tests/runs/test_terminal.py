@@ -1,12 +1,19 @@
 """What a command says when it ends: both probes by their names, and checks that mean nothing."""
 
 import copy
+import html
+import io
+import re
+import sys
 
 import pytest
 
+from jax_unlearn.runs.cli import main
+from jax_unlearn.runs.report.page import report
 from jax_unlearn.runs.run_directory import checks_that_mean_nothing
-from jax_unlearn.runs.terminal import finish
-from tests.running import read
+from jax_unlearn.runs.settings.config import read_config
+from jax_unlearn.runs.terminal import finish, print_table, summary
+from tests.running import arguments, read
 
 NAMED = {"question": "what is this?", "chance": 0.2, "instead": {}}
 
@@ -89,3 +96,55 @@ def test_the_table_has_what_the_model_says_instead(metrics, run, capsys):
     assert rows["the model names it: what is this?"] == ["1.000", "0.125", "0.200"]
     assert rows["and says instead"] == ["", "blue circle 0.75", ""]
     assert "not asked for" not in found.out
+
+
+@pytest.mark.parametrize("encoding", ["latin-1", "ascii"])
+def test_what_a_terminal_cannot_show_is_escaped(encoding, metrics, folder, tmp_path, monkeypatch):
+    streams = {}
+    for name in ("stdout", "stderr"):
+        streams[name] = io.TextIOWrapper(io.BytesIO(), encoding=encoding, write_through=True)
+        monkeypatch.setattr(sys, name, streams[name])
+
+    def terminal(name):
+        return streams[name].buffer.getvalue().decode(encoding)
+
+    there = tmp_path / "日本"
+    with pytest.raises(SystemExit):
+        main(arguments(folder, there / "x", forget=there / "a"))
+    (line,) = terminal("stderr").splitlines()
+    assert line == f"jax-unlearn: {tmp_path}/\\u65e5\\u672c/a: no such folder of images"
+    share = {"before": 1.0, "after": None}
+    metrics["zero_shot"] = {
+        "on": "images", "classes": {"日本": share}, "chance": 0.1, "before": {}, "after": {},
+        "other_data": {"日本": share},
+    }  # fmt: skip
+    metrics["zero_shot"] |= {when: {"others": 1.0, "neighbours": None} for when in share}
+    metrics["samples"]["skipped"] = [f"{there}/b.png: cannot be read"]
+    finish(metrics, there)
+    skipped = terminal("stderr").splitlines()[1]
+    assert skipped == f"skipped {tmp_path}/\\u65e5\\u672c/b.png: cannot be read"
+    assert terminal("stdout").endswith("\\u65e5\\u672c/report.html\n")
+    assert "zero-shot, \\u65e5\\u672c (to forget)" in terminal("stdout")
+
+
+def test_names_like_markup_are_shown_as_they_are(metrics, capsys, monkeypatch):
+    monkeypatch.setenv("COLUMNS", "200")
+    name = '[bold]cat[/] :dog: [/red] <b>"it\'s"</b>'
+    metrics["vlm"] = vlm(1.0, 0.5)
+    metrics["vlm"]["before"]["named"][0]["question"] = name
+    print_table(summary(metrics))
+    found = capsys.readouterr().out
+    assert f"the model names it: {name}" in " ".join(found.replace("│", " ").split())
+
+
+def test_names_like_markup_are_text_in_the_report(metrics, run):
+    name = '[bold]cat[/] <script>alert(1)</script> & "it\'s" 日本\\x0a'
+    metrics["samples"] |= {"skipped": [name], "left_out": [name]}
+    metrics["vlm"] = vlm(1.0, 0.5)
+    for when in ("before", "after"):
+        metrics["vlm"][when] |= {"confirmed": [], "false_yes": {}}
+        metrics["vlm"][when]["named"][0]["question"] = name
+    config = read_config(run).replace(concept=name)
+    page = report(run, config, metrics, [])
+    assert "<script" not in page
+    assert len(re.findall(re.escape(name), html.unescape(page))) >= 6

@@ -36,7 +36,7 @@ def load_questions(path: Path | None, labels: Sequence[str]) -> list[Question]:
     if path is None:
         return [Question(DEFAULT_QUESTION, {label: label for label in labels})]
     try:
-        entries = json.loads(path.read_text())
+        entries = json.loads(path.read_text(encoding="utf-8"))
         questions = [Question(e["question"], dict(e["answers"])) for e in entries]
     except (OSError, ValueError, KeyError, TypeError) as error:
         raise UserError(f"{path}: not a list of {{question, answers}} ({error})") from error

@@ -6,6 +6,7 @@ The architecture is that of `CLIPModel` in transformers 5.23; OpenCLIP's is the 
 from collections.abc import Iterable
 from dataclasses import dataclass
 from functools import partial
+from typing import Any
 
 import jax
 import jax.numpy as jnp
@@ -93,9 +94,8 @@ class Clip(nnx.Module):
                 another Linear.
         """
         check_linears(adapter.pairs if adapter else ())
-        if isinstance(input_ids, jax.core.Tracer):
-            ids = input_ids
-        else:
+        ids: Any = input_ids
+        if not isinstance(input_ids, jax.core.Tracer):
             check_ids(ids := np.asarray(input_ids), self.config.text)
         mask = np.ones(ids.shape, bool) if attention_mask is None else attention_mask
         graphdef, state = nnx.split(self)

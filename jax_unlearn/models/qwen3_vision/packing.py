@@ -7,6 +7,7 @@ patches, each row holds one or more whole frames, and every frame is a segment o
 import bisect
 import warnings
 from dataclasses import dataclass
+from typing import Any
 
 import jax
 import jax.numpy as jnp
@@ -138,7 +139,8 @@ def pack(
     """Pack the patches of several images into arrays of static shapes.
 
     Args:
-        pixel_values: the image processor's rows, image after image; traced by JAX, or in numpy.
+        pixel_values: the image processor's rows, image after image, in numpy or traced by
+            JAX.
         grid_thw: number of frames, and height and width in patches, of each image.
         merge: side of the Merger's block; height and width are multiples of it.
         side: side of the learned position table.
@@ -171,13 +173,14 @@ def pack(
         out[slots] = values
         return out.reshape(rows, length, *values.shape[1:])
 
-    def scatter_traced(values: Array) -> Array:
-        out = jnp.zeros((rows * length, values.shape[1]), values.dtype).at[slots].set(values)
-        return out.reshape(rows, length, -1)
-
-    traced = isinstance(pixel_values, jax.core.Tracer)
+    patches: Any
+    if isinstance(pixel_values, np.ndarray):
+        patches = scatter(pixel_values)
+    else:
+        empty = jnp.zeros((rows * length, pixel_values.shape[1]), pixel_values.dtype)
+        patches = empty.at[slots].set(pixel_values).reshape(rows, length, -1)
     packed = PackedPatches(
-        patches=scatter_traced(pixel_values) if traced else scatter(pixel_values),
+        patches=patches,
         coordinates=scatter(np.concatenate([layout[hw] for hw in frames])),
         table_index=scatter(np.concatenate([taps[hw][0] for hw in frames])),
         table_weight=scatter(np.concatenate([taps[hw][1] for hw in frames])),
