@@ -12,7 +12,7 @@ from rich.console import Console
 
 import porting
 from jax_unlearn.features.statistics_file import read_statistics
-from jax_unlearn.runs.cli import parse_run
+from jax_unlearn.runs.command_line import parse_run
 from jax_unlearn.runs.settings.config import RunConfig
 from jax_unlearn.runs.sources.qwen_images import QwenImages
 from tests.problems import same_heads

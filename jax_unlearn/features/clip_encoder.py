@@ -12,8 +12,6 @@ from flax import nnx
 from jaxtyping import Float
 from PIL import Image
 from rich.console import Console
-from rich.markup import escape
-from rich.progress import track
 
 from jax_unlearn.data.images import ImageFile, ImageReader
 from jax_unlearn.data.preprocess import CropPreprocessor, load_clip_preprocessor
@@ -23,6 +21,7 @@ from jax_unlearn.models.clip.model import LINEARS, Clip, ClipFeatures
 from jax_unlearn.models.frozen_linear import FrozenLinear
 from jax_unlearn.runtime.errors import UserError
 from jax_unlearn.runtime.hub import local_checkpoint
+from jax_unlearn.runtime.progress import progress_bar
 
 TEXT, IMAGE = LINEARS
 BATCH = 64
@@ -117,16 +116,13 @@ class ClipEncoder:
         Raises:
             UserError: no file can be read; or one cannot and the reader is strict.
         """
-        quiet = not self.console.is_terminal
-        # A folder's name may look like Rich's markup.
-        what = escape(description)
-        listed = track(files, description=what, console=self.console, transient=True, disable=quiet)
         kept: list[ImageFile] = []
         rows: list[Any] = []
-        read = reader.read(listed)
-        while batch := list(islice(read, BATCH)):
-            kept += [files[index] for index, _ in batch]
-            rows.append(self.image_batch([image for _, image in batch]).taps[IMAGE])
+        with progress_bar(self.console) as bar:
+            read = reader.read(bar.track(files, description=description))
+            while batch := list(islice(read, BATCH)):
+                kept += [files[index] for index, _ in batch]
+                rows.append(self.image_batch([image for _, image in batch]).taps[IMAGE])
         if not rows:
             raise UserError(f"{files[0].path.parent}: none of its {len(files)} images can be read")
         taps = concatenated(rows, len(kept))

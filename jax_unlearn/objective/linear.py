@@ -144,7 +144,9 @@ def describe(problem: Problem) -> dict[str, dict[str, str]]:
 
     def form(rows: int, original: float | Float[Array, ""]) -> str:
         before = int(original)
-        return f"{before} rows" if rows == before else f"{rows} rows in place of {before}"
+        if rows == before:
+            return f"{before} rows"
+        return f"{before} rows, by {rows} with the same Gram matrix"
 
     return {
         name: {

@@ -71,7 +71,7 @@ def fit_adapter(
         optimise = partial(train, mesh=mesh, stage=stage) if optimizer == "adam" else solve
     rows = describe(fit)
     for name, count in rows.items():
-        console.out(f"{name}: {count['forget']} to forget, {count['preserve']} to keep")
+        console.out(f"{name}: to forget {count['forget']}; to keep {count['preserve']}")
     if optimizer == "closed_form" and solver.until_forgotten is not None:
         fit = with_moments(fit)
     adam = optimizer == "adam"

@@ -46,11 +46,26 @@ def finish(metrics: Metrics, out: Path) -> None:
     for warning in metrics["warnings"]:
         print(f"warning: {warning}", file=sys.stderr)
     print_table(summary(metrics))
-    if "paths" in metrics and "vlm" not in metrics:
-        print(f"The model's own answers were not asked for: jax-unlearn evaluate {out} --vlm")
-    print(f"{out / 'report.html'}")
+    print("\n".join(made(metrics, out)))
     if metrics["stopped"]:
         raise UserError(f"{out}: {metrics['stopped']}; the last good adapter was saved")
+
+
+def made(metrics: Metrics, out: Path) -> list[str]:
+    """What a run has made, where, and what to do next."""
+    adapter = metrics["adapter"]
+    linears = ", ".join(adapter["targets"])
+    steps = {f"open {out / 'report.html'}": "figures, curves and images"}
+    if "paths" in metrics and "vlm" not in metrics:
+        steps[f"jax-unlearn evaluate {out} --vlm"] = "ask the model itself, which was not done yet"
+    steps[f"jax-unlearn export {out} --out DIRECTORY"] = "the changed model, to serve"
+    return [f"{out}: a change of rank {adapter['rank']} of {linears}", *next_steps(steps)]
+
+
+def next_steps(steps: dict[str, str]) -> list[str]:
+    """What to do next: commands, and what each gives."""
+    width = max(map(len, steps))
+    return ["next:", *(f"  {step:<{width}}  {what}" for step, what in steps.items())]
 
 
 def finish_sweep(found: TradeOff, config: SweepConfig) -> None:
@@ -78,7 +93,13 @@ def finish_sweep(found: TradeOff, config: SweepConfig) -> None:
             "choice says nothing about forgetting; choose another --concept",
             file=sys.stderr,
         )
-    print(config.execution.out / "sweep.csv")
+    out = config.execution.out
+    print(f"{out}: {len(found.points)} settings in sweep.csv; the chosen one is its config.json")
+    steps = {
+        f"open {out / 'sweep.png'}": "the trade-off between forgetting and keeping",
+        f"jax-unlearn run --config {out / 'config.json'} --out RUN": "the chosen setting, as a run",
+    }
+    print("\n".join(next_steps(steps)))
 
 
 def summary(metrics: Metrics) -> Table:

@@ -236,8 +236,8 @@ def test_a_factor_has_the_gram_matrix_and_no_more_rows_than_its_rank():
 def test_which_form_is_trained_on_is_said():
     full = problems.problem(n_forget=30, n_preserve=500)
     (form,) = describe(compress(full)).values()
-    assert form["forget"] == "24 rows in place of 30"
-    assert form["preserve"] == "16 rows in place of 500"
+    assert form["forget"] == "30 rows, by 24 with the same Gram matrix"
+    assert form["preserve"] == "500 rows, by 16 with the same Gram matrix"
     (form,) = describe(full).values()
     assert form == {"forget": "30 rows", "preserve": "500 rows"}
 

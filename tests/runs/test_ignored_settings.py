@@ -308,6 +308,8 @@ def test_a_setting_that_a_sweep_tries_is_refused_beside_it(command, name, places
         ("run {images} --auto --preset faithful", "--preset: a sweep tries its own λ's"),
         ("run --statistics {run} --preset faithful", "--preset: --statistics starts from the"),
         ("run {images} --preset clip-rn50", "--preset clip-rn50: is for names"),
+        ("run --config {run}/config.json --preset faithful", "--preset: --config starts from the"),
+        ("run --config {run}/config.json --statistics {run}", "--statistics: --config starts from"),
     ],
 )
 def test_options_of_commands_without_effect_are_refused(command, said, places, capsys):

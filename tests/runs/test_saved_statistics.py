@@ -162,6 +162,6 @@ def test_statistics_hold_no_rows_of_tokens(folder, tmp_path):
         f"{m}.linear_fc2" for m in ("merger", "deepstack_merger_list.0", "deepstack_merger_list.1")
     }
     kept = rows["merger.linear_fc2"]["preserve"]
-    count, _, original = kept.partition(" rows in place of ")
+    original, _, count = kept.removesuffix(" with the same Gram matrix").partition(" rows, by ")
     assert int(count) <= 128 < int(original)
     assert np.isfinite(read(tmp_path / "run" / "metrics.json")["objective"]["total"])

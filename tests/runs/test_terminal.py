@@ -85,17 +85,21 @@ def test_the_table_has_both_probes_by_their_names(metrics, run, capsys):
     assert rows["a probe fitted before the edit names it"] == ["0.953", "0.061", "0.333"]
     assert rows["a probe fitted after the edit names it"] == ["0.971", "0.934", "0.333"]
     assert rows["preserve, right by the first probe"] == ["0.912", "0.907", "0.111"]
-    assert f"The model's own answers were not asked for: jax-unlearn evaluate {run} --vlm" in (
-        " ".join(found.out.split())
-    )
-    assert found.out.splitlines()[-1] == str(run / "report.html")
+    lines = found.out.splitlines()
+    made = f"{run}: a change of rank 2 of {', '.join(metrics['adapter']['targets'])}"
+    assert lines[lines.index("next:") - 1] == made
+    assert [line.split("  ")[1] for line in lines[lines.index("next:") + 1 :]] == [
+        f"open {run / 'report.html'}",
+        f"jax-unlearn evaluate {run} --vlm",
+        f"jax-unlearn export {run} --out DIRECTORY",
+    ]
 
 
 def test_the_table_has_what_the_model_says_instead(metrics, run, capsys):
     found, rows = printed(metrics | {"vlm": vlm(1.0, 0.125)}, run, capsys)
     assert rows["the model names it: what is this?"] == ["1.000", "0.125", "0.200"]
     assert rows["and says instead"] == ["", "blue circle 0.75", ""]
-    assert "not asked for" not in found.out
+    assert "--vlm" not in found.out
 
 
 @pytest.mark.parametrize("encoding", ["latin-1", "ascii"])
@@ -123,7 +127,7 @@ def test_what_a_terminal_cannot_show_is_escaped(encoding, metrics, folder, tmp_p
     finish(metrics, there)
     skipped = terminal("stderr").splitlines()[1]
     assert skipped == f"skipped {tmp_path}/\\u65e5\\u672c/b.png: cannot be read"
-    assert terminal("stdout").endswith("\\u65e5\\u672c/report.html\n")
+    assert f"open {tmp_path}/\\u65e5\\u672c/report.html" in terminal("stdout")
     assert "zero-shot, \\u65e5\\u672c (to forget)" in terminal("stdout")
 
 

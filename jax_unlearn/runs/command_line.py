@@ -1,0 +1,249 @@
+"""The commands: dataclasses whose fields are the options; parse and run one of them."""
+
+import argparse
+import io
+import json
+from collections.abc import Sequence
+from contextlib import redirect_stderr
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Annotated, Any, Literal, NoReturn, get_args
+
+import tyro
+from rich.console import Console
+from tyro.conf import Positional
+
+from jax_unlearn.runs import DESCRIPTION, PROGRAM
+from jax_unlearn.runs.commands import evaluate, export, sweep
+from jax_unlearn.runs.demo import Demo, demo_config, demo_start
+from jax_unlearn.runs.help import print_help
+from jax_unlearn.runs.inspect.checkpoint_facts import inspect, lines
+from jax_unlearn.runs.pipeline import run
+from jax_unlearn.runs.run_directory import Format
+from jax_unlearn.runs.settings.checks import refuse_preset, refuse_unused
+from jax_unlearn.runs.settings.config import RunConfig, build, read_config
+from jax_unlearn.runs.settings.config_file import OF_RUN, options_in
+from jax_unlearn.runs.settings.presets import Preset, start_settings
+from jax_unlearn.runs.settings.sweep_config import SweepConfig
+from jax_unlearn.runs.terminal import finish, finish_sweep
+from jax_unlearn.runtime.errors import UserError
+from jax_unlearn.runtime.no_torch import hide_torch
+from jax_unlearn.runtime.used_if import used_if
+from jax_unlearn.runtime.xla_flags import make_reproducible
+
+
+@dataclass(frozen=True)
+class Inspect:
+    """Family, last layer, Merger structure, widths, adaptable Linears, memory."""
+
+    checkpoint: Positional[Path]
+    """Directory of a checkpoint."""
+    plan: str | None = None
+    """Accelerators such as v5e:2x2, v5p:2x2x4 or h100:8: also print the largest batch that fits
+    them, its memory and the work of a pass. Compiles for them without the hardware (needs the extra
+    aot)."""
+    fsdp: int = used_if(1, plan=True)
+    """Number of those devices over which the weights of the tower's blocks are sharded."""
+    dtype: Literal["float32", "bfloat16"] = used_if("bfloat16", plan=True)
+    """Data type of the tower."""
+    json: bool = False
+    """Print JSON."""
+
+
+@dataclass(frozen=True)
+class Evaluate:
+    """Evaluate an existing run again; --vlm also asks the Hugging Face model (needs torch)."""
+
+    run: Positional[Path]
+    """Directory of a run."""
+    vlm: bool = False
+    """Ask the model questions about the held-out images, before and after."""
+    questions: Path | None = used_if(None, vlm=True)
+    """JSON list of {question, answers: {class: answer}}; by default that of the run, or "what is
+    this?" with the class names as answers."""
+    mesh: str | None = None
+    """Devices for the tower, as for `run`; by default all local devices."""
+    workers: int | None = None
+    """Processes that decode and pack images, as for `run`."""
+    batch_patches: int | None = None
+    """Patches per batch of a device; by default that of the run."""
+
+
+@dataclass(frozen=True)
+class Export:
+    """Write a run's adapter for PyTorch."""
+
+    run: Positional[Path]
+    """Directory of a run."""
+    out: Path
+    """Directory to create."""
+    format: Format = "peft"
+    """peft: an adapter for PEFT; merged: a whole checkpoint with the change merged in."""
+    overwrite: bool = False
+    """Replace --out if it exists."""
+
+
+Command = (
+    Annotated[Demo, tyro.conf.subcommand("demo")]
+    | Annotated[Inspect, tyro.conf.subcommand("inspect")]
+    | Annotated[
+        RunConfig,
+        tyro.conf.subcommand("run", description="Extract, fit, evaluate, save and report."),
+    ]
+    | Annotated[
+        SweepConfig,
+        tyro.conf.subcommand(
+            "sweep", description="Fit and score many settings, and choose one of them."
+        ),
+    ]
+    | Annotated[Evaluate, tyro.conf.subcommand("evaluate")]
+    | Annotated[Export, tyro.conf.subcommand("export")]
+)
+
+
+def dispatch(arguments: Sequence[str], console: Console) -> None:
+    """Parse and run a command; results go to stdout, progress and warnings to stderr."""
+    kind = {"run": RunConfig, "sweep": SweepConfig}.get(arguments[0] if arguments else "")
+    if kind and {"-h", "--help"} & set(arguments):
+        print_help(arguments[0])
+        return
+    if kind:
+        config, start = parse_run(kind, arguments)
+        prepare(torch=False)
+        if isinstance(config, SweepConfig):
+            if found := sweep(config, console, start):
+                finish_sweep(found, config)
+        elif metrics := run(config, console, start):
+            finish(metrics, config.execution.out)
+        return
+    command = parse(Command, PROGRAM, arguments, description=DESCRIPTION)
+    prepare(torch=isinstance(command, Evaluate) and command.vlm)
+    match command:
+        case Demo():
+            finish(run(demo_config(command), console, demo_start(command)), command.out)
+        case Inspect():
+            plan = {"plan": command.plan is not None}
+            refuse_unused(command, plan, Inspect(command.checkpoint))
+            facts = inspect(command.checkpoint, command.plan, command.dtype, command.fsdp)
+            print(json.dumps(facts, indent=2) if command.json else "\n".join(lines(facts)))
+        case Evaluate():
+            refuse_unused(command, {"vlm": command.vlm}, Evaluate(command.run))
+            how = {name: getattr(command, name) for name in ("mesh", "workers", "batch_patches")}
+            metrics = evaluate(command.run, command.vlm, command.questions, console, **how)
+            finish(metrics, command.run)
+        case Export():
+            export(command.run, command.format, command.out, command.overwrite)
+            print(command.out)
+
+
+def parse(kind: Any, program: str, words: Sequence[str], **options: Any) -> Any:
+    """Parse options into a dataclass with tyro.
+
+    Raises:
+        UserError: an option is unknown, missing or has another type; in one line.
+    """
+    said = io.StringIO()
+    try:
+        with redirect_stderr(said):
+            return tyro.cli(
+                kind, prog=program, args=words, config=(tyro.conf.OmitArgPrefixes,), **options
+            )
+    except SystemExit as ended:
+        if not ended.code:
+            raise
+        lines = [line.strip("│ ") for line in said.getvalue().splitlines() if line[:1] == "│"]
+        what = " ".join(line for line in lines if line.strip("─"))
+        what = what.partition(" For full helptext")[0]
+        raise UserError(f"{what}; see `{program} --help`") from None
+
+
+def prepare(torch: bool) -> None:
+    """Set up the process before JAX compiles anything and transformers is imported."""
+    make_reproducible()
+    if not torch:
+        hide_torch()
+
+
+def parse_run(kind: type[Any], arguments: Sequence[str]) -> tuple[Any, RunConfig]:
+    """(settings, initial settings): the settings are those of a preset or run, plus options."""
+    given = with_config(arguments[1:])
+    first, _ = deciding_options().parse_known_args(given)
+    required = ["out"]
+    if first.config:
+        # The config.json of a run; the values of other files are among the options.
+        refuse_beside(first, "--config")
+        start = read_config(first.config.parent)
+    elif first.checkpoint or first.statistics:
+        start = start_settings(
+            first.preset,
+            checkpoint=first.checkpoint,
+            forget_text=first.forget_text,
+            statistics=first.statistics,
+        )
+    else:
+        start, required = RunConfig.of(checkpoint=Path(), out=Path()), ["checkpoint", "out"]
+    default = build(kind, {}, start)
+    for name in required:
+        group = default.samples if name == "checkpoint" else default.execution
+        # Bypasses the frozen dataclass: tyro requires an option whose default is MISSING.
+        object.__setattr__(group, name, tyro.MISSING)
+    words = without(given, "--preset", "--config")
+    config = parse(kind, f"{PROGRAM} {arguments[0]}", words, default=default)
+    refuse_preset(first.preset, config)
+    return config, start.replace(out=config.execution.out)
+
+
+def with_config(words: Sequence[str]) -> list[str]:
+    """The options, with those of a --config file in its place, unless it is that of a run.
+
+    Raises:
+        UserError: the file cannot be read.
+    """
+    first, _ = deciding_options().parse_known_args(list(words))
+    if first.config is None or first.config.name == OF_RUN:
+        return list(words)
+    # First, so that the options of the command line override them.
+    return [*options_in(first.config), *without(words, "--config")]
+
+
+def refuse_beside(first: argparse.Namespace, one: str) -> None:
+    """Refuse options that also determine all initial settings.
+
+    Raises:
+        UserError: such an option is given.
+    """
+    for name, value in {
+        "--preset": first.preset != "default",
+        "--statistics": first.statistics,
+    }.items():
+        if value:
+            raise UserError(f"{name}: {one} starts from the settings of a run; leave one out")
+
+
+class OneLineParser(argparse.ArgumentParser):
+    """A parser whose errors are a UserError, which is printed in one line."""
+
+    def error(self, message: str) -> NoReturn:
+        raise UserError(message)
+
+
+def deciding_options() -> argparse.ArgumentParser:
+    """A parser of the options that determine the defaults of the others."""
+    parser = OneLineParser(prog=PROGRAM, add_help=False, allow_abbrev=False)
+    parser.add_argument("--preset", choices=get_args(Preset), default="default")
+    parser.add_argument("--config", type=Path)
+    parser.add_argument("--checkpoint", type=Path)
+    parser.add_argument("--statistics", type=Path)
+    parser.add_argument("--forget-text", "--forget_text", nargs="*", default=())
+    return parser
+
+
+def without(words: Sequence[str], *flags: str) -> list[str]:
+    """Remove options that are not settings of `RunConfig`, each with its value."""
+    kept, skip = [], False
+    for one in words:
+        if skip or one.split("=")[0] in flags:
+            skip = one in flags and not skip
+        else:
+            kept.append(one)
+    return kept
