@@ -151,9 +151,9 @@ def parse(kind: Any, program: str, words: Sequence[str], **options: Any) -> Any:
     except SystemExit as ended:
         if not ended.code:
             raise
-        # tyro draws a box around its message, in ASCII where stdout cannot show other characters.
-        lines = [line.strip("│| ") for line in said.getvalue().splitlines() if line[:1] in "│|"]
-        what = " ".join(line for line in lines if line.strip("─-"))
+        # tyro draws a box, in ASCII where stdout cannot show other characters; first its title.
+        lines = [line.strip("│ ") for line in said.getvalue().splitlines()]
+        what = " ".join([line for line in lines if line.strip("╭╮╰╯─-")][1:])
         what = what.partition(" For full helptext")[0]
         raise UserError(f"{what}; see `{program} --help`") from None
 
