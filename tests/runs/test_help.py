@@ -13,6 +13,7 @@ from jax_unlearn.runs.help import GROUPS, grouped, print_help
 from jax_unlearn.runs.settings.config import RunConfig
 from jax_unlearn.runs.settings.presets import PRESETS
 from jax_unlearn.runs.settings.sweep_config import SweepConfig
+from jax_unlearn.runtime.assets import ASSETS
 from jax_unlearn.runtime.used_if import leaf_fields, option
 
 LIGHT = """
@@ -62,9 +63,15 @@ def test_every_setting_is_in_one_group(command, kind, capsys):
         ("nonesuch", "Unrecognized options: nonesuch"),
         ("export", "Missing from jax-unlearn export: PATH"),
         ("run --checkpoint x --out y", "x: no such directory"),
-        ("run --out y --rank many", "Error parsing --rank: invalid literal for int()"),
+        (
+            f"run --checkpoint {ASSETS}/checkpoint --out y --rank many",
+            "Error parsing --rank: invalid literal for int()",
+        ),
         ("run --out y --preset x", "argument --preset: invalid choice: 'x'"),
-        ("run --out y --rank", "Missing value for argument '--rank'"),
+        (
+            f"run --checkpoint {ASSETS}/checkpoint --out y --rank",
+            "Missing value for argument '--rank'",
+        ),
     ],
 )
 def test_what_cannot_be_parsed_is_one_line(line, message, capsys):
