@@ -5,6 +5,7 @@ from collections.abc import Mapping
 from dataclasses import dataclass, field
 
 import jax
+import jax.numpy as jnp
 from jax import Array
 from jaxtyping import Float
 from numpy import ndarray
@@ -59,8 +60,9 @@ def init_adapter(
     for name, subkey in zip(sorted(shapes), jax.random.split(key, len(shapes)), strict=True):
         e, d_in = shapes[name]
         bound = 1 / math.sqrt(d_in)
-        a = jax.random.uniform(subkey, (rank, d_in), minval=-bound, maxval=bound)
-        pairs[name] = LoraPair(a=a, b=jax.numpy.zeros((e, rank)))
+        # Not the default type, which `jax_enable_x64` changes.
+        a = jax.random.uniform(subkey, (rank, d_in), jnp.float32, -bound, bound)
+        pairs[name] = LoraPair(a=a, b=jnp.zeros((e, rank), jnp.float32))
     return LoraAdapter(pairs, alpha=alpha, rank=rank)
 
 

@@ -1,6 +1,7 @@
 """LinearProblem: the loss of one adapted Linear, on its rows or on their statistics."""
 
 from dataclasses import dataclass, replace
+from typing import Any
 
 import jax
 import jax.numpy as jnp
@@ -10,6 +11,7 @@ from jaxtyping import Float, Float64
 
 from jax_unlearn.features.gram import factor, gram
 from jax_unlearn.features.statistics import Rows, Statistics
+from jax_unlearn.models.arrays import float_array
 from jax_unlearn.models.lora import LoraAdapter, LoraPair
 from jax_unlearn.objective.loss import LossWeights, Problem, ProjectorProblem, three_terms
 from jax_unlearn.objective.norms import missed_norm, narrow, product_norm
@@ -23,10 +25,10 @@ class LinearProblem:
 
     Attributes:
         forget: X_f [n_f, D_in].
-        residual: R = T − X_f Wᵀ − b [n_f, E]; constant, since only Δ is trained.
+        residual: R = T − X_f Wᵀ − b [n_f, E].
         preserve: X_p [n_p, D_in].
         forget_rows: number of forget rows before `compress`, for the mean reduction.
-        preserve_rows: number of preserve rows before `compress`.
+        preserve_rows: number of preserve rows before `compress`, or 1.
     """
 
     forget: Float[Array | np.ndarray, "n_f d_in"]
@@ -40,6 +42,11 @@ class LinearProblem:
         """(E, D_in)."""
         return self.residual.shape[1], self.forget.shape[1]
 
+    @property
+    def rows(self) -> tuple[float | Float[Array, ""], float | Float[Array, ""]]:
+        """Number of forget and of preserve rows by which the mean reduction divides."""
+        return self.forget_rows, self.preserve_rows
+
     def shapes(self, name: str) -> dict[str, tuple[int, int]]:
         """(E, D_in) of the Linear, by its full name."""
         return {name: self.shape}
@@ -48,36 +55,47 @@ class LinearProblem:
         self, name: str, adapter: LoraAdapter, weights: LossWeights
     ) -> Float[Array, " terms"]:
         """The weighted terms, in the order of TERMS."""
-        pair, rows = adapter.pairs[name], (self.forget_rows, self.preserve_rows)
-        pair = jax.tree.map(jnp.asarray, pair)
+        pair = jax.tree.map(jnp.asarray, adapter.pairs[name])
         forget, preserve = (
             adapter.scale * narrow(jnp.asarray(x), pair.a) for x in (self.forget, self.preserve)
         )
         missed = missed_norm(forget, pair.b, jnp.asarray(self.residual))
         moved = product_norm(LoraPair(preserve.T, pair.b))
-        return three_terms(missed, moved, [pair], rows, weights)
+        return three_terms(missed, moved, [pair], self.rows, weights)
 
 
 def linear_problem(
-    weight: Float[Array | np.ndarray, "e d_in"],
-    bias: Float[Array | np.ndarray, " e"] | float,
-    forget: Float[Array | np.ndarray, "n_f d_in"],
-    target: Float[Array | np.ndarray, "n_f e"],
-    preserve: Float[Array | np.ndarray, "n_p d_in"],
+    weight: Any,
+    bias: Any,
+    forget: Any,
+    target: Any,
+    preserve: Any,
 ) -> LinearProblem:
     """A problem from a Linear's weight and bias in torch's layout, its rows, and the target T.
 
+    Arrays may be of JAX, NumPy or PyTorch, or lists; they are converted to float32.
+
     Args:
         weight: W [E, D_in].
-        bias: b [E], or a number.
+        bias: b [E], a number, or None for a Linear without one.
         forget: X_f [n_f, D_in].
         target: T [n_f, E], the outputs that the forget rows should have.
         preserve: X_p [n_p, D_in].
+
+    Raises:
+        ValueError: an array has another shape; names the argument.
     """
+    w = float_array("weight", weight, ("E", "D_in"))
+    sizes = {"E": w.shape[0], "D_in": w.shape[1]}
+    x_f = float_array("forget", forget, ("n_f", "D_in"), sizes)
+    t = float_array("target", target, ("n_f", "E"), sizes | {"n_f": len(x_f)})
+    x_p = float_array("preserve", preserve, ("n_p", "D_in"), sizes)
+    b = 0.0 if bias is None else bias
+    if np.ndim(b):
+        b = float_array("bias", b, ("E",), sizes)
     with jax.default_matmul_precision("highest"):
-        residual = jnp.asarray(target) - (jnp.asarray(forget) @ jnp.asarray(weight).T + bias)
-    rows = float(len(forget)), float(len(preserve))
-    return LinearProblem(jnp.asarray(forget), residual, jnp.asarray(preserve), *rows)
+        residual = t - (x_f @ w.T + b)
+    return LinearProblem(x_f, residual, x_p, float(len(x_f)), float(max(1, len(x_p))))
 
 
 def linear_part(
@@ -95,7 +113,8 @@ def linear_part(
     rows = forget.equivalent_rows()
     arrays = (rows.x, residual_of(rows, target, weight, bias), preserve.equivalent_rows().x)
     x_f, r, x_p = (jnp.asarray(array.astype(np.float32)) for array in arrays)
-    return _compress(LinearProblem(x_f, r, x_p, float(forget.count), float(preserve.count)))
+    counts = float(forget.count), float(max(1, preserve.count))
+    return _compress(LinearProblem(x_f, r, x_p, *counts))
 
 
 def residual_of(
@@ -144,8 +163,8 @@ def describe(problem: Problem) -> dict[str, dict[str, str]]:
 
     def form(rows: int, original: float | Float[Array, ""]) -> str:
         before = int(original)
-        if rows == before:
-            return f"{before} rows"
+        if rows == before or not rows:
+            return f"{rows} rows"
         return f"{before} rows, by {rows} with the same Gram matrix"
 
     return {

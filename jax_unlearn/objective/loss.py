@@ -40,6 +40,10 @@ class LossWeights:
 class ProjectorProblem(Protocol):
     """The part of the loss of one projector, as a pytree of constants; `name` is its key."""
 
+    @property
+    def rows(self) -> tuple[float | Float[Array, ""], float | Float[Array, ""]]:
+        """Number of forget rows, and of preserve rows or 1, by which the mean reduction divides."""
+
     def shapes(self, name: str) -> dict[str, tuple[int, int]]:
         """(E, D_in) of each trained Linear, by its full name."""
 

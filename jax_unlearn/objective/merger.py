@@ -102,7 +102,7 @@ def merger_tokens(
         before = x @ jnp.asarray(weight).T + bias
     hidden = gelu(before)
     if row is None:
-        return MergerTokens(x, before, hidden, None, hidden, jnp.ones(len(x)))
+        return MergerTokens(x, before, hidden, None, hidden, jnp.ones(len(x), jnp.float32))
     count = jnp.asarray(np.bincount(row), jnp.float32)
     index = jnp.asarray(row)
     return MergerTokens(x, before, hidden, index, row_means(hidden, index, count), count)
@@ -152,6 +152,11 @@ class MergerProblem:
     weight: Float[Array, "e h"]
     linears: tuple[str, ...] = field(metadata={"static": True})
 
+    @property
+    def rows(self) -> tuple[float, float]:
+        """Number of forget rows, and of preserve rows or 1."""
+        return float(len(self.residual)), float(max(1, len(self.preserve.count)))
+
     def shapes(self, name: str) -> dict[str, tuple[int, int]]:
         """(E, D_in) of each adapted Linear, by its full name."""
         hidden, (e, _) = self.forget.before.shape[1], self.weight.shape
@@ -165,9 +170,8 @@ class MergerProblem:
         pairs = {linear: adapter.pairs[f"{name}.{linear}"] for linear in self.linears}
         missed = self.residual - self.forget.change(pairs, adapter.scale, self.weight)
         moved = self.preserve.change(pairs, adapter.scale, self.weight)
-        rows = float(len(missed)), float(len(moved))
         norms = safe_norm(missed), safe_norm(moved)
-        return three_terms(*norms, pairs.values(), rows, weights)
+        return three_terms(*norms, pairs.values(), self.rows, weights)
 
     def take(
         self, forget: Bool[np.ndarray, " n_f"], preserve: Bool[np.ndarray, " n_p"]

@@ -178,7 +178,7 @@ def blank_targets(extracted: Extracted, seed: int) -> dict[str, Float[np.ndarray
     for subkey in jax.random.split(key, TRIES):
         if classify(target, names)[0] not in sides.forget.labels:
             return {projection.name: target[0]}
-        target = target + NOISE * np.asarray(jax.random.normal(subkey, target.shape))
+        target = target + NOISE * np.asarray(jax.random.normal(subkey, target.shape, np.float32))
     raise UserError('every point near "" is named as a class to forget; choose another --target')
 
 

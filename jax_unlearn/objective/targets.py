@@ -9,6 +9,7 @@ from dataclasses import dataclass
 from typing import Literal, get_args
 
 import jax
+import jax.numpy as jnp
 import numpy as np
 from jax import Array
 from jaxtyping import Float, Int
@@ -118,5 +119,5 @@ def neutral_target(
 
 
 def _unit_vectors(key: Array, own: Images) -> Images:
-    directions = np.asarray(jax.random.normal(key, own.shape))
+    directions = np.asarray(jax.random.normal(key, own.shape, jnp.float32))
     return directions / np.linalg.norm(directions, axis=1, keepdims=True)

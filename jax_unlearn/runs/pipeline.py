@@ -43,7 +43,7 @@ from jax_unlearn.runtime.atomic_files import check_free, fresh_directory
 from jax_unlearn.runtime.errors import UserError
 from jax_unlearn.runtime.hub import pinned
 from jax_unlearn.runtime.resume import RunSnapshots
-from jax_unlearn.solvers.config import SolverConfig, check
+from jax_unlearn.solvers.config import SolverConfig, check_ranks
 
 
 @dataclass(frozen=True)
@@ -180,7 +180,7 @@ def check_solvers(source: Source) -> None:
         kind, optimizer = source_of(config.samples), optimizer_of(config)
         solvers = [one.config(config.solver) for one in tried.settings(kind, optimizer)]
     for solver in solvers:
-        check(solver, {name: shapes[name] for name in adapted})
+        check_ranks(solver, {name: shapes[name] for name in adapted})
 
 
 def run_pipeline(prepared: PreparedRun, begun: float) -> Metrics:

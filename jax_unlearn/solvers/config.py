@@ -1,15 +1,17 @@
 """SolverConfig: rank, weights of the loss, and the settings of each solver."""
 
+import math
 from collections.abc import Mapping
 from dataclasses import dataclass
-from typing import Literal
+from typing import Literal, get_args
 
 import jax
+import numpy as np
 
 from jax_unlearn.models.lora import LoraAdapter, init_adapter
 from jax_unlearn.objective.loss import LossWeights, Problem, Reduction, shapes
 from jax_unlearn.runtime.errors import UserError
-from jax_unlearn.runtime.used_if import used_if
+from jax_unlearn.runtime.used_if import option, used_if
 
 Select = Literal["best", "last", "held_out"]
 # Optimisers of the loss; LEACE has neither a rank nor weights of a loss.
@@ -63,8 +65,68 @@ class SolverConfig:
         return init_adapter(jax.random.key(self.seed), shapes(problem), self.rank, alpha)
 
 
-def check(config: SolverConfig, linears: Mapping[str, tuple[int, ...]]) -> None:
-    """Check the values of the settings before any work is done.
+# Least value of each setting, and whether that value itself is allowed; all are finite.
+LEAST: dict[str, tuple[float, bool]] = {
+    "rank": (1, True),
+    "lambda_forget": (0, True),
+    "lambda_preserve": (0, True),
+    "lambda_weight": (0, True),
+    "learning_rate": (0, False),
+    "epochs": (0, True),
+    "seed": (0, True),
+    "chunk": (1, True),
+    "iterations": (0, True),
+    "tolerance": (0, True),
+    "starts": (1, True),
+}
+WHOLE = ("rank", "epochs", "seed", "chunk", "iterations", "starts")
+# Whole numbers are kept in 32 bits by JAX.
+MOST = 2**31 - 1
+CHOICES = {"reduction": get_args(Reduction), "select": get_args(Select)}
+
+
+def check_values(config: SolverConfig) -> None:
+    """Check the values of the settings, without knowing the Linears.
+
+    Raises:
+        UserError: a value is out of range; names the setting and what it may be.
+    """
+    for name, (least, allowed) in LEAST.items():
+        value = getattr(config, name)
+        kind = (int, np.integer) if name in WHOLE else (int, float, np.integer, np.floating)
+        if isinstance(value, bool) or not isinstance(value, kind):
+            what = "a whole number" if name in WHOLE else "a number"
+            raise UserError(f"{option(name)} {value!r}: must be {what}")
+        if not (least < value or (allowed and value == least)) or not value < math.inf:
+            bound = f"at least {least:g}" if allowed else f"above {least:g}"
+            finite = "" if name in WHOLE else "finite and "
+            raise UserError(f"{option(name)} {value}: must be {finite}{bound}")
+        if name in WHOLE and value > MOST:
+            raise UserError(f"{option(name)} {value}: must be at most {MOST}")
+    if config.alpha is not None and not (math.isfinite(config.alpha) and config.alpha):
+        raise UserError(
+            f"--alpha {config.alpha:g}: must be finite, and not zero, which would scale the change "
+            "to nothing"
+        )
+    for name, choices in CHOICES.items():
+        if (value := getattr(config, name)) not in choices:
+            raise UserError(f"{option(name)} {value!r}: must be one of {', '.join(choices)}")
+
+
+def check(config: SolverConfig, problem: Problem) -> None:
+    """Check the settings and the rows of a problem before any work is done.
+
+    Raises:
+        UserError: as `check_ranks`; or a part has no forget rows.
+    """
+    check_ranks(config, shapes(problem))
+    for name, part in problem.items():
+        if not part.rows[0] > 0:
+            raise UserError(f"{name}: there are no rows to forget; give at least one")
+
+
+def check_ranks(config: SolverConfig, linears: Mapping[str, tuple[int, ...]]) -> None:
+    """Check the settings for the Linears to adapt.
 
     Args:
         config: the settings.
@@ -73,11 +135,7 @@ def check(config: SolverConfig, linears: Mapping[str, tuple[int, ...]]) -> None:
     Raises:
         UserError: a value is out of range; names the setting and what it may be.
     """
-    for name in ("epochs", "seed"):
-        if getattr(config, name) < 0:
-            raise UserError(f"--{name} {getattr(config, name)}: must not be negative")
-    if config.chunk < 1:
-        raise UserError(f"--chunk {config.chunk}: must be at least 1")
+    check_values(config)
     for name, shape in linears.items():
-        if not 1 <= config.rank <= min(shape):
+        if config.rank > min(shape):
             raise UserError(f"--rank {config.rank}: must be from 1 to {min(shape)} for {name}")

@@ -277,7 +277,7 @@ def test_what_the_model_does_not_take(case):
         with pytest.raises(ValueError, match="vocabulary of 50"):
             clip.encode_text(np.array([[1, wrong_id]]))
     with pytest.raises(
-        ValueError, match=r"images are \(3, 20, 18\), the model's are \(3, 20, 20\)"
+        ValueError, match=r"has shape \[2, 3, 20, 18\], expected \[n, channels = 3, height = 20"
     ):
         clip.encode_image(PIXELS[..., :18])
 
@@ -341,6 +341,24 @@ def test_the_encoders_work_inside_transformations(case):
     model.get_image_features(theirs).pooler_output.sum().backward()
     ours = jax.grad(lambda p: clip.encode_image(p).embeds.sum())(PIXELS)
     close_to_largest(ours, theirs.grad, 1e-4)
+
+
+def test_arguments_are_converted_or_named(case):
+    _, clip = case
+    usual = clip.encode_image(PIXELS).embeds
+    np.testing.assert_array_equal(clip.encode_image(torch.from_numpy(PIXELS)).embeds, usual)
+    text = clip.encode_text(IDS, MASK).embeds
+    other = clip.encode_text(torch.from_numpy(IDS), torch.from_numpy(MASK)).embeds
+    np.testing.assert_array_equal(other, text)
+    for wrong, message in {
+        "a cat": "input_ids is not an array of numbers, but of <U5",
+        tuple(IDS[0].tolist()): r"input_ids has shape \[\d+\] and dtype int64, expected",
+        (): "of at least one text",
+    }.items():
+        with pytest.raises(ValueError, match=message):
+            clip.encode_text(wrong)
+    with pytest.raises(ValueError, match=r"pixel_values has shape \[3, 20, 20\], expected \[n, ch"):
+        clip.encode_image(PIXELS[0])
 
 
 def test_vit_b_16(tmp_path):

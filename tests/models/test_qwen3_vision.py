@@ -255,6 +255,17 @@ def test_the_gradient_by_the_pixels_is_torchs(tiny_model, tiny_tower):
     close_to_largest(ours, theirs.grad, 1e-4)
 
 
+def test_arguments_are_converted_or_named(tiny_tower, pixels):
+    usual = tiny_tower(pixels, tiny.GRID)
+    other = tiny_tower(torch.from_numpy(pixels), torch.from_numpy(np.asarray(tiny.GRID)))
+    for one, same in zip(leaves(usual), leaves(other), strict=True):
+        np.testing.assert_array_equal(one, same)
+    with pytest.raises(ValueError, match=r"grid_thw has shape \[3\] and dtype int64"):
+        tiny_tower(pixels, np.array([1, 4, 6]))
+    with pytest.raises(ValueError, match=r"pixel_values has shape \[4, 95\], expected"):
+        tiny_tower(np.zeros((4, 95), np.float32), np.array([[1, 2, 2]]))
+
+
 def test_the_tower_works_inside_transformations(tiny_tower, pixels):
     adapter, grid = tiny.adapter(), tiny.GRID
     usual = tiny_tower(pixels, grid, adapter=adapter)

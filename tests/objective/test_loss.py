@@ -4,10 +4,12 @@ import jax
 import numpy as np
 import pytest
 import torch
+from jax.test_util import check_grads
 
 from jax_unlearn.models.lora import LoraAdapter, LoraPair
 from jax_unlearn.objective.linear import compress, linear_problem
 from jax_unlearn.objective.loss import LossWeights, loss
+from jax_unlearn.objective.merger import merger_problem, merger_tokens
 from jax_unlearn.objective.norms import product_norm, safe_norm
 from tests import problems
 from tests.problems import value_and_gradient
@@ -115,3 +117,57 @@ def test_compressed_rows_carry_the_same_loss(case, reduction):
     close(small_total, total)
     close(small_gradient.a, gradient.a)
     close(small_gradient.b, gradient.b)
+
+
+@pytest.mark.parametrize("reduction", ["sum", "mean"])
+def test_the_derivative_by_every_operand_is_right(reduction):
+    """By the adapter, the rows of both sides, and the target: none is silently zero."""
+    weight, bias, forget, target, preserve = problems.arrays(6, 7)
+    pair = problems.pair(1.0)
+    weights = LossWeights(1.3, 0.4, 1.0, reduction)
+
+    def total(a, b, forget, target, preserve):
+        adapter = LoraAdapter({"x": LoraPair(a, b)}, alpha=0.6, rank=3)
+        problem = {"x": linear_problem(weight, bias, forget, target, preserve)}
+        return loss(adapter, problem, weights)[0]
+
+    operands = (pair.a, pair.b, forget, target, preserve)
+    check_grads(total, operands, order=1, modes=["rev"], atol=2e-2, rtol=2e-2, eps=1e-2)
+    gradients = jax.grad(total, argnums=range(5))(*operands)
+    assert all(np.abs(one).max() > 1e-4 for one in gradients)
+
+
+def test_the_derivative_through_a_merger_is_right():
+    random = np.random.default_rng(3)
+    w1, w2 = (random.normal(size=shape).astype(np.float32) / 3 for shape in ((12, 10), (5, 12)))
+    a, b = (random.normal(size=shape).astype(np.float32) / 3 for shape in ((2, 10), (12, 2)))
+    forget, preserve = (random.normal(size=(n, 10)).astype(np.float32) for n in (4, 6))
+    target = random.normal(size=(4, 5)).astype(np.float32)
+
+    def total(a, b, forget, target, preserve):
+        adapter = LoraAdapter({"m.linear_fc1": LoraPair(a, b)}, alpha=2.0, rank=2)
+        sides = (merger_tokens(w1, np.zeros(12, np.float32), x) for x in (forget, preserve))
+        problem = {
+            "m": merger_problem(w2, np.zeros(5, np.float32), next(sides), target, next(sides))
+        }
+        return loss(adapter, problem, WEIGHTS)[0]
+
+    operands = (a, b, forget, target, preserve)
+    check_grads(total, operands, order=1, modes=["rev"], atol=2e-2, rtol=2e-2, eps=1e-2)
+
+
+def test_arguments_are_converted_or_named():
+    weight, bias, forget, target, preserve = problems.arrays(6, 7)
+    usual = linear_problem(weight, bias, forget, target, preserve)
+    for convert in (lambda x: x.tolist(), torch.tensor, lambda x: torch.tensor(x).double()):
+        other = linear_problem(*map(convert, (weight, bias, forget, target, preserve)))
+        for one, same in zip(jax.tree.leaves(usual), jax.tree.leaves(other), strict=True):
+            np.testing.assert_array_equal(one, same)
+    none = linear_problem(weight, None, forget, target, preserve)
+    zero = linear_problem(weight, 0.0 * bias, forget, target, preserve)
+    np.testing.assert_array_equal(none.residual, zero.residual)
+    message = r"target has shape \[5, 8\], expected \[n_f = 6, E = 8\]"
+    with pytest.raises(ValueError, match=message):
+        linear_problem(weight, bias, forget, target[:5], preserve)
+    with pytest.raises(ValueError, match="preserve is not an array of numbers, but of <U1"):
+        linear_problem(weight, bias, forget, target, ["a", "b"])

@@ -15,6 +15,7 @@ from flax import nnx
 from jax import Array
 from jaxtyping import Bool, Float, Int
 
+from jax_unlearn.models.arrays import float_array, numbers
 from jax_unlearn.models.clip.encoders import ClipText, ClipTextConfig, ClipVision, ClipVisionConfig
 from jax_unlearn.models.layers import adapted, matmul_precision
 from jax_unlearn.models.lora import LoraAdapter
@@ -76,48 +77,57 @@ class Clip(nnx.Module):
 
     def encode_text(
         self,
-        input_ids: Int[Array | np.ndarray, "n l"],
-        attention_mask: Int[Array | np.ndarray, "n l"]
-        | Bool[Array | np.ndarray, "n l"]
-        | None = None,
+        input_ids: Any,
+        attention_mask: Any = None,
         adapter: LoraAdapter | None = None,
     ) -> ClipFeatures:
         """Features of n texts. Each shape compiles once: pad texts to one length.
 
         Args:
-            input_ids: tokens; ids that are traced by JAX are not checked.
-            attention_mask: 0 where a token is padding; None without padding.
+            input_ids: [n, length] tokens, of JAX, NumPy or PyTorch; ids that are traced by JAX are
+                not checked.
+            attention_mask: [n, length], 0 where a token is padding; None without padding.
             adapter: low-rank changes of the projections; only `text_projection` is used.
 
         Raises:
-            ValueError: a text is too long, an id is not in the vocabulary, or the adapter names
-                another Linear.
+            ValueError: there is no text, one is too long, an id is not in the vocabulary, an array
+                has another shape, or the adapter names another Linear.
         """
         check_linears(adapter.pairs if adapter else ())
-        ids: Any = input_ids
-        if not isinstance(input_ids, jax.core.Tracer):
-            check_ids(ids := np.asarray(input_ids), self.config.text)
-        mask = np.ones(ids.shape, bool) if attention_mask is None else attention_mask
+        ids = input_ids if isinstance(input_ids, jax.Array) else numbers("input_ids", input_ids)
+        if not isinstance(ids, jax.core.Tracer):
+            check_ids(np.asarray(ids), self.config.text)
+        if attention_mask is None:
+            mask: Any = np.ones(ids.shape, bool)
+        elif isinstance(attention_mask, jax.Array):
+            mask = attention_mask
+        else:
+            mask = numbers("attention_mask", attention_mask)
+        if mask.shape != ids.shape:
+            raise ValueError(f"attention_mask has shape {mask.shape}, input_ids {ids.shape}")
         graphdef, state = nnx.split(self)
         return text_forward(graphdef, state, ids.astype(np.int32), mask.astype(bool), adapter)
 
     def encode_image(
         self,
-        pixel_values: Float[Array | np.ndarray, "n c h w"],
+        pixel_values: Any,
         adapter: LoraAdapter | None = None,
     ) -> ClipFeatures:
-        """Features of n images, [n, channels, image_size, image_size].
+        """Features of n images, [n, channels, image_size, image_size], of any array type.
 
         Raises:
-            ValueError: the images have another size, or the adapter names another Linear.
+            ValueError: there is no image, they have another size, or the adapter names another
+                Linear.
         """
         check_linears(adapter.pairs if adapter else ())
         config = self.config.vision
-        wanted = (config.num_channels, config.image_size, config.image_size)
-        if pixel_values.shape[1:] != wanted:
-            raise ValueError(f"images are {pixel_values.shape[1:]}, the model's are {wanted}")
+        sizes = {"channels": config.num_channels, "height": config.image_size}
+        sizes["width"] = config.image_size
+        pixels = float_array("pixel_values", pixel_values, ("n", *sizes), sizes)
+        if not len(pixels):
+            raise ValueError("pixel_values has no image")
         graphdef, state = nnx.split(self)
-        return image_forward(graphdef, state, pixel_values, adapter)
+        return image_forward(graphdef, state, pixels, adapter)
 
     def logits(
         self,
@@ -206,10 +216,15 @@ def check_linears(names: Iterable[str]) -> None:
         raise ValueError(f"CLIP has no Linear {', '.join(unknown)}; it has {[*LINEARS]}")
 
 
-def check_ids(input_ids: Int[np.ndarray, "n l"], config: ClipTextConfig) -> None:
-    """Raise ValueError for ids out of range, which an accelerator would not report."""
-    n, length = input_ids.shape
+def check_ids(input_ids: np.ndarray, config: ClipTextConfig) -> None:
+    """Raise ValueError for another shape, and ids out of range, which devices do not report."""
+    if input_ids.ndim != 2 or not input_ids.size or input_ids.dtype.kind not in "iu":
+        raise ValueError(
+            f"input_ids has shape {list(input_ids.shape)} and dtype {input_ids.dtype}, expected "
+            "whole numbers [n, length] of at least one text"
+        )
+    length = input_ids.shape[1]
     if length > config.max_position_embeddings:
         raise ValueError(f"texts of {length} tokens; at most {config.max_position_embeddings}")
-    if n and length and not 0 <= input_ids.min() <= input_ids.max() < config.vocab_size:
+    if not 0 <= input_ids.min() <= input_ids.max() < config.vocab_size:
         raise ValueError(f"ids are not all in the vocabulary of {config.vocab_size}")

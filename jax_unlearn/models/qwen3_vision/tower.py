@@ -7,6 +7,7 @@ The architecture is that of `Qwen3VLVisionModel` in transformers 5.23. The Merge
 from collections.abc import Callable
 from dataclasses import dataclass, field
 from functools import partial
+from typing import Any
 
 import jax
 import jax.numpy as jnp
@@ -15,6 +16,7 @@ from flax import nnx
 from jax import Array
 from jaxtyping import Float, Int
 
+from jax_unlearn.models.arrays import float_array, numbers
 from jax_unlearn.models.layers import matmul_precision, stack
 from jax_unlearn.models.lora import LoraAdapter, LoraPair
 from jax_unlearn.models.qwen3_vision.blocks import PatchMerger, VisionBlock, rope_angles
@@ -78,14 +80,15 @@ class Qwen3VisionTower(nnx.Module):
 
     def __call__(
         self,
-        pixel_values: Float[Array | np.ndarray, "patches patch"],
-        grid_thw: Int[Array | np.ndarray, "n 3"],
+        pixel_values: Any,
+        grid_thw: Any,
         adapter: LoraAdapter | None = None,
     ) -> VisionFeatures:
         """Features of several images or videos of any size.
 
         Args:
-            pixel_values: [n_patches, C·tp·p·p], in the layout of HF's image processor.
+            pixel_values: [n_patches, C·tp·p·p], in the layout of HF's image processor; an array of
+                JAX, NumPy or PyTorch.
             grid_thw: [n, 3] frames, and height and width in patches; a concrete array, since it
                 determines the shapes: under `jax.jit` close over it.
             adapter: low-rank changes of some of the Mergers' Linears.
@@ -98,10 +101,17 @@ class Qwen3VisionTower(nnx.Module):
             raise ValueError("grid_thw is traced, and it determines shapes; close over it")
         config = self.config
         check_linears(adapter.pairs if adapter else (), config)
-        grid, merge = np.asarray(grid_thw), config.spatial_merge_size
+        grid, merge = numbers("grid_thw", grid_thw), config.spatial_merge_size
+        if grid.ndim != 2 or grid.shape[1] != 3 or not grid.size or grid.dtype.kind not in "iu":
+            raise ValueError(
+                f"grid_thw has shape {list(grid.shape)} and dtype {grid.dtype}, expected whole "
+                "numbers [n, 3] of at least one image"
+            )
+        sizes = {"C·tp·p·p": config.patch_dim}
+        pixels = float_array("pixel_values", pixel_values, ("n_patches", "C·tp·p·p"), sizes)
         rows, length = batch_shape(frame_sizes(grid), merge**2, config.one_row)
         packed, slots = pack(
-            pixel_values if is_traced(pixel_values) else np.asarray(pixel_values),
+            pixels if is_traced(pixels) else np.asarray(pixels),
             grid,
             merge=merge,
             side=config.table_side,

@@ -16,6 +16,7 @@ from jax_unlearn.runs.settings.config import Optimizer, RunConfig, build, flat
 from jax_unlearn.runs.settings.sweep_config import TRIES, SweepConfig, sweep_of
 from jax_unlearn.runtime.errors import UserError
 from jax_unlearn.runtime.used_if import conditions_of, leaf_fields, option
+from jax_unlearn.solvers.config import check_values as check_solver
 from jax_unlearn.solvers.grid import refuse_held_out
 
 SMALLEST_BATCH = 256
@@ -150,6 +151,7 @@ def check_select(config: RunConfig, start: RunConfig) -> None:
 def check_values(config: RunConfig) -> None:
     """Refuse values out of range."""
     execution, solver = config.execution, config.solver
+    check_solver(solver)
     for name in ("save_seconds", "save_steps", "workers"):
         if (value := getattr(execution, name)) is not None and value < (name == "save_steps"):
             raise UserError(f"{option(name)} {value}: too small")

@@ -15,7 +15,7 @@ from jaxtyping import Bool, Float, Int
 
 from jax_unlearn.models.lora import LoraAdapter
 from jax_unlearn.objective.linear import compress
-from jax_unlearn.objective.loss import LossWeights, Problem, loss, shapes
+from jax_unlearn.objective.loss import LossWeights, Problem, loss
 from jax_unlearn.runtime.errors import UserError
 from jax_unlearn.runtime.snapshots import NoSnapshots, Snapshot, Stage
 from jax_unlearn.solvers.adam.sharding import replicate, shard_rows
@@ -118,7 +118,7 @@ def train(
         UserError: `select="held_out"` without held-out rows, a rank that a Linear cannot have,
             or rows that are not finite.
     """
-    check(config, shapes(problem))
+    check(config, problem)
     if config.select == "held_out" and held_out is None:
         raise UserError("select 'held_out' needs held-out rows to choose by")
     weights = config.loss_weights()

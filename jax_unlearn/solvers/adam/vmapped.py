@@ -19,7 +19,7 @@ from jax_unlearn.objective.loss import TERMS, LossWeights, Problem, Reduction, s
 from jax_unlearn.objective.targets import TargetKind
 from jax_unlearn.runtime.errors import UserError
 from jax_unlearn.solvers.adam.loop import State, run_chunk, start
-from jax_unlearn.solvers.config import Select, SolverConfig, check
+from jax_unlearn.solvers.config import Select, SolverConfig, check_ranks
 from jax_unlearn.solvers.grid import Setting, Trained, target_of
 
 # Leaves: leaves of a batch of pytrees. Aims: by part of the problem, the arrays in which targets
@@ -48,7 +48,7 @@ def train_batch(
     linears = shapes(problems[0])
     width, rank = max(map(len, groups)), max(s.rank for group in groups for s in group)
     for setting in itertools.chain(*groups):
-        check(setting.config(common), linears)
+        check_ranks(setting.config(common), linears)
     # Shorter groups are padded with their last setting, so that all fit one array.
     full = [[*group, *[group[-1]] * (width - len(group))] for group in groups]
     adapters = [[pad_rank(s, common, problems[0], rank, scale) for s in group] for group in full]

@@ -16,7 +16,7 @@ from numpy import ndarray
 
 from jax_unlearn.models.lora import LoraAdapter, LoraPair
 from jax_unlearn.objective.linear import LinearProblem
-from jax_unlearn.objective.loss import Problem, loss, shapes
+from jax_unlearn.objective.loss import Problem, loss
 from jax_unlearn.runtime.errors import UserError
 from jax_unlearn.solvers.closed_form.lower_bound import lower_bound
 from jax_unlearn.solvers.closed_form.moments import Moments, moments_of, square_of
@@ -202,15 +202,7 @@ def _check(problem: Problem, config: SolverConfig) -> dict[str, LinearProblem]:
     Raises:
         UserError: a part is not linear, or a setting is out of range.
     """
-    check(config, shapes(problem))
-    for name in ("iterations", "tolerance", "lambda_forget", "lambda_preserve", "lambda_weight"):
-        if not 0 <= (value := getattr(config, name)) < np.inf:
-            flag = name.replace("_", "-")
-            raise UserError(f"--{flag} {value}: must be finite and not negative")
-    if config.starts < 1:
-        raise UserError(f"--starts {config.starts}: must be at least 1")
-    if config.alpha == 0:
-        raise UserError("--alpha 0: the scale would be zero; give another value")
+    check(config, problem)
     linears = {name: part for name, part in problem.items() if isinstance(part, LinearProblem)}
     if others := [name for name in problem if name not in linears]:
         raise UserError(

@@ -1,0 +1,53 @@
+"""Convert the arrays that a caller gives, or say which one has another shape or type."""
+
+from collections.abc import Mapping, Sequence
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+from jax import Array
+from jaxtyping import Float
+
+
+def float_array(
+    name: str, value: Any, axes: Sequence[str], sizes: Mapping[str, int] | None = None
+) -> Float[Array, "..."]:
+    """An argument as a float32 array of JAX.
+
+    Args:
+        name: name of the argument, for the message.
+        value: an array of JAX, NumPy or PyTorch, possibly traced, or a list.
+        axes: names of the axes that it must have.
+        sizes: sizes of axes that are known.
+
+    Raises:
+        ValueError: it is not an array of numbers, or has other axes.
+    """
+    array = value if isinstance(value, jax.Array) else numbers(name, value)
+    known = sizes or {}
+    same = array.ndim == len(axes) and all(
+        known.get(axis, size) == size for axis, size in zip(axes, array.shape, strict=True)
+    )
+    if not same:
+        wanted = ", ".join(f"{axis} = {known[axis]}" if axis in known else axis for axis in axes)
+        raise ValueError(f"{name} has shape {list(array.shape)}, expected [{wanted}]")
+    return jnp.asarray(array, jnp.float32)
+
+
+def numbers(name: str, value: Any) -> np.ndarray:
+    """A value of NumPy, PyTorch or lists as an array of numbers.
+
+    Raises:
+        ValueError: it is none.
+    """
+    if hasattr(value, "detach"):
+        # A PyTorch tensor, possibly in bfloat16, which NumPy does not have, or on a GPU.
+        value = value.detach().cpu().float() if value.is_floating_point() else value.cpu()
+    try:
+        array = np.asarray(value)
+    except (TypeError, ValueError) as error:
+        raise ValueError(f"{name} is not an array of numbers ({error})") from error
+    if array.dtype.kind not in "biuf" and array.dtype.name != "bfloat16":
+        raise ValueError(f"{name} is not an array of numbers, but of {array.dtype}")
+    return array
