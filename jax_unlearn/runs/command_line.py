@@ -3,8 +3,8 @@
 import argparse
 import io
 import json
-from collections.abc import Sequence
-from contextlib import redirect_stderr
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager, nullcontext, redirect_stderr
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Annotated, Any, Literal, NoReturn, get_args
@@ -27,7 +27,7 @@ from jax_unlearn.runs.settings.presets import Preset, start_settings
 from jax_unlearn.runs.settings.sweep_config import SweepConfig
 from jax_unlearn.runs.terminal import finish, finish_sweep
 from jax_unlearn.runtime.errors import UserError
-from jax_unlearn.runtime.no_torch import hide_torch
+from jax_unlearn.runtime.no_torch import without_torch
 from jax_unlearn.runtime.used_if import used_if
 from jax_unlearn.runtime.xla_flags import make_reproducible
 
@@ -109,15 +109,32 @@ def dispatch(arguments: Sequence[str], console: Console) -> None:
         return
     if kind:
         config, start = parse_run(kind, arguments)
-        prepare(torch=False)
-        if isinstance(config, SweepConfig):
-            if found := sweep(config, console, start):
-                finish_sweep(found, config)
-        elif metrics := run(config, console, start):
-            finish(metrics, config.execution.out)
+        with prepared():
+            run_or_sweep(config, console, start)
         return
     command = parse(Command, PROGRAM, arguments, description=DESCRIPTION)
-    prepare(torch=isinstance(command, Evaluate) and command.vlm)
+    with prepared(torch=isinstance(command, Evaluate) and command.vlm):
+        execute(command, console)
+
+
+@contextmanager
+def prepared(torch: bool = False) -> Iterator[None]:
+    """Set up the process before JAX compiles anything and transformers is imported."""
+    make_reproducible()
+    with nullcontext() if torch else without_torch():
+        yield
+
+
+def run_or_sweep(config: RunConfig | SweepConfig, console: Console, start: RunConfig) -> None:
+    if isinstance(config, SweepConfig):
+        if found := sweep(config, console, start):
+            finish_sweep(found, config)
+    elif metrics := run(config, console, start):
+        finish(metrics, config.execution.out)
+
+
+def execute(command: Any, console: Console) -> None:
+    """Run any other command."""
     match command:
         case Demo():
             finish(run(demo_config(command), console, demo_start(command)), command.out)
@@ -156,13 +173,6 @@ def parse(kind: Any, program: str, words: Sequence[str], **options: Any) -> Any:
         what = " ".join([line for line in lines if line.strip("╭╮╰╯─-")][1:])
         what = what.partition(" For full helptext")[0]
         raise UserError(f"{what}; see `{program} --help`") from None
-
-
-def prepare(torch: bool) -> None:
-    """Set up the process before JAX compiles anything and transformers is imported."""
-    make_reproducible()
-    if not torch:
-        hide_torch()
 
 
 def parse_run(kind: type[Any], arguments: Sequence[str]) -> tuple[Any, RunConfig]:
