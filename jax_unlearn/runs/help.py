@@ -81,6 +81,7 @@ GROUPS = {
         "coordinator",
         "process_id",
         "processes",
+        "wait_seconds",
         "heartbeat_seconds",
     ),
     "CLIP": (

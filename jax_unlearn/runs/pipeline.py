@@ -93,6 +93,7 @@ def prepared_run(
             execution.process_id,
             execution.processes,
             execution.heartbeat_seconds,
+            execution.wait_seconds,
         )
         if processes.index() > 0:
             console = Console(quiet=True)

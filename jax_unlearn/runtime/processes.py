@@ -13,6 +13,7 @@ import jax
 from jax._src import distributed
 
 from jax_unlearn.runtime.errors import UserError
+from jax_unlearn.runtime.rendezvous import meet
 from jax_unlearn.runtime.temporary_files import remove_temporary_folder
 
 # Keys in the coordinator's store: a process has reached a meeting; whether that meeting takes
@@ -35,7 +36,11 @@ class PeerError(UserError):
 
 
 def connect(
-    coordinator: str | None, process: int | None, processes: int | None, heartbeat: int
+    coordinator: str | None,
+    process: int | None,
+    processes: int | None,
+    heartbeat: int,
+    wait: float,
 ) -> None:
     """Connect to the other processes; must be called before any other use of JAX.
 
@@ -46,15 +51,19 @@ def connect(
         processes: number of processes.
         heartbeat: seconds without a heartbeat after which a process is declared dead; JAX then
             aborts the other processes.
+        wait: longest wait for the other processes in seconds, where they are given by hand.
 
     Raises:
-        UserError: only some of the three are given, or the processes cannot connect.
+        UserError: only some of the three are given, or the processes cannot connect (see
+            `rendezvous.meet`).
     """
     # The preemption service would catch SIGTERM without stopping the run.
     jax.config.update("jax_enable_preemption_service", False)
     by_hand = (coordinator, process, processes)
     if any(x is not None for x in by_hand) and None in by_hand:
         raise UserError("--coordinator, --process-id and --processes: give all three, or none")
+    if coordinator is not None and process is not None and processes is not None:
+        meet(coordinator, process, processes, wait)
     try:
         jax.distributed.initialize(
             coordinator,

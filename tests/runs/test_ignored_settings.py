@@ -86,6 +86,7 @@ EXECUTION = {
     "process_id": 0,
     "processes": 1,
     "heartbeat_seconds": 5,
+    "wait_seconds": 5.0,
 }
 QWEN = ("qwen closed_form", "qwen adam", "qwen leace")
 CLIP = ("names closed_form", "names adam", "names leace", "clip closed_form", "clip leace")

@@ -216,7 +216,7 @@ def test_sigterm_saves_what_a_process_has_that_waits_for_another(folder, tmp_pat
 
 def test_processes_are_found_by_all_three_options_or_none():
     with pytest.raises(UserError, match="give all three, or none"):
-        processes.connect("127.0.0.1:1", None, 2, 10)
+        processes.connect("127.0.0.1:1", None, 2, 10, 1.0)
 
 
 @pytest.mark.parametrize(("tasks", "devices"), [(4, "all"), (8, "3")])
@@ -236,7 +236,7 @@ def test_the_only_task_of_a_slurm_node_has_all_its_devices(monkeypatch, tasks, d
     monkeypatch.setattr(distributed, "_jax", service)
     monkeypatch.setattr(distributed.config, "update", seen.__setitem__)
     monkeypatch.setattr(jax.distributed, "initialize", distributed.State().initialize)
-    processes.connect(None, None, None, 10)
+    processes.connect(None, None, None, 10, 1.0)
     assert service.get_distributed_runtime_client.call_args.args == ("node1:61447", 3)
     assert seen["jax_cuda_visible_devices"] == devices
 

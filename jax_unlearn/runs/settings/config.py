@@ -73,6 +73,8 @@ class ExecutionSettings:
     """Index of this process, from 0."""
     processes: int | None = used_if(None, distributed=True)
     """Number of processes."""
+    wait_seconds: float = used_if(300.0, distributed=True)
+    """Longest wait for the other processes at the start, where they are given by --coordinator."""
     heartbeat_seconds: int = used_if(60, distributed=True)
     """Seconds without a heartbeat after which a process is declared dead and the run stops."""
 
