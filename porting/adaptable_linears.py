@@ -9,7 +9,7 @@ from jax_unlearn.models.lora import LoraAdapter, LoraPair
 from jax_unlearn.runtime.errors import UserError
 from porting.checkpoint import Checkpoint, CheckpointError, config_path
 from porting.families import ClipFamily, Family, adaptable_family_of, family_of
-from porting.open_clip import open_clip_weights
+from porting.open_clip import OPEN_PROJECTIONS, open_clip_weights
 
 AnyFamily = TypeVar("AnyFamily", bound=Family | ClipFamily)
 
@@ -19,12 +19,14 @@ class AdaptableLinears(Generic[AnyFamily]):
     """Names of the adaptable Linears of a tower or of CLIP, in files and in the HF model.
 
     family: the model family. key_prefix: prefix of the tower's keys in the files. single_linear:
-    whether each Merger is a single Linear (`VisionConfig`).
+    whether each Merger is a single Linear (`VisionConfig`). is_transposed: whether the files are
+    OpenCLIP's, whose projections are parameters [D_in, E] without a Linear.
     """
 
     family: AnyFamily
     key_prefix: str
     single_linear: bool = False
+    is_transposed: bool = False
 
     def key(self, linear: str, tensor: str = "weight") -> str:
         """Key in the files of the weight or bias of the Linear with canonical name `linear`.
@@ -34,6 +36,8 @@ class AdaptableLinears(Generic[AnyFamily]):
                 name.
         """
         name = self.family.family_linear(linear, self.single_linear)
+        if self.is_transposed and tensor == "weight":
+            return OPEN_PROJECTIONS[name]
         return f"{self.key_prefix}{name}.{tensor}"
 
     def live_path(self, linear: str) -> str:
@@ -71,6 +75,27 @@ def locate(checkpoint: Checkpoint, family: AnyFamily) -> AdaptableLinears[AnyFam
     return AdaptableLinears(
         family, found[0], single_linear=f"{found[0]}merger.weight" in checkpoint
     )
+
+
+def open_weights(directory: str | Path) -> Checkpoint:
+    """The weight files that we read: transformers', or OpenCLIP's where those are absent."""
+    return Checkpoint(directory, open_clip_weights(Path(directory)))
+
+
+def locate_in(checkpoint: Checkpoint) -> AdaptableLinears[Any]:
+    """The adaptable Linears of an open checkpoint, of the family that its config names.
+
+    Raises:
+        UserError: the family is not supported.
+        CheckpointError: the checkpoint holds no such Linears, or under two prefixes.
+    """
+    if open_clip_weights(checkpoint.directory) is None:
+        return locate(checkpoint, read_adaptable_family(checkpoint.directory))
+    family = adaptable_family_of("clip", str(checkpoint.directory))
+    if not any(key in checkpoint for key in OPEN_PROJECTIONS.values()):
+        sought = " or ".join(OPEN_PROJECTIONS.values())
+        raise CheckpointError(checkpoint.directory, [f"holds no {sought}"])
+    return AdaptableLinears(family, "", is_transposed=True)
 
 
 def read_model_type(directory: Path) -> object:
@@ -122,15 +147,17 @@ def adapter_faults(
         if pair.bias is not None and pair.bias.shape != (e := pair.b.shape[:1]):
             faults.append(f"{name} has a bias of shape {list(pair.bias.shape)}, expected {list(e)}")
         if checkpoint is not None:
-            faults += _weight_faults(key, name, pair, checkpoint)
+            faults += _weight_faults(key, name, pair, place, checkpoint)
     return faults
 
 
-def _weight_faults(key: str, name: str, pair: LoraPair, checkpoint: Checkpoint) -> list[str]:
+def _weight_faults(
+    key: str, name: str, pair: LoraPair, place: AdaptableLinears[Any], checkpoint: Checkpoint
+) -> list[str]:
     if key not in checkpoint:
         return [f"{key} is missing, and the adapter changes {name}"]
     shape, adapted = checkpoint.shape(key), (pair.b.shape[0], pair.a.shape[1])
-    if shape == adapted:
+    if (shape[::-1] if place.is_transposed else shape) == adapted:
         return []
     return [f"{key} has shape {list(shape)}, the adapter's b @ a {list(adapted)}"]
 
@@ -151,12 +178,15 @@ def place_of_base(
     Raises:
         UserError: the family is not supported, or the checkpoint cannot be read.
     """
-    # Next to OpenCLIP's weights there may be timm's config.json, which has no model_type.
-    known = (base / "config.json").is_file() and open_clip_weights(base) is None
-    family = read_adaptable_family(base) if known else adaptable_family_of(model_type, str(base))
+    is_open = open_clip_weights(base) is not None
+    known = is_open or (base / "config.json").is_file()
     if known and any(base.glob("*.safetensors")):
-        with Checkpoint(base) as checkpoint:
-            place = locate(checkpoint, family)
+        with open_weights(base) as checkpoint:
+            place = locate_in(checkpoint)
             return place, adapter_faults(adapter, place, checkpoint)
+    if known and not is_open:
+        family = read_adaptable_family(base)
+    else:
+        family = adaptable_family_of("clip" if is_open else model_type, str(base))
     place = AdaptableLinears(family, family.keys[0])
     return place, adapter_faults(adapter, place)

@@ -15,11 +15,11 @@ from rich.console import Console
 from tyro.conf import Positional
 
 import jax_unlearn
-from jax_unlearn.runs.commands import evaluate, export, sweep
+from jax_unlearn.runs.commands import evaluate, sweep
 from jax_unlearn.runs.demo import Demo, demo_config, demo_start
+from jax_unlearn.runs.export import Export, Unmerge, export, unmerge
 from jax_unlearn.runs.inspect.checkpoint_facts import inspect, lines
 from jax_unlearn.runs.pipeline import run
-from jax_unlearn.runs.run_directory import Format
 from jax_unlearn.runs.settings.checks import refuse_preset, refuse_unused
 from jax_unlearn.runs.settings.config import RunConfig, build
 from jax_unlearn.runs.settings.presets import Preset, start_settings
@@ -33,6 +33,8 @@ from jax_unlearn.runtime.used_if import used_if
 from jax_unlearn.runtime.xla_flags import make_reproducible
 
 PROGRAM = "jax-unlearn"
+# Settings of the tower that `evaluate` may replace.
+HOW = ("mesh", "workers", "batch_patches")
 PRESET_HELP = (
     "--preset PRESET: initial settings, which other options override: default, the settings that "
     "worked best in our measurements (for names --target blank and --lambda-preserve 1); faithful, "
@@ -77,20 +79,8 @@ class Evaluate:
     """Processes that decode and pack images, as for `run`."""
     batch_patches: int | None = None
     """Patches per batch of a device; by default that of the run."""
-
-
-@dataclass(frozen=True)
-class Export:
-    """Write a run's adapter for PyTorch."""
-
-    run: Positional[Path]
-    """Directory of a run."""
-    out: Path
-    """Directory to create."""
-    format: Format = "peft"
-    """peft: an adapter for PEFT; merged: a whole checkpoint with the change merged in."""
-    overwrite: bool = False
-    """Replace --out if it exists."""
+    checkpoint: Path | None = None
+    """Where the run's checkpoint is now, if it was moved."""
 
 
 Command = (
@@ -108,6 +98,7 @@ Command = (
     ]
     | Annotated[Evaluate, tyro.conf.subcommand("evaluate")]
     | Annotated[Export, tyro.conf.subcommand("export")]
+    | Annotated[Unmerge, tyro.conf.subcommand("unmerge")]
 )
 
 
@@ -164,11 +155,14 @@ def dispatch(arguments: Sequence[str], console: Console) -> None:
             print(json.dumps(facts, indent=2) if command.json else "\n".join(lines(facts)))
         case Evaluate():
             refuse_unused(command, {"vlm": command.vlm}, Evaluate(command.run))
-            how = {name: getattr(command, name) for name in ("mesh", "workers", "batch_patches")}
+            how = {name: getattr(command, name) for name in (*HOW, "checkpoint")}
             metrics = evaluate(command.run, command.vlm, command.questions, console, **how)
             finish(metrics, command.run)
         case Export():
-            export(command.run, command.format, command.out, command.overwrite)
+            export(command)
+            print(command.out)
+        case Unmerge():
+            unmerge(command)
             print(command.out)
 
 

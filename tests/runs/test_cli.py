@@ -140,13 +140,34 @@ def test_export_writes_peft_and_merged(run, folder, capsys):
     first, second = (porting.load_peft(d) for d in (run / "adapter", folder / "peft"))
     for name, pair in first.pairs.items():
         assert np.array_equal(pair.b, second.pairs[name].b)
-    main(["export", str(run), "--format", "merged", "--out", str(folder / "merged")])
+    main(["export", str(run), "--out", str(folder / "merged")])
     merged = porting.load_vision_tower(folder / "merged")
     tower = porting.load_vision_tower(folder / "checkpoint")
     pixels = tiny.images()
     ours = tower(pixels, tiny.GRID, adapter=first).pooler_output
     np.testing.assert_allclose(merged(pixels, tiny.GRID).pooler_output, ours, atol=1e-4)
     assert capsys.readouterr().out.split() == [str(folder / "peft"), str(folder / "merged")]
+
+
+def test_a_merge_is_undone_and_its_checkpoint_may_have_moved(run, folder, tmp_path, capsys):
+    shutil.copytree(run, tmp_path / "run")
+    config = read(run / "config.json") | {"checkpoint": str(tmp_path / "gone")}
+    (tmp_path / "run" / "config.json").write_text(json.dumps(config))
+    merge = ["export", tmp_path / "run", "--out", tmp_path / "merged", "--undo", tmp_path / "undo"]
+    assert "gone: no such directory" in fails(merge, capsys)
+    assert not (tmp_path / "undo").exists()
+    moved = ["--checkpoint", folder / "checkpoint"]
+    main([str(part) for part in (*merge, *moved)])
+    back = ["unmerge", tmp_path / "merged", "--undo", tmp_path / "undo", "--out", tmp_path / "back"]
+    main([str(part) for part in back])
+    for file in (folder / "checkpoint").iterdir():
+        assert (tmp_path / "back" / file.name).read_bytes() == file.read_bytes()
+    (tmp_path / "run" / "statistics.safetensors").unlink()
+    assert "gone" in fails(["evaluate", tmp_path / "run"], capsys)
+    main([str(part) for part in ("evaluate", tmp_path / "run", *moved)])
+    peft = ["export", tmp_path / "run", "--out", tmp_path / "peft", "--format", "peft"]
+    said = "--undo: has no effect here: it is for --format merged, and the format is peft"
+    assert said in fails([*peft, "--undo", tmp_path / "other"], capsys)
 
 
 def test_settings_reach_the_run(folder):
@@ -538,7 +559,7 @@ def test_a_run_never_imports_torch(folder, tmp_path):
 
 
 def test_help_of_every_command(capsys):
-    for command in ([], ["demo"], ["inspect"], ["run"], ["evaluate"], ["export"]):
+    for command in ([], ["demo"], ["inspect"], ["run"], ["evaluate"], ["export"], ["unmerge"]):
         with pytest.raises(SystemExit) as exit:
             main([*command, "--help"])
         assert exit.value.code == 0
