@@ -8,8 +8,9 @@ from typing import Any, Generic, TypeVar
 from jax_unlearn.models.lora import LoraAdapter, LoraPair
 from jax_unlearn.runtime.errors import UserError
 from porting.checkpoint import Checkpoint, CheckpointError, config_path
-from porting.families import ClipFamily, Family, adaptable_family_of, family_of
+from porting.families import PROJECTIONS, ClipFamily, Family, adaptable_family_of, family_of
 from porting.open_clip import OPEN_PROJECTIONS, open_clip_weights
+from porting.safetensors_bytes import digest_of_all
 
 AnyFamily = TypeVar("AnyFamily", bound=Family | ClipFamily)
 
@@ -162,6 +163,25 @@ def _weight_faults(
     return [f"{key} has shape {list(shape)}, the adapter's b @ a {list(adapted)}"]
 
 
+def model_type_of_base(adapter: LoraAdapter, base: Path, model_type: str | None) -> str:
+    """The model type of an adapter's base: that of its config, `model_type`, or by the Linears.
+
+    Raises:
+        UserError: the family is not supported.
+    """
+    if open_clip_weights(base) is not None:
+        return "clip"
+    path = base / "config.json"
+    if path.is_file():
+        found = read_model_type(base)
+        adaptable_family_of(found, str(path))
+        return str(found)
+    of_clip = adapter.pairs and set(adapter.pairs) <= set(PROJECTIONS)
+    found = model_type or ("clip" if of_clip else "qwen3_vl")
+    adaptable_family_of(found, str(base))
+    return found
+
+
 def place_of_base(
     adapter: LoraAdapter, base: Path, model_type: str
 ) -> tuple[AdaptableLinears[Any], list[str]]:
@@ -173,20 +193,43 @@ def place_of_base(
     Args:
         adapter: the adapter.
         base: directory of the base model, or its name on the Hub.
-        model_type: family of a base without a local config.json.
+        model_type: its model type (`model_type_of_base`).
 
     Raises:
-        UserError: the family is not supported, or the checkpoint cannot be read.
+        UserError: the checkpoint cannot be read.
     """
-    is_open = open_clip_weights(base) is not None
-    known = is_open or (base / "config.json").is_file()
-    if known and any(base.glob("*.safetensors")):
+    if has_weights(base):
         with open_weights(base) as checkpoint:
             place = locate_in(checkpoint)
             return place, adapter_faults(adapter, place, checkpoint)
-    if known and not is_open:
-        family = read_adaptable_family(base)
-    else:
-        family = adaptable_family_of("clip" if is_open else model_type, str(base))
+    family = adaptable_family_of(model_type, str(base))
     place = AdaptableLinears(family, family.keys[0])
     return place, adapter_faults(adapter, place)
+
+
+def has_weights(base: Path) -> bool:
+    """Whether a base is a local checkpoint with weights."""
+    known = open_clip_weights(base) is not None or (base / "config.json").is_file()
+    return known and any(base.glob("*.safetensors"))
+
+
+def digest_of_base(adapter: LoraAdapter, base: Path) -> str | None:
+    """SHA-256 (hex) of the tensors that an adapter changes, as they are in its base.
+
+    Returns:
+        The digest; None if the base has no local weights.
+
+    Raises:
+        UserError: the checkpoint cannot be read, or lacks one of them.
+    """
+    if not has_weights(base):
+        return None
+    with open_weights(base) as checkpoint:
+        keys = locate_in(checkpoint).keys(adapter).items()
+        missing = [f"{key} is missing" for (_, part), key in keys
+                   if part == "weight" and key not in checkpoint]  # fmt: skip
+        if missing:
+            raise CheckpointError(base, missing)
+        # CLIP's projections have no bias, and LEACE adds one.
+        found = {key: checkpoint.read(key) for _, key in keys if key in checkpoint}
+    return digest_of_all(found)

@@ -13,6 +13,8 @@ from jax_unlearn.runs.settings.config import read_config
 from jax_unlearn.runtime.atomic_files import fresh_directory
 from jax_unlearn.runtime.errors import UserError
 from jax_unlearn.runtime.used_if import used_if
+from porting.adaptable_linears import digest_of_base
+from porting.peft import name_base, read_facts
 
 Format = Literal["merged", "peft"]
 
@@ -32,6 +34,9 @@ class Export:
     """File to write the original weights to, for `unmerge`; without it they are not kept."""
     checkpoint: Path | None = used_if(None, format="merged")
     """Where the run's checkpoint is now, if it was moved."""
+    base_model: str | None = used_if(None, format="peft")
+    """Name of the checkpoint in the adapter, where PEFT looks for it; by default that of the run's
+    adapter."""
     overwrite: bool = False
     """Replace --out and --undo if they exist."""
 
@@ -63,12 +68,29 @@ def export(command: Export) -> None:
         raise UserError(f"{out}: contains the run itself; choose another folder")
     if command.format == "merged":
         checkpoint = command.checkpoint or config.samples.checkpoint
+        check_base(run / "adapter", checkpoint)
         porting.merge_checkpoint(
             adapter, checkpoint, out, overwrite=command.overwrite, undo=command.undo
         )
         return
     with fresh_directory(out, command.overwrite) as fresh:
         shutil.copytree(run / "adapter", fresh, dirs_exist_ok=True)
+        name_base(fresh, command.base_model)
+
+
+def check_base(adapter_dir: Path, checkpoint: Path) -> None:
+    """Check that a checkpoint has the weights that an adapter was fitted on, if it says which.
+
+    Raises:
+        UserError: it has others.
+    """
+    fitted_on = read_facts(adapter_dir).get("base_sha256")
+    found = digest_of_base(porting.load_peft(adapter_dir), checkpoint)
+    if fitted_on and found and fitted_on != found:
+        raise UserError(
+            f"{checkpoint}: has other weights in the adapted Linears than the adapter in "
+            f"{adapter_dir} was fitted on; give --checkpoint of the run's own"
+        )
 
 
 def unmerge(command: Unmerge) -> None:

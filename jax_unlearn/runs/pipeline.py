@@ -204,6 +204,8 @@ def run_pipeline(prepared: PreparedRun, begun: float) -> Metrics:
             adapter_dir,
             base_model_name_or_path=config.samples.checkpoint.resolve(),
             model_type=extracted.model_type,
+            base_model=config.execution.base_model,
+            seed=config.solver.seed,
         )
         metrics = {
             "objective": objective(result),

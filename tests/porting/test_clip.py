@@ -460,10 +460,11 @@ def test_an_adapter_comes_back_bit_for_bit(choice, clip, clip_dir, tmp_path):
 def test_a_base_on_the_hub(clip, tmp_path):
     base = {"base_model_name_or_path": "openai/clip-vit-base-patch32"}
     adapter = adapter_of(clip, TEXT)
-    save_peft(adapter, tmp_path / "a", model_type="clip", **base)
+    # Its own names say that it is CLIP's.
+    save_peft(adapter, tmp_path / "a", **base)
     assert load_peft(tmp_path / "a").pairs.keys() == {TEXT}
     with pytest.raises(UserError, match="text_projection is not a Merger's"):
-        save_peft(adapter, tmp_path / "b", **base)
+        save_peft(adapter, tmp_path / "b", model_type="qwen3_vl", **base)
     with pytest.raises(UserError, match=r"known: qwen3_vl, .*clip, clip_text_model"):
         save_peft(adapter, tmp_path / "b", model_type="nonesuch", **base)
 

@@ -165,7 +165,16 @@ def test_a_merge_is_undone_and_its_checkpoint_may_have_moved(run, folder, tmp_pa
     (tmp_path / "run" / "statistics.safetensors").unlink()
     assert "gone" in fails(["evaluate", tmp_path / "run"], capsys)
     main([str(part) for part in ("evaluate", tmp_path / "run", *moved)])
+    tiny.model(tiny.config(), seed=1).save_pretrained(tmp_path / "other")
+    capsys.readouterr()
+    again = ["export", tmp_path / "run", "--out", tmp_path / "again"]
+    said = fails([*again, "--checkpoint", tmp_path / "other"], capsys)
+    assert "other: has other weights in the adapted Linears than the adapter" in said
     peft = ["export", tmp_path / "run", "--out", tmp_path / "peft", "--format", "peft"]
+    main([str(part) for part in (*peft, "--base-model", "org/name")])
+    config = read(tmp_path / "peft" / "adapter_config.json")
+    assert config["base_model_name_or_path"] == "org/name"
+    assert read(run / "adapter" / "adapter_config.json")["base_model_name_or_path"] == "checkpoint"
     said = "--undo: has no effect here: it is for --format merged, and the format is peft"
     assert said in fails([*peft, "--undo", tmp_path / "other"], capsys)
 

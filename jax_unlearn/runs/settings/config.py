@@ -42,6 +42,9 @@ class ExecutionSettings:
     """Directory of the run, created by it."""
     overwrite: bool = False
     """Replace --out if it exists."""
+    base_model: str | None = None
+    """Name of the checkpoint in the adapter, where PEFT looks for it; by default the repository of
+    a snapshot in the Hugging Face cache, or the name of the checkpoint's directory."""
     strict: bool = used_if(False, reads_images=True)
     """Stop at the first image that cannot be read, instead of skipping it."""
     save_statistics: bool = used_if(True, adapts_fc1=False)
