@@ -144,6 +144,22 @@ def name_base(adapter_dir: Path, base_model: str | None = None) -> None:
     path.write_text(json.dumps(config, indent=2, sort_keys=True) + "\n")
 
 
+def base_of(adapter_dir: Path) -> str:
+    """The name of the base in an adapter's config."""
+    return str(json.loads((adapter_dir / CONFIG).read_text())["base_model_name_or_path"])
+
+
+def remove_bias(adapter_dir: Path) -> None:
+    """Remove PEFT's `lora_bias` from an adapter directory: a different adapter."""
+    config, path = json.loads((adapter_dir / CONFIG).read_text()), adapter_dir / WEIGHTS
+    del config["lora_bias"]
+    with safe_open(path, framework="numpy") as file:
+        keys = [key for key in file.keys() if not key.endswith(PARTS["bias"])]  # noqa: SIM118
+        tensors, metadata = {key: file.get_tensor(key) for key in keys}, file.metadata()
+    path.write_bytes(to_bytes(tensors, metadata or {"format": "pt"}))
+    (adapter_dir / CONFIG).write_text(json.dumps(config, indent=2, sort_keys=True) + "\n")
+
+
 def load_peft(adapter_dir: str | Path) -> LoraAdapter:
     """Load an adapter from a PEFT directory of any family; the exact inverse of `save_peft`.
 

@@ -159,8 +159,9 @@ def dispatch(arguments: Sequence[str], console: Console) -> None:
             metrics = evaluate(command.run, command.vlm, command.questions, console, **how)
             finish(metrics, command.run)
         case Export():
-            export(command)
+            said = export(command)
             print(command.out)
+            print(*said, sep="\n", file=sys.stderr)
         case Unmerge():
             unmerge(command)
             print(command.out)

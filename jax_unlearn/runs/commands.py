@@ -16,6 +16,7 @@ from jax_unlearn.evaluate.vlm.questions import load_questions
 from jax_unlearn.features.extracted import Extracted
 from jax_unlearn.features.samples import SampleFeatures, Sides, images
 from jax_unlearn.features.statistics_file import FILE, read_statistics, save_statistics
+from jax_unlearn.runs.model_card import write_card
 from jax_unlearn.runs.pipeline import can_be_saved, open_source, prepared_run
 from jax_unlearn.runs.report.sweep_files import write_tradeoff
 from jax_unlearn.runs.run_directory import Metrics, read_json, save_metrics, write_config
@@ -108,6 +109,7 @@ def evaluate(
         with console.status(f"Asking the model {len(exam.questions)} questions, before and after"):
             metrics["vlm"] = exam.before_and_after(config.samples.checkpoint, run_dir / "adapter")
     save_metrics(run_dir, read_config(run_dir), metrics, judge.pictures())
+    write_card(run_dir, config, metrics)
     return metrics
 
 

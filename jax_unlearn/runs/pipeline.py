@@ -19,6 +19,7 @@ from jax_unlearn.objective.problem import linears_to_adapt
 from jax_unlearn.objective.projectors import projectors_of
 from jax_unlearn.runs.fingerprint import differences
 from jax_unlearn.runs.fit_adapter import fit_adapter
+from jax_unlearn.runs.model_card import write_card
 from jax_unlearn.runs.report.sweep_files import write_tradeoff
 from jax_unlearn.runs.run_directory import (
     Metrics,
@@ -228,6 +229,7 @@ def run_pipeline(prepared: PreparedRun, begun: float) -> Metrics:
         lines = (json.dumps(row) for row in result.history)
         (out / "history.jsonl").write_text("\n".join(lines) + "\n")
         save_metrics(out, config, metrics, judge.pictures())
+        write_card(out, config, metrics)
     return metrics
 
 
