@@ -7,7 +7,7 @@ nothing of the original tensors: they are written to a file elsewhere, or not at
 
 import json
 import warnings
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
 from contextlib import nullcontext
 from pathlib import Path
 from typing import Any
@@ -74,15 +74,12 @@ def merge_checkpoint(
     if undo is not None:
         check_undo_place(Path(undo), source, out)
     with open_weights(source) as checkpoint:
-        place = locate_in(checkpoint)
-        keys = _changed_keys(adapter, place, checkpoint)
+        changes = merged_tensors(adapter, checkpoint)
         record = nullcontext() if undo is None else fresh_file(undo, overwrite)
         with record as undo_file, fresh_directory(out, overwrite) as fresh:
             left_out = copy_tree(source, fresh, {p.name for p in checkpoint.shard_of.values()})
             originals, digests, same = {}, {}, []
-            for linear, key in keys.items():
-                original = checkpoint.read(key)
-                merged = _merged(key, original, _change(adapter, place, *linear), source)
+            for key, original, merged in changes:
                 patch(fresh / checkpoint.shard_of[key].name, key, merged)
                 digests[key] = digest(merged)
                 same += [key] if digest(original) == digests[key] else []
@@ -95,6 +92,27 @@ def merge_checkpoint(
                 undo_file.write_bytes(undo_bytes(adapter, originals, facts, VERSION))
     _warn_of_no_change(source, same)
     _warn_of_left_out(source, left_out)
+
+
+def merged_tensors(
+    adapter: LoraAdapter, checkpoint: Checkpoint
+) -> Iterator[tuple[str, Tensor, Tensor]]:
+    """(key, original, merged) of each tensor that an adapter changes.
+
+    The adapter is checked at the call, before the first tensor is read.
+
+    Raises:
+        CheckpointError: the adapter does not fit, or a merged tensor would not be finite.
+    """
+    place = locate_in(checkpoint)
+    keys = _changed_keys(adapter, place, checkpoint)
+
+    def tensors() -> Iterator[tuple[str, Tensor, Tensor]]:
+        for linear, key in keys.items():
+            original, change = checkpoint.read(key), _change(adapter, place, *linear)
+            yield key, original, _merged(key, original, change, checkpoint.directory)
+
+    return tensors()
 
 
 def unmerge_checkpoint(

@@ -16,6 +16,7 @@ from tyro.conf import Positional
 
 import jax_unlearn
 from jax_unlearn.runs.commands import evaluate, sweep
+from jax_unlearn.runs.compare import Compare, compare
 from jax_unlearn.runs.demo import Demo, demo_config, demo_start
 from jax_unlearn.runs.export import Export, Unmerge, export, unmerge
 from jax_unlearn.runs.inspect.checkpoint_facts import inspect, lines
@@ -99,6 +100,7 @@ Command = (
     | Annotated[Evaluate, tyro.conf.subcommand("evaluate")]
     | Annotated[Export, tyro.conf.subcommand("export")]
     | Annotated[Unmerge, tyro.conf.subcommand("unmerge")]
+    | Annotated[Compare, tyro.conf.subcommand("compare")]
 )
 
 
@@ -162,6 +164,11 @@ def dispatch(arguments: Sequence[str], console: Console) -> None:
             said = export(command)
             print(command.out)
             print(*said, sep="\n", file=sys.stderr)
+        case Compare():
+            verdict = compare(command)
+            Console().print(verdict.table)
+            print(*verdict.lines, sep="\n")
+            sys.exit(0 if verdict.present else 1)
         case Unmerge():
             unmerge(command)
             print(command.out)

@@ -144,8 +144,8 @@ def limits(metrics: Metrics) -> list[str]:
         share = percent(refitted["accuracy_after"])
         found = f" (a probe fitted after the edit still names it in {share} of the held-out images)"
     lines = [
-        "* **Hidden, not erased.** However seldom the model names the concept, the image embeddings "
-        f"still hold it{found}.",
+        "* **Hidden, not erased.** Even where the model does not name the concept, the image "
+        f"embeddings still hold it{found}.",
         "* **Renamed.** The model tends to answer with a similar class that was kept.",
         "* **Not against intent.** Whoever has the base model has the concept back.",
     ]

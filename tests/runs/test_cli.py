@@ -568,7 +568,7 @@ def test_a_run_never_imports_torch(folder, tmp_path):
 
 
 def test_help_of_every_command(capsys):
-    for command in ([], ["demo"], ["inspect"], ["run"], ["evaluate"], ["export"], ["unmerge"]):
+    for command in ([], ["demo"], ["inspect"], ["run"], ["evaluate"], ["export"], ["unmerge"], ["compare"]):
         with pytest.raises(SystemExit) as exit:
             main([*command, "--help"])
         assert exit.value.code == 0
