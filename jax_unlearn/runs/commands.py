@@ -1,5 +1,6 @@
 """The commands sweep and evaluate."""
 
+import sys
 from dataclasses import asdict, replace
 from pathlib import Path
 from typing import Any
@@ -15,11 +16,12 @@ from jax_unlearn.evaluate.vlm.model import need_torch
 from jax_unlearn.evaluate.vlm.questions import load_questions
 from jax_unlearn.features.extracted import Extracted
 from jax_unlearn.features.samples import SampleFeatures, Sides, images
-from jax_unlearn.features.statistics_file import FILE, read_statistics, save_statistics
+from jax_unlearn.features.statistics_file import FILE, read_statistics
 from jax_unlearn.runs.model_card import write_card
-from jax_unlearn.runs.pipeline import can_be_saved, open_source, prepared_run
+from jax_unlearn.runs.pipeline import open_source, prepared_run
 from jax_unlearn.runs.report.sweep_files import write_tradeoff
 from jax_unlearn.runs.run_directory import Metrics, read_json, save_metrics, write_config
+from jax_unlearn.runs.saved_statistics import protect, unsaved_statistics, write_statistics
 from jax_unlearn.runs.settings.config import RunConfig, build, read_config
 from jax_unlearn.runs.settings.sweep_config import SweepConfig
 from jax_unlearn.runs.sweep import TradeOff, explore
@@ -32,7 +34,7 @@ from jax_unlearn.runtime.used_if import option
 def sweep(config: SweepConfig, console: Console, start: RunConfig | None = None) -> TradeOff | None:
     """Fit and score many settings; write a table, a plot and the config of the chosen setting.
 
-    Also saves the statistics, unless linear_fc1 is adapted, so that `run --statistics` can fit the
+    Also saves the statistics, if the settings ask for it, so that `run --statistics` can fit the
     chosen setting. Only process 0 writes; the others return None.
 
     Raises:
@@ -49,8 +51,10 @@ def sweep(config: SweepConfig, console: Console, start: RunConfig | None = None)
             write_tradeoff(out, found)
             chosen = asdict(found.chosen.setting)
             write_config(out, config.run_config().replace(**chosen))
-            if config.execution.save_statistics and can_be_saved(extracted):
-                save_statistics(out, extracted)
+            saved = write_statistics(out, extracted, config)
+            protect(out, config.samples)
+        if line := unsaved_statistics(saved):
+            print(line, file=sys.stderr)
         return found
 
 

@@ -113,7 +113,7 @@ def test_evaluating_again_without_statistics_runs_the_tower_again(run, folder):
 def test_evaluating_on_other_samples_is_refused(statistics, folder, tmp_path, capsys):
     for name in ("forget", "preserve"):
         shutil.copytree(folder / name, tmp_path / name)
-    out, options = tmp_path / "run", {} if statistics else {"no_save_statistics": []}
+    out, options = tmp_path / "run", {} if statistics else {"save_statistics": "no"}
     main(arguments(tmp_path, out, checkpoint=folder / "checkpoint", **options))
     before = (out / "metrics.json").read_text()
     next((tmp_path / "preserve" / "astronaut").iterdir()).unlink()
@@ -568,7 +568,16 @@ def test_a_run_never_imports_torch(folder, tmp_path):
 
 
 def test_help_of_every_command(capsys):
-    for command in ([], ["demo"], ["inspect"], ["run"], ["evaluate"], ["export"], ["unmerge"], ["compare"]):
+    for command in (
+        [],
+        ["demo"],
+        ["inspect"],
+        ["run"],
+        ["evaluate"],
+        ["export"],
+        ["unmerge"],
+        ["compare"],
+    ):
         with pytest.raises(SystemExit) as exit:
             main([*command, "--help"])
         assert exit.value.code == 0

@@ -76,7 +76,7 @@ EXECUTION = {
     "overwrite": True,
     "base_model": "org/name",
     "strict": True,
-    "save_statistics": False,
+    "save_statistics": "no",
     "mesh": "data=1",
     "workers": 1,
     "resume": True,
