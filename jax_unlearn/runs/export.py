@@ -14,7 +14,7 @@ from jax_unlearn.features.statistics_file import FILE, read_statistics
 from jax_unlearn.models.lora import LoraAdapter
 from jax_unlearn.runs.clients import facts
 from jax_unlearn.runs.hub import check_repository, push
-from jax_unlearn.runs.model_card import CARD, adapter_card, merged_card
+from jax_unlearn.runs.model_card import CARD, adapter_card, is_of_clip, merged_card
 from jax_unlearn.runs.run_directory import Metrics, read_json
 from jax_unlearn.runs.settings.checks import refuse_unused
 from jax_unlearn.runs.settings.config import RunConfig, read_config
@@ -89,7 +89,7 @@ def export(command: Export) -> list[str]:
         raise UserError("--no-bias: has no effect here: the adapter has no bias; leave it out")
     if command.push_to_hub:
         check_repository(command.push_to_hub)
-    lines = facts(command.format, "zero_shot" in metrics)
+    lines = facts(command.format, is_of_clip(metrics))
     if command.format == "merged":
         merge(command, config, adapter, metrics)
     else:

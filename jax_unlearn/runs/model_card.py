@@ -5,6 +5,7 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
+from jax_unlearn.models.clip.model import LINEARS as PROJECTIONS
 from jax_unlearn.runs.clients import facts
 from jax_unlearn.runs.report.page import concept, percent
 from jax_unlearn.runs.run_directory import Metrics
@@ -120,13 +121,18 @@ def page(data: Mapping[str, Any], kind: str, form: str, config: RunConfig, metri
         "## Limits",
         *limits(metrics),
         "## Where it acts",
-        "\n".join(f"* {line}." for line in facts(form, "zero_shot" in metrics)),
+        "\n".join(f"* {line}." for line in facts(form, is_of_clip(metrics))),
         "`jax-unlearn compare BASE RESULT IMAGE…` measures whether the edit is in what is served.",
     ]
     return (
         str(ModelCard(f"---\n{ModelCardData(**data).to_yaml()}\n---\n\n" + "\n\n".join(lines)))
         + "\n"
     )
+
+
+def is_of_clip(metrics: Metrics) -> bool:
+    """Whether a run adapted CLIP."""
+    return set(metrics["adapter"]["targets"]) <= set(PROJECTIONS)
 
 
 def table(metrics: Metrics) -> str:

@@ -163,6 +163,7 @@ def test_a_merge_is_undone_and_its_checkpoint_may_have_moved(run, folder, tmp_pa
     for file in (folder / "checkpoint").iterdir():
         assert (tmp_path / "back" / file.name).read_bytes() == file.read_bytes()
     (tmp_path / "run" / "statistics.safetensors").unlink()
+    capsys.readouterr()
     assert "gone" in fails(["evaluate", tmp_path / "run"], capsys)
     main([str(part) for part in ("evaluate", tmp_path / "run", *moved)])
     tiny.model(tiny.config(), seed=1).save_pretrained(tmp_path / "other")
@@ -175,6 +176,7 @@ def test_a_merge_is_undone_and_its_checkpoint_may_have_moved(run, folder, tmp_pa
     config = read(tmp_path / "peft" / "adapter_config.json")
     assert config["base_model_name_or_path"] == "org/name"
     assert read(run / "adapter" / "adapter_config.json")["base_model_name_or_path"] == "checkpoint"
+    capsys.readouterr()
     said = "--undo: has no effect here: it is for --format merged, and the format is peft"
     assert said in fails([*peft, "--undo", tmp_path / "other"], capsys)
 
