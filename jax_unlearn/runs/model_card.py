@@ -109,7 +109,7 @@ def page(data: Mapping[str, Any], kind: str, form: str, config: RunConfig, metri
     """The metadata and the text of a card; `kind` begins its first sentence."""
     from huggingface_hub import ModelCard, ModelCardData
 
-    fitted, name = metrics["adapter"], concept(config)
+    fitted, name = metrics["adapter"], concept(config, metrics)
     lines = [
         f"# Forgets “{name}”",
         f"{kind}, changed so that the model stops naming “{name}” in what it sees. Made with "

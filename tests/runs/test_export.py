@@ -67,7 +67,7 @@ def test_the_card_of_an_adapter(run, folder):
     refitted = metrics["refitted"]
     row = f"{refitted['accuracy_before']:.3f} | {refitted['accuracy_after']:.3f}"
     assert f"| a probe fitted after the edit names it | {row} |" in text
-    for part in ("Forgets “forget”", "Hidden, not erased", "--enable-tower-connector-lora"):
+    for part in ("Forgets “red triangle”", "Hidden, not erased", "--enable-tower-connector-lora"):
         assert part in text
     assert str(folder) not in text
     assert (
@@ -86,7 +86,7 @@ def test_the_card_of_a_merged_checkpoint(run, folder, capsys):
     assert (found["license"], found["base_model"]) == ("other", "org/base")
     assert {"vision", "unlearning"} <= set(found["tags"])
     assert "model-index" not in found
-    assert text.index("Forgets “forget”") < text.index("# The base")
+    assert text.index("Forgets “red triangle”") < text.index("# The base")
     main(["unmerge", str(out), "--undo", str(undo), "--out", str(folder / "back")])
     assert (folder / "back" / "README.md").read_text() == BASE_CARD
 
