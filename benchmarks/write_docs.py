@@ -13,7 +13,7 @@ from typing import Any
 
 from benchmarks import settings_page
 from benchmarks.forgetting import clip_names, linears, optimisers, targets, tradeoff
-from benchmarks.markdown import Row, replace
+from benchmarks.markdown import Row, replace, table_of
 from benchmarks.scale import accelerator, chips, many_images, processes
 from benchmarks.shipped.clip import exam as clip_exam
 from benchmarks.shipped.qwen3_vl import exam
@@ -26,6 +26,7 @@ from benchmarks.speed import (
     tower,
     where_to_solve,
 )
+from jax_unlearn.runs.clients import rows as rows_of_clients
 
 ROOT = Path(__file__).parent.parent
 RESULTS = Path(__file__).parent / "results"
@@ -74,6 +75,12 @@ def figures(tower: Row, sweep: Row, images: Row, device: Row) -> str:
     return "\n".join(f"* {line}." for line in lines)
 
 
+def clients() -> str:
+    """The table of tools of docs/serve.md."""
+    header = ["tool", "adapter", "merged checkpoint", "known by"]
+    return table_of(header, rows_of_clients()).replace("---:", "---")
+
+
 FORGETTING, SPEED, SCALE = (f"docs/results/{name}.md" for name in ("forgetting", "speed", "scale"))
 BLOCKS = (
     Block("README.md", "demo", ("demo",), demo.table),
@@ -99,6 +106,7 @@ BLOCKS = (
     Block(SCALE, "scale", ("scale",), chips.table),
     Block("docs/shipped-models.md", "exam", ("exam",), exam.table),
     Block("docs/shipped-models.md", "clip exam", ("clip_exam",), clip_exam.table),
+    Block("docs/serve.md", "clients", (), clients),
     Block("docs/settings.md", "settings", (), settings_page.settings),
 )
 PAGES = tuple(dict.fromkeys(block.page for block in BLOCKS))

@@ -68,9 +68,8 @@ __all__ = [
 
 def __getattr__(name: str) -> Any:
     if name == "__version__":
-        from importlib.metadata import version
-
-        return version("jax-unlearn")
+        name, module = "VERSION", "jax_unlearn.runtime.version"
+        return getattr(import_module(module), name)
     # SolverConfig's former name, kept importable.
     defined = "SolverConfig" if name == "TrainConfig" else name
     if defined not in HOME_OF:

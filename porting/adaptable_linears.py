@@ -8,8 +8,9 @@ from typing import Any, Generic, TypeVar
 from jax_unlearn.models.lora import LoraAdapter, LoraPair
 from jax_unlearn.runtime.errors import UserError
 from porting.checkpoint import Checkpoint, CheckpointError, config_path, missing_files
-from porting.families import ClipFamily, Family, adaptable_family_of, family_of
-from porting.open_clip import open_clip_weights
+from porting.families import PROJECTIONS, ClipFamily, Family, adaptable_family_of, family_of
+from porting.open_clip import OPEN_PROJECTIONS, open_clip_weights
+from porting.safetensors_bytes import digest_of_all
 
 AnyFamily = TypeVar("AnyFamily", bound=Family | ClipFamily)
 
@@ -19,12 +20,14 @@ class AdaptableLinears(Generic[AnyFamily]):
     """Names of the adaptable Linears of a tower or of CLIP, in files and in the HF model.
 
     family: the model family. key_prefix: prefix of the tower's keys in the files. single_linear:
-    whether each Merger is a single Linear (`VisionConfig`).
+    whether each Merger is a single Linear (`VisionConfig`). is_transposed: whether the files are
+    OpenCLIP's, whose projections are parameters [D_in, E] without a Linear.
     """
 
     family: AnyFamily
     key_prefix: str
     single_linear: bool = False
+    is_transposed: bool = False
 
     def key(self, linear: str, tensor: str = "weight") -> str:
         """Key in the files of the weight or bias of the Linear with canonical name `linear`.
@@ -34,6 +37,8 @@ class AdaptableLinears(Generic[AnyFamily]):
                 name.
         """
         name = self.family.family_linear(linear, self.single_linear)
+        if self.is_transposed and tensor == "weight":
+            return OPEN_PROJECTIONS[name]
         return f"{self.key_prefix}{name}.{tensor}"
 
     def live_path(self, linear: str) -> str:
@@ -72,6 +77,27 @@ def locate(checkpoint: Checkpoint, family: AnyFamily) -> AdaptableLinears[AnyFam
     return AdaptableLinears(
         family, found[0], single_linear=f"{found[0]}merger.weight" in checkpoint
     )
+
+
+def open_weights(directory: str | Path) -> Checkpoint:
+    """The weight files that we read: transformers', or OpenCLIP's where those are absent."""
+    return Checkpoint(directory, open_clip_weights(Path(directory)))
+
+
+def locate_in(checkpoint: Checkpoint) -> AdaptableLinears[Any]:
+    """The adaptable Linears of an open checkpoint, of the family that its config names.
+
+    Raises:
+        UserError: the family is not supported.
+        CheckpointError: the checkpoint holds no such Linears, or under two prefixes.
+    """
+    if open_clip_weights(checkpoint.directory) is None:
+        return locate(checkpoint, read_adaptable_family(checkpoint.directory))
+    family = adaptable_family_of("clip", str(checkpoint.directory))
+    if not any(key in checkpoint for key in OPEN_PROJECTIONS.values()):
+        sought = " or ".join(OPEN_PROJECTIONS.values())
+        raise CheckpointError(checkpoint.directory, [f"holds no {sought}"])
+    return AdaptableLinears(family, "", is_transposed=True)
 
 
 def read_model_type(directory: Path) -> object:
@@ -123,17 +149,38 @@ def adapter_faults(
         if pair.bias is not None and pair.bias.shape != (e := pair.b.shape[:1]):
             faults.append(f"{name} has a bias of shape {list(pair.bias.shape)}, expected {list(e)}")
         if checkpoint is not None:
-            faults += _weight_faults(key, name, pair, checkpoint)
+            faults += _weight_faults(key, name, pair, place, checkpoint)
     return faults
 
 
-def _weight_faults(key: str, name: str, pair: LoraPair, checkpoint: Checkpoint) -> list[str]:
+def _weight_faults(
+    key: str, name: str, pair: LoraPair, place: AdaptableLinears[Any], checkpoint: Checkpoint
+) -> list[str]:
     if key not in checkpoint:
         return [f"{key} is missing, and the adapter changes {name}"]
     shape, adapted = checkpoint.shape(key), (pair.b.shape[0], pair.a.shape[1])
-    if shape == adapted:
+    if (shape[::-1] if place.is_transposed else shape) == adapted:
         return []
     return [f"{key} has shape {list(shape)}, the adapter's b @ a {list(adapted)}"]
+
+
+def model_type_of_base(adapter: LoraAdapter, base: Path, model_type: str | None) -> str:
+    """The model type of an adapter's base: that of its config, `model_type`, or by the Linears.
+
+    Raises:
+        UserError: the family is not supported.
+    """
+    if open_clip_weights(base) is not None:
+        return "clip"
+    path = base / "config.json"
+    if path.is_file():
+        found = read_model_type(base)
+        adaptable_family_of(found, str(path))
+        return str(found)
+    of_clip = adapter.pairs and set(adapter.pairs) <= set(PROJECTIONS)
+    found = model_type or ("clip" if of_clip else "qwen3_vl")
+    adaptable_family_of(found, str(base))
+    return found
 
 
 def place_of_base(
@@ -147,17 +194,43 @@ def place_of_base(
     Args:
         adapter: the adapter.
         base: directory of the base model, or its name on the Hub.
-        model_type: family of a base without a local config.json.
+        model_type: its model type (`model_type_of_base`).
 
     Raises:
-        UserError: the family is not supported, or the checkpoint cannot be read.
+        UserError: the checkpoint cannot be read.
     """
-    # Next to OpenCLIP's weights there may be timm's config.json, which has no model_type.
-    known = (base / "config.json").is_file() and open_clip_weights(base) is None
-    family = read_adaptable_family(base) if known else adaptable_family_of(model_type, str(base))
-    if known and any(base.glob("*.safetensors")):
-        with Checkpoint(base) as checkpoint:
-            place = locate(checkpoint, family)
+    if has_weights(base):
+        with open_weights(base) as checkpoint:
+            place = locate_in(checkpoint)
             return place, adapter_faults(adapter, place, checkpoint)
+    family = adaptable_family_of(model_type, str(base))
     place = AdaptableLinears(family, family.keys[0])
     return place, adapter_faults(adapter, place)
+
+
+def has_weights(base: Path) -> bool:
+    """Whether a base is a local checkpoint with weights."""
+    known = open_clip_weights(base) is not None or (base / "config.json").is_file()
+    return known and any(base.glob("*.safetensors"))
+
+
+def digest_of_base(adapter: LoraAdapter, base: Path) -> str | None:
+    """SHA-256 (hex) of the tensors that an adapter changes, as they are in its base.
+
+    Returns:
+        The digest; None if the base has no local weights.
+
+    Raises:
+        UserError: the checkpoint cannot be read, or lacks one of them.
+    """
+    if not has_weights(base):
+        return None
+    with open_weights(base) as checkpoint:
+        keys = locate_in(checkpoint).keys(adapter).items()
+        missing = [f"{key} is missing" for (_, part), key in keys
+                   if part == "weight" and key not in checkpoint]  # fmt: skip
+        if missing:
+            raise CheckpointError(base, missing)
+        # CLIP's projections have no bias, and LEACE adds one.
+        found = {key: checkpoint.stored(key) for _, key in keys if key in checkpoint}
+    return digest_of_all(found)

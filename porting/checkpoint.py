@@ -125,6 +125,14 @@ class Checkpoint:
         self.read_into(key, tensor)
         return tensor
 
+    def stored(self, key: str) -> Shaped[np.ndarray, "..."]:
+        """A tensor as it is stored: in its own dtype, or its bytes if that is not supported."""
+        if self.dtype(key) in NUMPY:
+            return Checkpoint.read(self, key)
+        shard = self.shard_of[key]
+        start, end = self._ranges[shard][key]
+        return np.fromfile(shard, np.uint8, end - start, offset=start)
+
     def read_into(self, key: str, out: Shaped[np.ndarray, "..."]) -> None:
         """Read a tensor into `out`, of the same shape and any dtype, a few megabytes at a time.
 

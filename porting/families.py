@@ -171,6 +171,45 @@ CLIPS = {
     "clip_vision_model": ClipFamily(PROJECTIONS[1:]),
 }
 
+_TRANSFORMERS = "transformers.models.{0}.modeling_{0}"
+# (module, class) of transformers that a checkpoint of each model_type loads into.
+HF_CLASSES = {
+    model_type: (_TRANSFORMERS.format(module), name)
+    for module, classes in {
+        "qwen3_vl": {
+            "qwen3_vl": "Qwen3VLForConditionalGeneration",
+            "qwen3_vl_vision": "Qwen3VLVisionModel",
+        },
+        "qwen3_vl_moe": {
+            "qwen3_vl_moe": "Qwen3VLMoeForConditionalGeneration",
+            "qwen3_vl_moe_vision": "Qwen3VLMoeVisionModel",
+        },
+        "qwen3_omni_moe": {
+            "qwen3_omni_moe": "Qwen3OmniMoeForConditionalGeneration",
+            "qwen3_omni_moe_thinker": "Qwen3OmniMoeThinkerForConditionalGeneration",
+            "qwen3_omni_moe_vision_encoder": "Qwen3OmniMoeVisionEncoder",
+        },
+        "qwen3_5": {
+            "qwen3_5": "Qwen3_5ForConditionalGeneration",
+            "qwen3_5_vision": "Qwen3_5VisionModel",
+        },
+        "qwen3_5_moe": {
+            "qwen3_5_moe": "Qwen3_5MoeForConditionalGeneration",
+            "qwen3_5_moe_vision": "Qwen3_5MoeVisionModel",
+        },
+        "qwen4_exp": {
+            "qwen4_exp": "Qwen4ExpForConditionalGeneration",
+            "qwen4_exp_vision": "Qwen4ExpVisionModel",
+        },
+        "clip": {
+            "clip": "CLIPModel",
+            "clip_text_model": "CLIPTextModelWithProjection",
+            "clip_vision_model": "CLIPVisionModelWithProjection",
+        },
+    }.items()
+    for model_type, name in classes.items()
+}
+
 
 def family_of(model_type: object, where: str) -> Family:
     """The family of a model_type with a Qwen3 ViT.

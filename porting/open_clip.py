@@ -14,6 +14,8 @@ from porting.checkpoint import SINGLE
 from porting.weight_table import Rule, flat_kernel, linear, norm, transposed
 
 OPEN_CONFIG, OPEN_WEIGHTS = "open_clip_config.json", "open_clip_model.safetensors"
+# OpenCLIP's parameters [D_in, E], by the names of transformers' Linears.
+OPEN_PROJECTIONS = {"text_projection": "text_projection", "visual_projection": "visual.proj"}
 
 # The fields that we read, with OpenCLIP's defaults.
 TEXT = {

@@ -13,16 +13,20 @@ import jax.numpy as jnp
 import numpy as np
 from jaxtyping import Float32
 from safetensors import SafetensorError, safe_open
-from safetensors.numpy import save
 
 from jax_unlearn.models.lora import LoraAdapter, LoraPair
 from jax_unlearn.runtime.atomic_files import fresh_directory
 from jax_unlearn.runtime.errors import UserError
-from porting.adaptable_linears import place_of_base
+from jax_unlearn.runtime.version import VERSION
+from porting.adaptable_linears import digest_of_base, model_type_of_base, place_of_base
 from porting.families import linear_of_live_path
+from porting.peft_config import CONFIG, base_name, lora_config
+from porting.safetensors_bytes import to_bytes
 
-CONFIG = "adapter_config.json"
 WEIGHTS = "adapter_model.safetensors"
+# Metadata of that file besides PEFT's: our version, SHA-256 of the base's tensors that the adapter
+# changes, and the seed of the run.
+FACTS = ("jax_unlearn", "base_sha256", "seed")
 ROOT = "base_model.model."
 # PEFT's names of a pair's parts.
 PARTS = {"a": "lora_A.weight", "b": "lora_B.weight", "bias": "lora_B.bias"}
@@ -49,7 +53,9 @@ def save_peft(
     *,
     base_model_name_or_path: str | Path,
     overwrite: bool = False,
-    model_type: str = "qwen3_vl",
+    model_type: str | None = None,
+    base_model: str | None = None,
+    seed: int | None = None,
 ) -> None:
     """Write an adapter that `PeftModel.from_pretrained` loads.
 
@@ -62,13 +68,19 @@ def save_peft(
         base_model_name_or_path: the checkpoint that the adapter belongs to. The family and the
             structure of the Mergers are read from a local one.
         overwrite: replace an existing `out_dir`.
-        model_type: family of a base that is not a local checkpoint; `clip` for CLIP.
+        model_type: family of a base that is not a local checkpoint; by default `clip` for an
+            adapter of CLIP's projections, and otherwise `qwen3_vl`.
+        base_model: the name of the base in the adapter's config; by default the repository of a
+            snapshot in a Hugging Face cache, or the directory's own name (`base_name`).
+        seed: seed of the run, for the file's metadata.
 
     Raises:
         UserError: the adapter does not fit the model, `out_dir` exists, or the base checkpoint is
             of an unsupported family.
     """
-    place, faults = place_of_base(adapter, Path(base_model_name_or_path), model_type)
+    base = Path(base_model_name_or_path)
+    model_type = model_type_of_base(adapter, base, model_type)
+    place, faults = place_of_base(adapter, base, model_type)
     if faults := faults + _mixed_faults(adapter):
         raise UserError(f"the adapter cannot be saved: {'; '.join(faults)}")
     paths = {place.live_path(name): pair for name, pair in adapter.pairs.items()}
@@ -77,10 +89,16 @@ def save_peft(
         for path, pair in paths.items()
         for part in _parts(pair)
     }
-    config = _config(adapter, sorted(paths), str(base_model_name_or_path))
+    name = (base_model, None) if base_model else base_name(base_model_name_or_path)
+    config = lora_config(adapter, sorted(paths), model_type, name)
+    facts = {"jax_unlearn": VERSION}
+    if base_sha256 := digest_of_base(adapter, base):
+        facts["base_sha256"] = base_sha256
+    if seed is not None:
+        facts["seed"] = str(seed)
     with fresh_directory(out_dir, overwrite) as fresh:
         (fresh / CONFIG).write_text(json.dumps(config, indent=2, sort_keys=True) + "\n")
-        (fresh / WEIGHTS).write_bytes(save(tensors, metadata={"format": "pt"}))
+        (fresh / WEIGHTS).write_bytes(to_bytes(tensors, facts | {"format": "pt"}))
 
 
 def _parts(pair: LoraPair) -> list[str]:
@@ -99,38 +117,47 @@ def _float32(tensor: Any) -> Float32[np.ndarray, "..."]:
     return np.ascontiguousarray(tensor, dtype=np.float32)
 
 
-def _config(adapter: LoraAdapter, paths: list[str], base: str) -> dict[str, Any]:
-    """A LoraConfig with old fields only, since older versions of PEFT warn about newer fields."""
-    alpha = adapter.alpha
-    biased = any(pair.bias is not None for pair in adapter.pairs.values())
-    # Only if needed, since the field is new in PEFT 0.14.
-    extra = {"lora_bias": True} if biased else {}
-    return {
-        **extra,
-        "alpha_pattern": {},
-        "auto_mapping": None,
-        "base_model_name_or_path": base,
-        "bias": "none",
-        "fan_in_fan_out": False,
-        "inference_mode": True,
-        "init_lora_weights": True,
-        "layers_pattern": None,
-        "layers_to_transform": None,
-        # PEFT annotates it as int, and some servers require one.
-        "lora_alpha": int(alpha) if float(alpha).is_integer() else alpha,
-        "lora_dropout": 0.0,
-        "modules_to_save": None,
-        "peft_type": "LORA",
-        "r": adapter.rank,
-        "rank_pattern": {},
-        "revision": None,
-        # Full paths, because PEFT matches suffixes and every ViT block has a `linear_fc2` too.
-        "target_modules": paths,
-        # None, because PEFT's task types (CAUSAL_LM, ...) replace the forward function.
-        "task_type": None,
-        "use_dora": False,
-        "use_rslora": False,
-    }
+def read_facts(adapter_dir: str | Path) -> dict[str, str]:
+    """What an adapter's file says of its making: `jax_unlearn`, `base_sha256`, `seed`.
+
+    Adapters of earlier versions, and of others, say nothing of it.
+    """
+    with safe_open(Path(adapter_dir) / WEIGHTS, framework="numpy") as file:
+        metadata = file.metadata() or {}
+    return {name: metadata[name] for name in FACTS if name in metadata}
+
+
+def name_base(adapter_dir: Path, base_model: str | None = None) -> None:
+    """Change the name of the base in an adapter's config.
+
+    Args:
+        adapter_dir: the adapter.
+        base_model: the new name; by default an absolute path, as earlier versions wrote it, is
+            replaced as `save_peft` does.
+    """
+    path = adapter_dir / CONFIG
+    config = json.loads(path.read_text())
+    if base_model is None and not Path(config["base_model_name_or_path"]).is_absolute():
+        return
+    name = (base_model, None) if base_model else base_name(config["base_model_name_or_path"])
+    config |= {"base_model_name_or_path": name[0], "revision": name[1]}
+    path.write_text(json.dumps(config, indent=2, sort_keys=True) + "\n")
+
+
+def base_of(adapter_dir: Path) -> str:
+    """The name of the base in an adapter's config."""
+    return str(json.loads((adapter_dir / CONFIG).read_text())["base_model_name_or_path"])
+
+
+def remove_bias(adapter_dir: Path) -> None:
+    """Remove PEFT's `lora_bias` from an adapter directory: a different adapter."""
+    config, path = json.loads((adapter_dir / CONFIG).read_text()), adapter_dir / WEIGHTS
+    del config["lora_bias"]
+    with safe_open(path, framework="numpy") as file:
+        keys = [key for key in file.keys() if not key.endswith(PARTS["bias"])]  # noqa: SIM118
+        tensors, metadata = {key: file.get_tensor(key) for key in keys}, file.metadata()
+    path.write_bytes(to_bytes(tensors, metadata or {"format": "pt"}))
+    (adapter_dir / CONFIG).write_text(json.dumps(config, indent=2, sort_keys=True) + "\n")
 
 
 def load_peft(adapter_dir: str | Path) -> LoraAdapter:

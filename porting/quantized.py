@@ -161,10 +161,7 @@ class DequantizedCheckpoint(Checkpoint):
 
     def _raw(self, key: str, dtype: Any) -> Shaped[np.ndarray, "..."]:
         """A tensor's bytes as another dtype, in its shape."""
-        shard, shape = self.shard_of[key], super().shape(key)
-        start, end = self._ranges[shard][key]
-        data = np.fromfile(shard, np.uint8, end - start, offset=start)
-        return data.view(dtype).reshape(shape)
+        return self.stored(key).view(dtype).reshape(super().shape(key))
 
 
 def spread(scale: Values, shape: tuple[int, ...]) -> Values:

@@ -26,8 +26,8 @@ tower(np.zeros((24, 96), np.float32), np.array([[1, 4, 6]]))
 pair = LoraPair(a=np.ones((1, 128), np.float32), b=np.ones((24, 1), np.float32))
 adapter = LoraAdapter({"merger.linear_fc2": pair}, alpha=1.0, rank=1)
 porting.save_peft(adapter, "adapter", base_model_name_or_path=checkpoint)
-porting.merge_checkpoint(porting.load_peft("adapter"), checkpoint, "merged")
-porting.unmerge_checkpoint("merged", "back")
+porting.merge_checkpoint(porting.load_peft("adapter"), checkpoint, "merged", undo="undo")
+porting.unmerge_checkpoint("merged", "undo", "back")
 """
 
 

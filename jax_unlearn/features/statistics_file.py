@@ -25,8 +25,11 @@ PARTS = ("weight", "bias")
 FACTS = ("paths", "summed", "samples", "groups")
 
 
-def save_statistics(directory: Path, extracted: Extracted) -> None:
-    """Write the file; every adapted Linear must have statistics."""
+def save_statistics(directory: Path, extracted: Extracted, most: int | None = None) -> int:
+    """Write the file, unless its arrays have more than `most` bytes; returns how many they have.
+
+    Every adapted Linear must have statistics.
+    """
     train, test = extracted.train, extracted.test
     groups = (train.forget, train.preserve, test.forget, test.preserve)
     features = dict(zip(GROUPS, groups, strict=True)) | dict(extracted.judged)
@@ -45,8 +48,12 @@ def save_statistics(directory: Path, extracted: Extracted) -> None:
         "samples": dict(extracted.counts),
         "groups": {group: describe(of_group) for group, of_group in features.items()},
     }
+    size = sum(array.nbytes for array in arrays.values())
+    if most is not None and size > most:
+        return size
     dense = {name: np.ascontiguousarray(array) for name, array in arrays.items()}
     save_file(dense, directory / FILE, metadata={"facts": json.dumps(facts)})
+    return size
 
 
 def feature_arrays(group: str, features: SampleFeatures) -> dict[str, np.ndarray]:
@@ -151,8 +158,8 @@ def read_statistics(directory: Path) -> StatisticsFile:
     path = directory / FILE
     if not path.is_file():
         raise UserError(
-            f"{path}: no such file; linear_fc1 and --no-save-statistics prevent it: run again "
-            "from the images"
+            f"{path}: no such file; a run writes it with --save-statistics yes, or if it is small, "
+            "and never with linear_fc1: run again from the images"
         )
     try:
         with safe_open(path, framework="numpy") as file:

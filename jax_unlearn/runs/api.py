@@ -11,7 +11,7 @@ from rich.console import Console
 import porting
 from jax_unlearn.data.images import read_image
 from jax_unlearn.models.lora import LoraAdapter
-from jax_unlearn.runs.commands import export
+from jax_unlearn.runs.export import Export, export
 from jax_unlearn.runs.pipeline import run
 from jax_unlearn.runs.run_directory import Metrics, read_json
 from jax_unlearn.runs.settings.config import RunConfig, from_json, read_config, setting_types
@@ -59,17 +59,26 @@ class Run:
         Raises:
             UserError: `out` exists without `overwrite`, or contains the run.
         """
-        export(self.directory, "peft", Path(out), overwrite)
+        export(Export(self.directory, Path(out), "peft", overwrite=overwrite))
         return Path(out)
 
-    def merge(self, out: str | Path, overwrite: bool = False) -> Path:
-        """Write the checkpoint with the change merged in, as `jax-unlearn export --format merged`.
+    def merge(
+        self, out: str | Path, undo: str | Path | None = None, overwrite: bool = False
+    ) -> Path:
+        """Write the checkpoint with the change merged in, as `jax-unlearn export`.
+
+        Args:
+            out: directory to create.
+            undo: file to write the original weights to, for `porting.unmerge_checkpoint`; by
+                default they are not kept.
+            overwrite: replace `out` and `undo` if they exist.
 
         Raises:
             UserError: `out` exists without `overwrite`, or the checkpoint is missing or has
                 changed.
         """
-        export(self.directory, "merged", Path(out), overwrite)
+        kept = None if undo is None else Path(undo)
+        export(Export(self.directory, Path(out), undo=kept, overwrite=overwrite))
         return Path(out)
 
     def ask(self, image: str | Path | Image.Image, question: str) -> Answers:

@@ -18,7 +18,9 @@ COMMANDS = {
     "run": "extract, fit, evaluate, save and report",
     "sweep": "fit and score many settings, and choose one of them",
     "evaluate": "evaluate a run again; --vlm also asks the Hugging Face model",
-    "export": "write a run's adapter for PyTorch: merged into a checkpoint, or for PEFT",
+    "export": "write the changed model for PyTorch: a merged checkpoint, or an adapter for PEFT",
+    "unmerge": "undo a merge, with the file that `export --undo` wrote",
+    "compare": "say whether the change is in what is served, and how large it is",
 }
 EXAMPLES = f"""\
 examples:

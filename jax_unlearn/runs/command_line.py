@@ -3,6 +3,7 @@
 import argparse
 import io
 import json
+import sys
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager, nullcontext, redirect_stderr
 from dataclasses import dataclass
@@ -14,22 +15,26 @@ from rich.console import Console
 from tyro.conf import Positional
 
 from jax_unlearn.runs import DESCRIPTION, PROGRAM
-from jax_unlearn.runs.commands import evaluate, export, sweep
+from jax_unlearn.runs.commands import evaluate, sweep
+from jax_unlearn.runs.compare import Compare, compare
 from jax_unlearn.runs.demo import Demo, demo_config, demo_start
+from jax_unlearn.runs.export import Export, Unmerge, export, unmerge
 from jax_unlearn.runs.help import print_help
 from jax_unlearn.runs.inspect.checkpoint_facts import inspect, lines
 from jax_unlearn.runs.pipeline import run
-from jax_unlearn.runs.run_directory import Format
 from jax_unlearn.runs.settings.checks import refuse_preset, refuse_unused
 from jax_unlearn.runs.settings.config import RunConfig, build, read_config
 from jax_unlearn.runs.settings.config_file import OF_RUN, options_in
 from jax_unlearn.runs.settings.presets import Preset, start_settings
 from jax_unlearn.runs.settings.sweep_config import SweepConfig
-from jax_unlearn.runs.terminal import finish, finish_sweep
+from jax_unlearn.runs.terminal import finish, finish_sweep, print_table
 from jax_unlearn.runtime.errors import UserError
 from jax_unlearn.runtime.no_torch import without_torch
 from jax_unlearn.runtime.used_if import used_if
 from jax_unlearn.runtime.xla_flags import make_reproducible
+
+# Settings of the tower that `evaluate` may replace.
+HOW = ("mesh", "workers", "batch_patches")
 
 
 @dataclass(frozen=True)
@@ -68,19 +73,8 @@ class Evaluate:
     batch_patches: int | None = None
     """Patches per batch of a device; by default that of the run."""
 
-
-@dataclass(frozen=True)
-class Export:
-    """Write a run's adapter for PyTorch."""
-
-    run: Positional[Path]
-    """Directory of a run."""
-    out: Path
-    """Directory to create."""
-    format: Format = "peft"
-    """peft: an adapter for PEFT; merged: a whole checkpoint with the change merged in."""
-    overwrite: bool = False
-    """Replace --out if it exists."""
+    checkpoint: Path | None = None
+    """Where the run's checkpoint is now, if it was moved."""
 
 
 Command = (
@@ -98,6 +92,8 @@ Command = (
     ]
     | Annotated[Evaluate, tyro.conf.subcommand("evaluate")]
     | Annotated[Export, tyro.conf.subcommand("export")]
+    | Annotated[Unmerge, tyro.conf.subcommand("unmerge")]
+    | Annotated[Compare, tyro.conf.subcommand("compare")]
 )
 
 
@@ -145,11 +141,20 @@ def execute(command: Any, console: Console) -> None:
             print(json.dumps(facts, indent=2) if command.json else "\n".join(lines(facts)))
         case Evaluate():
             refuse_unused(command, {"vlm": command.vlm}, Evaluate(command.run))
-            how = {name: getattr(command, name) for name in ("mesh", "workers", "batch_patches")}
+            how = {name: getattr(command, name) for name in (*HOW, "checkpoint")}
             metrics = evaluate(command.run, command.vlm, command.questions, console, **how)
             finish(metrics, command.run)
         case Export():
-            export(command.run, command.format, command.out, command.overwrite)
+            said = export(command)
+            print(command.out)
+            print(*said, sep="\n", file=sys.stderr)
+        case Compare():
+            verdict = compare(command)
+            print_table(verdict.table)
+            print(*verdict.lines, sep="\n")
+            sys.exit(0 if verdict.present else 1)
+        case Unmerge():
+            unmerge(command)
             print(command.out)
 
 

@@ -1,6 +1,6 @@
-"""The commands sweep, evaluate and export."""
+"""The commands sweep and evaluate."""
 
-import shutil
+import sys
 from dataclasses import asdict, replace
 from pathlib import Path
 from typing import Any
@@ -16,10 +16,12 @@ from jax_unlearn.evaluate.vlm.model import need_torch
 from jax_unlearn.evaluate.vlm.questions import load_questions
 from jax_unlearn.features.extracted import Extracted
 from jax_unlearn.features.samples import SampleFeatures, Sides, images
-from jax_unlearn.features.statistics_file import FILE, read_statistics, save_statistics
-from jax_unlearn.runs.pipeline import can_be_saved, open_source, prepared_run
+from jax_unlearn.features.statistics_file import FILE, read_statistics
+from jax_unlearn.runs.model_card import write_card
+from jax_unlearn.runs.pipeline import open_source, prepared_run
 from jax_unlearn.runs.report.sweep_files import write_tradeoff
-from jax_unlearn.runs.run_directory import Format, Metrics, read_json, save_metrics, write_config
+from jax_unlearn.runs.run_directory import Metrics, read_json, save_metrics, write_config
+from jax_unlearn.runs.saved_statistics import protect, unsaved_statistics, write_statistics
 from jax_unlearn.runs.settings.config import RunConfig, build, read_config
 from jax_unlearn.runs.settings.sweep_config import SweepConfig
 from jax_unlearn.runs.sweep import TradeOff, explore
@@ -32,7 +34,7 @@ from jax_unlearn.runtime.used_if import option
 def sweep(config: SweepConfig, console: Console, start: RunConfig | None = None) -> TradeOff | None:
     """Fit and score many settings; write a table, a plot and the config of the chosen setting.
 
-    Also saves the statistics, unless linear_fc1 is adapted, so that `run --statistics` can fit the
+    Also saves the statistics, if the settings ask for it, so that `run --statistics` can fit the
     chosen setting. Only process 0 writes; the others return None.
 
     Raises:
@@ -49,13 +51,20 @@ def sweep(config: SweepConfig, console: Console, start: RunConfig | None = None)
             write_tradeoff(out, found)
             chosen = asdict(found.chosen.setting)
             write_config(out, config.run_config().replace(**chosen))
-            if config.execution.save_statistics and can_be_saved(extracted):
-                save_statistics(out, extracted)
+            saved = write_statistics(out, extracted, config)
+            protect(out, config.samples)
+        if line := unsaved_statistics(saved):
+            print(line, file=sys.stderr)
         return found
 
 
 def evaluate(
-    run_dir: Path, vlm: bool, questions: Path | None, console: Console, **how: Any
+    run_dir: Path,
+    vlm: bool,
+    questions: Path | None,
+    console: Console,
+    checkpoint: Path | None = None,
+    **how: Any,
 ) -> Metrics:
     """Evaluate an existing run again.
 
@@ -67,6 +76,7 @@ def evaluate(
         vlm: also ask the Hugging Face model.
         questions: JSON file of questions for it; by default that of the run.
         console: where progress is shown.
+        checkpoint: where the run's checkpoint is now, if it was moved.
         how: settings of the tower that replace those of the run, if not None.
 
     Returns:
@@ -77,6 +87,10 @@ def evaluate(
             torch is missing for `vlm`, or a setting of the tower is given but no tower is run.
     """
     config = read_config(run_dir)
+    if checkpoint is not None:
+        if not vlm and (run_dir / FILE).is_file():
+            raise no_tower("checkpoint", run_dir / FILE)
+        config = config.replace(checkpoint=checkpoint)
     adapter = porting.load_peft(run_dir / "adapter")
     metrics: Metrics = read_json(run_dir / "metrics.json")
     if "samples" not in metrics:
@@ -99,6 +113,7 @@ def evaluate(
         with console.status(f"Asking the model {len(exam.questions)} questions, before and after"):
             metrics["vlm"] = exam.before_and_after(config.samples.checkpoint, run_dir / "adapter")
     save_metrics(run_dir, read_config(run_dir), metrics, judge.pictures())
+    write_card(run_dir, config, metrics)
     return metrics
 
 
@@ -119,10 +134,7 @@ def extracted_again(
     """
     file = run_dir / FILE
     if how and file.is_file():
-        raise UserError(
-            f"{option(min(how))}: has no effect here: no tower is run, because the features are "
-            f"read from {file}; leave it out"
-        )
+        raise no_tower(min(how), file)
     changed = UserError(f"{run_dir}: its samples or its seed have changed since; run again")
     # The samples of a run that used --statistics may no longer exist.
     on_statistics = config.samples.statistics is not None
@@ -145,6 +157,14 @@ def extracted_again(
     return source.extract()
 
 
+def no_tower(name: str, file: Path) -> UserError:
+    """The error of a setting of the tower where none is run."""
+    return UserError(
+        f"{option(name)}: has no effect here: no tower is run, because the features are read from "
+        f"{file}; leave it out"
+    )
+
+
 def with_files(extracted: Extracted, dataset: Dataset[Any]) -> Extracted:
     """Replace the held-out samples by those of the data set, which may be in shards."""
     here = {(s.name, s.label): s for s in dataset.samples() if isinstance(s, ImageFile)}
@@ -156,21 +176,3 @@ def with_files(extracted: Extracted, dataset: Dataset[Any]) -> Extracted:
 
     test = Sides(side(extracted.test.forget), side(extracted.test.preserve))
     return replace(extracted, test=test)
-
-
-def export(run_dir: Path, form: Format, out: Path, overwrite: bool) -> None:
-    """Write a run's adapter as a PEFT directory, or merged into a copy of its checkpoint.
-
-    Raises:
-        UserError: `run_dir` is not a run, or `out` exists or contains the run.
-    """
-    config = read_config(run_dir)
-    adapter = porting.load_peft(run_dir / "adapter")
-    if form == "merged":
-        checkpoint = config.samples.checkpoint
-        porting.merge_checkpoint(adapter, checkpoint, out, overwrite=overwrite)
-        return
-    if run_dir.resolve().is_relative_to(out.resolve()):
-        raise UserError(f"{out}: contains the run itself; choose another folder")
-    with fresh_directory(out, overwrite) as fresh:
-        shutil.copytree(run_dir / "adapter", fresh, dirs_exist_ok=True)

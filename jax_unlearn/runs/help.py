@@ -71,6 +71,7 @@ GROUPS = {
     "devices": ("dtype", "batch_patches", "sum_on", "mesh", "workers"),
     "output and resuming": (
         "overwrite",
+        "base_model",
         "save_statistics",
         "resume",
         "save_seconds",

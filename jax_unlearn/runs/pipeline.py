@@ -13,12 +13,10 @@ import porting
 from jax_unlearn.data.dataset import Dataset
 from jax_unlearn.evaluate.judges import judge_of
 from jax_unlearn.evaluate.vlm.questions import load_questions
-from jax_unlearn.features.extracted import Extracted
-from jax_unlearn.features.statistics_file import save_statistics
 from jax_unlearn.objective.problem import linears_to_adapt
-from jax_unlearn.objective.projectors import projectors_of
 from jax_unlearn.runs.fingerprint import differences
 from jax_unlearn.runs.fit_adapter import fit_adapter
+from jax_unlearn.runs.model_card import write_card
 from jax_unlearn.runs.report.sweep_files import write_tradeoff
 from jax_unlearn.runs.run_directory import (
     Metrics,
@@ -28,6 +26,7 @@ from jax_unlearn.runs.run_directory import (
     save_metrics,
     write_config,
 )
+from jax_unlearn.runs.saved_statistics import protect, write_statistics
 from jax_unlearn.runs.settings.checks import check_run, optimizer_of, source_of
 from jax_unlearn.runs.settings.config import RunConfig
 from jax_unlearn.runs.settings.presets import start_of
@@ -41,7 +40,7 @@ from jax_unlearn.runs.sweep import explore
 from jax_unlearn.runtime import collectives, processes
 from jax_unlearn.runtime.atomic_files import check_free, fresh_directory
 from jax_unlearn.runtime.errors import UserError
-from jax_unlearn.runtime.hub import pinned
+from jax_unlearn.runtime.hub import cached_checkpoint, pinned
 from jax_unlearn.runtime.resume import RunSnapshots
 from jax_unlearn.solvers.config import SolverConfig, check_ranks
 
@@ -209,8 +208,10 @@ def run_pipeline(prepared: PreparedRun, begun: float) -> Metrics:
         porting.save_peft(
             result.adapter,
             adapter_dir,
-            base_model_name_or_path=config.samples.checkpoint.resolve(),
+            base_model_name_or_path=cached_checkpoint(config.samples.checkpoint),
             model_type=extracted.model_type,
+            base_model=config.execution.base_model,
+            seed=config.solver.seed,
         )
         metrics = {
             "objective": objective(result),
@@ -228,11 +229,12 @@ def run_pipeline(prepared: PreparedRun, begun: float) -> Metrics:
         write_config(out, config)
         if tradeoff:
             write_tradeoff(out, tradeoff)
-        if config.execution.save_statistics and can_be_saved(extracted):
-            save_statistics(out, extracted)
+        metrics["statistics"] = write_statistics(out, extracted, config)
         lines = (json.dumps(row) for row in result.history)
         (out / "history.jsonl").write_text("\n".join(lines) + "\n")
         save_metrics(out, config, metrics, judge.pictures())
+        write_card(out, config, metrics)
+        protect(out, config.samples)
     return metrics
 
 
@@ -244,8 +246,3 @@ def check_questions(config: RunConfig, dataset: Dataset[Any]) -> None:
     """
     if config.samples.questions:
         load_questions(config.samples.questions, dataset.labels())
-
-
-def can_be_saved(extracted: Extracted) -> bool:
-    """Whether the features can be saved as statistics: not if tokens before a GELU are needed."""
-    return all(p.is_linear for p in projectors_of(extracted.linears))

@@ -3,7 +3,7 @@
 import json
 from collections.abc import Sequence
 from pathlib import Path
-from typing import Any, Literal
+from typing import Any
 
 from jax_unlearn.data.images import ImageFile
 from jax_unlearn.models.lora import LoraAdapter
@@ -16,8 +16,6 @@ from jax_unlearn.solvers.result import Result
 from jax_unlearn.solvers.until_forgotten import ForgetSearch
 
 Metrics = dict[str, Any]
-
-Format = Literal["peft", "merged"]
 
 
 def write_config(directory: Path, config: RunConfig) -> None:

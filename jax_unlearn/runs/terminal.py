@@ -10,6 +10,7 @@ from rich.table import Table
 
 from jax_unlearn.runs.report.page import VLM_ROWS, ZERO_SHOT_ROWS, percent
 from jax_unlearn.runs.run_directory import Metrics
+from jax_unlearn.runs.saved_statistics import unsaved_statistics
 from jax_unlearn.runs.settings.sweep_config import SweepConfig
 from jax_unlearn.runs.sweep import TradeOff
 from jax_unlearn.runtime.errors import UserError
@@ -37,6 +38,9 @@ def finish(metrics: Metrics, out: Path) -> None:
     for file in metrics["samples"]["skipped"]:
         print(f"skipped {file}", file=sys.stderr)
     for line in metrics["samples"].get("left_out", ()):
+        print(line, file=sys.stderr)
+    # Runs of earlier versions do not say.
+    if "statistics" in metrics and (line := unsaved_statistics(metrics["statistics"])):
         print(line, file=sys.stderr)
     if not (found := metrics["search"])["reached"]:
         fall, trials = percent(found["fall"]), found["trials"]

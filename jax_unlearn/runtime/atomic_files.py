@@ -24,8 +24,11 @@ USER_FIXABLE_ERRNOS = {
     errno.EPERM,
     errno.EROFS,
 }
-# A run, an adapter or a merged checkpoint written by jax-unlearn contains one of these.
-OURS = ("metrics.json", "adapter_config.json", "jax_unlearn_undo")
+# What was merged into a checkpoint.
+MERGE_RECORD = "jax_unlearn.json"
+# A run, an adapter or a merged checkpoint written by jax-unlearn contains one of these; the last is
+# of merged checkpoints of earlier versions.
+OURS = ("metrics.json", "adapter_config.json", MERGE_RECORD, "jax_unlearn_undo")
 
 
 @contextmanager
@@ -63,6 +66,35 @@ def fresh_directory(out_dir: str | Path, overwrite: bool = False) -> Iterator[Pa
         raise _refusal(error, partial, final) from error
     finally:
         shutil.rmtree(partial, ignore_errors=True)
+
+
+@contextmanager
+def fresh_file(path: str | Path, overwrite: bool = False) -> Iterator[Path]:
+    """Yield a temporary sibling of `path` that is renamed to `path` when the block ends.
+
+    If the block raises, the sibling is removed and an existing file is left unchanged. Parents are
+    created.
+
+    Raises:
+        UserError: `path` exists and `overwrite` is not set, is a directory, or the file system
+            refuses; names the path.
+    """
+    final = Path(path).resolve()
+    partial = _sibling(final, "partial")
+    if final.is_dir():
+        raise UserError(f"{path}: is a folder; give the name of a file")
+    if final.exists() and not overwrite:
+        raise UserError(f"{path}: exists; choose another name, or pass --overwrite")
+    try:
+        final.parent.mkdir(parents=True, exist_ok=True)
+        yield partial
+        partial.replace(final)
+    except OSError as error:
+        if error.errno not in USER_FIXABLE_ERRNOS:
+            raise
+        raise _refusal(error, partial, final) from error
+    finally:
+        partial.unlink(missing_ok=True)
 
 
 def check_free(out_dir: str | Path, overwrite: bool = False) -> None:

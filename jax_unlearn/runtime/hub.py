@@ -11,8 +11,8 @@ from jax_unlearn.runtime.errors import UserError
 SINGLE, INDEX = "model.safetensors", "model.safetensors.index.json"
 # ORGANISATION/NAME, with @REVISION: a branch, a tag or a commit.
 ID = re.compile(r"(?P<repository>[\w][\w.-]*/[\w][\w.-]*)(@(?P<revision>[\w][\w./-]*))?")
-# Configs, tokenizer and chat template; without folders, which hold the weights in other formats.
-SMALL = ("*.json", "*.txt", "*.jinja", "tokenizer.model")
+# Configs, tokenizer, chat template and card; not those in folders, which are of other formats.
+SMALL = ("*.json", "*.txt", "*.jinja", "tokenizer.model", "README.md", "LICENSE*")
 FOLDERS = "*/*"
 # Part of the keys of the tower in a full model, by which its shards are found in the index.
 VISION = "visual."
@@ -22,7 +22,7 @@ Weights = Literal["none", "vision", "all"]
 
 def hub_id(checkpoint: str | Path) -> re.Match[str] | None:
     """The parts of a hub id such as `Qwen/Qwen3-VL-2B-Instruct@main`; None for a local path."""
-    return None if Path(checkpoint).is_dir() else ID.fullmatch(str(checkpoint))
+    return None if Path(checkpoint).exists() else ID.fullmatch(str(checkpoint))
 
 
 def pinned(checkpoint: Path) -> Path:
@@ -64,6 +64,17 @@ def local_checkpoint(checkpoint: str | Path, weights: Weights = "vision") -> Pat
         return download(repository, revision, shards_of(directory / INDEX, weights))
     single = "*.safetensors" if (directory / "open_clip_config.json").is_file() else SINGLE
     return download(repository, revision, (single,))
+
+
+def cached_checkpoint(checkpoint: Path) -> Path:
+    """The snapshot of a hub id in the cache, without asking the hub; else the path itself."""
+    if not (found := hub_id(checkpoint)):
+        return checkpoint
+    # Imported here because local checkpoints do not need it.
+    from huggingface_hub import try_to_load_from_cache
+
+    cached = try_to_load_from_cache(found["repository"], "config.json", revision=found["revision"])
+    return Path(cached).parent if isinstance(cached, str) else checkpoint
 
 
 def shards_of(index: Path, weights: Weights) -> tuple[str, ...]:

@@ -148,6 +148,8 @@ class RunSnapshots:
             UserError: the file system refuses.
         """
         with user_errors(self.directory):
+            # For the owner alone: a snapshot holds means of images that may be private.
+            self.all.mkdir(mode=0o700, parents=True, exist_ok=True)
             self.directory.mkdir(parents=True, exist_ok=True)
         if not (self.directory / FACTS).is_file():
             replace_files(self.directory, {FACTS: json.dumps(self.facts(), indent=1)})

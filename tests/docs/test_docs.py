@@ -73,8 +73,8 @@ def test_links_lead_somewhere(page):
         assert not anchor or anchor in anchors(path), link
 
 
-def blocks(language):
-    text = (ROOT / "docs" / "quickstart.md").read_text()
+def blocks(language, page="quickstart"):
+    text = (ROOT / "docs" / f"{page}.md").read_text()
     return "\n".join(re.findall(rf"^```{language}\n(.*?)^```", text, re.MULTILINE | re.DOTALL))
 
 
@@ -87,10 +87,13 @@ def keys(part):
             yield from keys(value)
 
 
-def test_the_quickstart_runs_and_its_files_are_documented(tmp_path):
+def test_the_quickstart_and_recipes_run_and_their_files_are_documented(tmp_path):
     environment = os.environ | {"PATH": PATH, "PYTHONPATH": str(ROOT)}
-    shell = ["bash", "-euo", "pipefail", "-c", blocks("sh")]
-    for command in (shell, [sys.executable, "-c", blocks("python")]):
+    commands = []
+    for page in ("quickstart", "serve"):
+        commands.append(["bash", "-euo", "pipefail", "-c", blocks("sh", page)])
+        commands.append([sys.executable, "-c", blocks("python", page)])
+    for command in commands:
         done = subprocess.run(
             command, cwd=tmp_path, env=environment, capture_output=True, text=True, check=False
         )

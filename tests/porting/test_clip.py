@@ -27,7 +27,7 @@ from porting import (
 )
 from porting.checkpoint import SINGLE
 from porting.clip import clip_config, clip_table
-from porting.open_clip import OPEN_CONFIG, OPEN_WEIGHTS, open_clip_table
+from porting.open_clip import OPEN_CONFIG, OPEN_PROJECTIONS, OPEN_WEIGHTS, open_clip_table
 from porting.peft import CONFIG, WEIGHTS
 from porting.weight_table import to_torch
 from tests import tiny
@@ -305,7 +305,10 @@ def test_transformers_is_read_where_both_are(copy, open_dir, clip, model, tmp_pa
     same_tensors(exported(load_clip(copy)), exported(clip))
     adapter = adapter_of(clip, TEXT)
     save_peft(adapter, tmp_path / "a", base_model_name_or_path=copy)
-    porting.merge_checkpoint(adapter, copy, tmp_path / "merged")
+    # OpenCLIP's copy would hold the original projections.
+    with pytest.warns(UserWarning, match=f"not copied, .*: {OPEN_WEIGHTS}"):
+        porting.merge_checkpoint(adapter, copy, tmp_path / "merged")
+    assert not (tmp_path / "merged" / OPEN_WEIGHTS).exists()
     same_embeddings(clip, merged_model("CLIPModel", tmp_path / "merged"), adapter)
 
 
@@ -457,10 +460,11 @@ def test_an_adapter_comes_back_bit_for_bit(choice, clip, clip_dir, tmp_path):
 def test_a_base_on_the_hub(clip, tmp_path):
     base = {"base_model_name_or_path": "openai/clip-vit-base-patch32"}
     adapter = adapter_of(clip, TEXT)
-    save_peft(adapter, tmp_path / "a", model_type="clip", **base)
+    # Its own names say that it is CLIP's.
+    save_peft(adapter, tmp_path / "a", **base)
     assert load_peft(tmp_path / "a").pairs.keys() == {TEXT}
     with pytest.raises(UserError, match="text_projection is not a Merger's"):
-        save_peft(adapter, tmp_path / "b", **base)
+        save_peft(adapter, tmp_path / "b", model_type="qwen3_vl", **base)
     with pytest.raises(UserError, match=r"known: qwen3_vl, .*clip, clip_text_model"):
         save_peft(adapter, tmp_path / "b", model_type="nonesuch", **base)
 
@@ -507,14 +511,14 @@ def files(directory):
 @pytest.mark.parametrize("choice", CHOICES)
 def test_the_merged_checkpoint_and_its_undo(choice, clip, clip_dir, tmp_path):
     adapter = adapter_of(clip, *CHOICES[choice])
-    porting.merge_checkpoint(adapter, clip_dir, tmp_path / "merged")
+    porting.merge_checkpoint(adapter, clip_dir, tmp_path / "merged", undo=tmp_path / "undo")
     model = merged_model("CLIPModel", tmp_path / "merged")
     same_embeddings(clip, model, adapter)
     same_embeddings(load_clip(tmp_path / "merged"), model)
     before, after = tiny.tensors(clip_dir), tiny.tensors(tmp_path / "merged")
     changed = {key for key in before if not np.array_equal(before[key], after[key])}
     assert changed == {f"{name}.weight" for name in adapter.pairs}
-    porting.unmerge_checkpoint(tmp_path / "merged", tmp_path / "back")
+    porting.unmerge_checkpoint(tmp_path / "merged", tmp_path / "undo", tmp_path / "back")
     assert files(tmp_path / "back") == files(clip_dir)
 
 
@@ -553,3 +557,37 @@ def test_clip_config_reads_no_weights(clip_dir, tmp_path):
     (tmp_path / "m").mkdir()
     shutil.copy(clip_dir / "config.json", tmp_path / "m")
     assert clip_config(tmp_path / "m") == load_clip(clip_dir).config
+
+
+@pytest.mark.parametrize("file", [OPEN_WEIGHTS, SINGLE])
+@pytest.mark.parametrize("choice", CHOICES)
+def test_open_clip_is_merged(choice, file, tmp_path):
+    """Its projections are parameters [D_in, E] without a Linear, which PEFT cannot adapt."""
+    path = write_open_clip(open_model(True), tmp_path / "open", file=file)
+    clip, before = load_clip(path), tiny.tensors(path)
+    adapter = adapter_of(clip, *CHOICES[choice])
+    porting.merge_checkpoint(adapter, path, tmp_path / "merged", undo=tmp_path / "undo")
+    after = tiny.tensors(tmp_path / "merged")
+    assert {k: (v.dtype, v.shape) for k, v in after.items()} == {
+        k: (v.dtype, v.shape) for k, v in before.items()
+    }
+    names = {OPEN_PROJECTIONS[name]: pair for name, pair in adapter.pairs.items()}
+    assert {k for k in before if not np.array_equal(before[k], after[k])} == names.keys()
+    for key, pair in names.items():
+        change = adapter.scale * (pair.b @ pair.a).T
+        np.testing.assert_allclose(after[key], before[key] + change, atol=1e-6)
+    merged = load_clip(tmp_path / "merged")
+    for ours, theirs in (
+        (merged.encode_text(IDS, MASK), clip.encode_text(IDS, MASK, adapter)),
+        (merged.encode_image(PIXELS), clip.encode_image(PIXELS, adapter)),
+    ):
+        np.testing.assert_allclose(ours.embeds, theirs.embeds, atol=1e-5)
+    porting.unmerge_checkpoint(tmp_path / "merged", tmp_path / "undo", tmp_path / "back")
+    assert files(tmp_path / "back") == files(path)
+
+
+def test_open_clip_without_projections_is_not_merged(open_dir, clip, tmp_path):
+    kept = {k: v for k, v in tiny.tensors(open_dir).items() if "proj" not in k}
+    save_file(kept, open_dir / OPEN_WEIGHTS)
+    with pytest.raises(CheckpointError, match=r"holds no text_projection or visual\.proj"):
+        porting.merge_checkpoint(adapter_of(clip, TEXT), open_dir, tmp_path / "merged")

@@ -150,7 +150,7 @@ def files(directory):
 @pytest.mark.parametrize("choice", CHOICES)
 def test_the_merged_checkpoint_and_its_undo(case, choice, tmp_path):
     adapter = adapter_of(case.tower, choice)
-    porting.merge_checkpoint(adapter, case.path, tmp_path / "merged")
+    porting.merge_checkpoint(adapter, case.path, tmp_path / "merged", undo=tmp_path / "undo")
     model, info = type(case.model).from_pretrained(tmp_path / "merged", output_loading_info=True)
     assert not any(info[kind] for kind in ("missing_keys", "unexpected_keys", "mismatched_keys"))
     theirs = hf_features(tiny.tower_of(model.eval()))
@@ -162,7 +162,7 @@ def test_the_merged_checkpoint_and_its_undo(case, choice, tmp_path):
     own = {own_name(case.family, name) for name in adapter.pairs}
     assert changed == {f"{KEYS[case.family]}{name}.weight" for name in own}
 
-    porting.unmerge_checkpoint(tmp_path / "merged", tmp_path / "back")
+    porting.unmerge_checkpoint(tmp_path / "merged", tmp_path / "undo", tmp_path / "back")
     assert files(tmp_path / "back") == files(case.path)
 
 

@@ -2,6 +2,7 @@
 
 import json
 import os
+import shutil
 from copy import deepcopy
 from dataclasses import replace
 
@@ -12,10 +13,11 @@ from safetensors.numpy import load_file, save_file
 from transformers import Qwen3VLForConditionalGeneration
 
 from jax_unlearn.models.lora import LoraAdapter, LoraPair
+from jax_unlearn.runtime.atomic_files import MERGE_RECORD
 from jax_unlearn.runtime.errors import UserError
 from porting import CheckpointError, load_vision_tower, merge, merge_checkpoint, unmerge_checkpoint
 from porting.checkpoint import INDEX, SINGLE
-from porting.merge import ORIGINALS, UNDO
+from porting.copied_checkpoint import EARLIER_UNDO
 from tests import tiny
 
 VISUAL = "model.visual."
@@ -57,7 +59,7 @@ def furnished(model, path, size="1GB"):
     model.save_pretrained(path, max_shard_size=size)
     (path / "README.md").write_bytes(b"words\r\n\x00")
     (path / "original" / "deep").mkdir(parents=True)
-    (path / "original" / "deep" / "params.bin").write_bytes(bytes(range(256)))
+    (path / "original" / "deep" / "params.dat").write_bytes(bytes(range(256)))
     (path / "empty").mkdir()
     return path
 
@@ -89,7 +91,7 @@ def changed_keys(adapter, prefix=VISUAL):
 def test_only_the_adapted_weights_change(checkpoint, adapter, tmp_path):
     merge_checkpoint(adapter, checkpoint, tmp_path / "merged")
     before, after = tree(checkpoint), tree(tmp_path / "merged")
-    assert after.keys() - before.keys() == {UNDO, f"{UNDO}/{ORIGINALS}"}
+    assert after.keys() - before.keys() == {MERGE_RECORD}
     assert before.keys() <= after.keys()
     changed = set()
     for name in before:
@@ -140,32 +142,84 @@ def test_transformers_sees_what_the_adapter_does(checkpoint, adapter, tmp_path):
 
 def test_undo_is_exact(checkpoint, adapter, tmp_path):
     before = tree(checkpoint)
-    merge_checkpoint(adapter, checkpoint, tmp_path / "merged")
+    undo = tmp_path / "kept" / "undo.safetensors"
+    merge_checkpoint(adapter, checkpoint, tmp_path / "merged", undo=undo)
     assert tree(checkpoint) == before
-    unmerge_checkpoint(tmp_path / "merged", tmp_path / "back")
+    assert set(load_file(undo)) == changed_keys(adapter)
+    unmerge_checkpoint(tmp_path / "merged", undo, tmp_path / "back")
     assert tree(tmp_path / "back") == before
 
 
-def test_the_record_is_out_of_servers_sight(checkpoint, adapter, tmp_path):
-    merge_checkpoint(adapter, checkpoint, tmp_path / "merged")
-    weights = {path.name for path in (tmp_path / "merged").glob("*.safetensors")}
-    assert weights == {path.name for path in checkpoint.glob("*.safetensors")}
-    assert set(load_file(tmp_path / "merged" / UNDO / ORIGINALS)) == changed_keys(adapter)
+def test_nothing_of_the_original_is_in_the_result(checkpoint, adapter, tmp_path):
+    """Not in any file, in any form that weights are published in."""
+    weights = next(checkpoint.glob("*.safetensors"))
+    for other in ("pytorch_model.bin", "original/deep/consolidated.00.pth", "open.safetensors"):
+        shutil.copy(weights, checkpoint / other)
+    (checkpoint / EARLIER_UNDO).mkdir()
+    shutil.copy(weights, checkpoint / EARLIER_UNDO / "originals.safetensors")
+    with pytest.warns(UserWarning, match="not copied, since they hold weights") as said:
+        merge_checkpoint(adapter, checkpoint, tmp_path / "merged")
+    text = " ".join(str(one.message) for one in said)
+    assert f"{checkpoint / EARLIER_UNDO}: holds the original weights" in text
+    for other in ("pytorch_model.bin", "original/deep/consolidated.00.pth", "open.safetensors"):
+        assert other in text
+    originals = {}
+    for shard in checkpoint.glob("model*.safetensors"):
+        originals |= parts(shard)[1]
+    kept = [originals[key] for key in changed_keys(adapter)]
+    assert all(len(one) > 40 for one in kept)
+    for path in (tmp_path / "merged").rglob("*"):
+        if path.is_file():
+            content = path.read_bytes()
+            assert not any(one in content for one in kept), path
 
 
 def test_older_prefix(single, adapter, tmp_path):
     tensors = {k.replace(VISUAL, "visual."): v for k, v in load_file(single / SINGLE).items()}
     save_file(tensors, single / SINGLE)
-    merge_checkpoint(adapter, single, tmp_path / "merged")
-    originals = load_file(tmp_path / "merged" / UNDO / ORIGINALS)
-    assert set(originals) == changed_keys(adapter, "visual.")
+    merge_checkpoint(adapter, single, tmp_path / "merged", undo=tmp_path / "undo")
+    assert set(load_file(tmp_path / "undo")) == changed_keys(adapter, "visual.")
 
 
-def test_a_merged_checkpoint_is_not_merged_again(single, adapter, tmp_path):
-    merge_checkpoint(adapter, single, tmp_path / "merged")
-    with pytest.raises(UserError, match="undo that first"):
-        merge_checkpoint(adapter, tmp_path / "merged", tmp_path / "twice")
-    assert not (tmp_path / "twice").exists()
+def test_a_second_merge_adds_to_the_first(single, adapter, tmp_path):
+    second = tiny.adapter(seed=1)
+    merge_checkpoint(adapter, single, tmp_path / "one", undo=tmp_path / "undo1")
+    merge_checkpoint(second, tmp_path / "one", tmp_path / "two", undo=tmp_path / "undo2")
+    before, after = tiny.tensors(single), tiny.tensors(tmp_path / "two")
+    assert {k for k in before if not np.array_equal(before[k], after[k])} == changed_keys(adapter)
+    for name, pair in adapter.pairs.items():
+        other, key = second.pairs[name], f"{VISUAL}{name}.weight"
+        change = adapter.scale * pair.b @ pair.a + second.scale * other.b @ other.a
+        np.testing.assert_allclose(after[key], before[key] + change, atol=1e-6)
+    merges = json.loads((tmp_path / "two" / MERGE_RECORD).read_text())["merges"]
+    assert [len(merge["sha256"]) for merge in merges] == [len(changed_keys(adapter)), 6]
+    # The undo files belong to one merge each.
+    for merged, undo in ("two", "undo1"), ("one", "undo2"):
+        with pytest.raises(CheckpointError, match="is not the tensor of the merge that"):
+            unmerge_checkpoint(tmp_path / merged, tmp_path / undo, tmp_path / "never")
+    unmerge_checkpoint(tmp_path / "two", tmp_path / "undo2", tmp_path / "back1")
+    assert tree(tmp_path / "back1") == tree(tmp_path / "one")
+    unmerge_checkpoint(tmp_path / "back1", tmp_path / "undo1", tmp_path / "back")
+    assert tree(tmp_path / "back") == tree(single)
+
+
+def test_files_that_a_merge_writes_are_undone(single, tmp_path):
+    files = {"README.md": "ours", "NOTE.md": "new"}
+    undo = tmp_path / "undo"
+    merge_checkpoint(tiny.adapter(), single, tmp_path / "merged", undo=undo, files=files)
+    assert (tmp_path / "merged" / "README.md").read_text() == "ours"
+    unmerge_checkpoint(tmp_path / "merged", undo, tmp_path / "back")
+    assert tree(tmp_path / "back") == tree(single)
+
+
+def test_a_change_below_the_rounding_is_named(tiny_model, tmp_path):
+    base = furnished(deepcopy(tiny_model).bfloat16(), tmp_path / "base")
+    tiny_pair = LoraPair(np.full((1, 128), 1e-9, np.float32), np.ones((24, 1), np.float32))
+    adapter = LoraAdapter({"merger.linear_fc2": tiny_pair}, alpha=1.0, rank=1)
+    with pytest.warns(
+        UserWarning, match=r"merger\.linear_fc2\.weight is smaller than its rounding"
+    ):
+        merge_checkpoint(adapter, base, tmp_path / "merged")
 
 
 def test_an_existing_directory_is_kept(single, adapter, tmp_path):
@@ -173,10 +227,22 @@ def test_an_existing_directory_is_kept(single, adapter, tmp_path):
     (tmp_path / "out" / "adapter_config.json").touch()
     with pytest.raises(UserError, match="--overwrite"):
         merge_checkpoint(adapter, single, tmp_path / "out")
-    merge_checkpoint(adapter, single, tmp_path / "out", overwrite=True)
+    undo = tmp_path / "undo"
+    for _ in range(2):
+        merge_checkpoint(adapter, single, tmp_path / "out", overwrite=True, undo=undo)
     assert not (tmp_path / "out" / "adapter_config.json").exists()
-    unmerge_checkpoint(tmp_path / "out", tmp_path / "back")
+    with pytest.raises(UserError, match="undo: exists; choose another name, or pass --overwrite"):
+        merge_checkpoint(adapter, single, tmp_path / "other", undo=undo)
+    unmerge_checkpoint(tmp_path / "out", undo, tmp_path / "back")
     assert tree(tmp_path / "back") == tree(single)
+
+
+@pytest.mark.parametrize("place", ["base/undo", "out/undo", "out/deep/../undo"])
+def test_the_undo_is_outside_what_is_served(place, single, adapter, tmp_path):
+    before = tree(tmp_path)
+    with pytest.raises(UserError, match="where a server would load it"):
+        merge_checkpoint(adapter, single, tmp_path / "out", undo=tmp_path / place)
+    assert tree(tmp_path) == before
 
 
 @pytest.mark.parametrize("place", [".", "sub/merged", ".."])
@@ -185,12 +251,12 @@ def test_out_and_checkpoint_are_apart(single, adapter, place):
     with pytest.raises(UserError, match="overlaps"):
         merge_checkpoint(adapter, single, single / place, overwrite=True)
     with pytest.raises(UserError):
-        unmerge_checkpoint(single, single / place, overwrite=True)
+        unmerge_checkpoint(single, single / "undo", single / place, overwrite=True)
     assert tree(single) == before
 
 
 @pytest.mark.parametrize("old", [False, True], ids=["new", "overwrite"])
-@pytest.mark.parametrize("step", ["patch", "save", "copy_tree"])
+@pytest.mark.parametrize("step", ["patch", "undo_bytes", "copy_tree"])
 def test_a_failure_leaves_nothing(step, old, single, adapter, tmp_path, monkeypatch):
     if old:
         (tmp_path / "out").mkdir()
@@ -205,7 +271,7 @@ def test_a_failure_leaves_nothing(step, old, single, adapter, tmp_path, monkeypa
 
     monkeypatch.setattr(merge, step, fail)
     with pytest.raises(RuntimeError):
-        merge_checkpoint(adapter, single, tmp_path / "out", overwrite=old)
+        merge_checkpoint(adapter, single, tmp_path / "out", old, undo=tmp_path / "undo")
     assert calls
     assert tree(tmp_path) == before
 
@@ -270,8 +336,8 @@ def test_a_projection_of_clip_has_no_bias(tmp_path):
 def test_only_one_of_the_pairs_has_a_bias(single, tmp_path):
     pairs = {"merger.linear_fc2": biased_pair(24, 128), "merger.linear_fc1": pair(128, 128)}
     adapter = LoraAdapter(pairs, alpha=1.0, rank=2)
-    merge_checkpoint(adapter, single, tmp_path / "merged")
-    assert set(load_file(tmp_path / "merged" / UNDO / ORIGINALS)) == changed_keys(adapter)
+    merge_checkpoint(adapter, single, tmp_path / "merged", undo=tmp_path / "undo")
+    assert set(load_file(tmp_path / "undo")) == changed_keys(adapter)
 
 
 @pytest.mark.parametrize(
@@ -299,21 +365,27 @@ def test_a_diverged_adapter_is_not_merged(b, tensor, tiny_model, tmp_path):
     assert not (tmp_path / "out").exists()
 
 
-def test_no_record_to_undo(single, tmp_path):
-    with pytest.raises(UserError, match="is not a merged checkpoint"):
-        unmerge_checkpoint(single, tmp_path / "out")
-    with pytest.raises(CheckpointError, match="no such directory"):
-        unmerge_checkpoint(tmp_path / "nowhere", tmp_path / "out")
+def test_no_undo_file(single, tmp_path):
+    with pytest.raises(UserError, match="undo: no such file"):
+        unmerge_checkpoint(single, tmp_path / "undo", tmp_path / "out")
+    for content in (b"words", (single / SINGLE).read_bytes()):
+        (tmp_path / "undo").write_bytes(content)
+        with pytest.raises(UserError, match="is not an undo file of `export --format merged`"):
+            unmerge_checkpoint(single, tmp_path / "undo", tmp_path / "out")
+    assert not (tmp_path / "out").exists()
 
 
-def test_a_record_of_another_checkpoint(single, adapter, tmp_path):
-    merge_checkpoint(adapter, single, tmp_path / "merged")
-    record = tmp_path / "merged" / UNDO / ORIGINALS
-    other = {"elsewhere": np.ones(3), f"{VISUAL}merger.norm.bias": np.ones(3, np.float32)}
-    save_file(load_file(record) | other, record)
+def test_the_undo_of_another_checkpoint(single, adapter, tmp_path):
+    merge_checkpoint(adapter, single, tmp_path / "merged", undo=tmp_path / "undo")
+    tensors, key = load_file(tmp_path / "merged" / SINGLE), f"{VISUAL}merger.linear_fc2.weight"
+    smaller = f"{VISUAL}merger.linear_fc1.weight"
+    tensors[key] = tensors[key] + 1
+    tensors[smaller] = np.ascontiguousarray(tensors[smaller][1:])
+    del tensors[f"{VISUAL}deepstack_merger_list.0.linear_fc2.weight"]
+    save_file(tensors, tmp_path / "merged" / SINGLE)
     with pytest.raises(CheckpointError) as caught:
-        unmerge_checkpoint(tmp_path / "merged", tmp_path / "out")
-    assert len(caught.value.faults) == 2
+        unmerge_checkpoint(tmp_path / "merged", tmp_path / "undo", tmp_path / "out")
+    assert len(caught.value.faults) == 3
     assert not (tmp_path / "out").exists()
 
 
@@ -353,9 +425,9 @@ def test_a_snapshot_of_the_hugging_face_cache(single, adapter, tmp_path):
         (repo / "blobs" / str(i)).chmod(0o444)
         path.symlink_to(f"../../blobs/{i}")
     before = tree(repo)
-    merge_checkpoint(adapter, snapshot, tmp_path / "merged")
+    merge_checkpoint(adapter, snapshot, tmp_path / "merged", undo=tmp_path / "undo")
     assert not any(path.is_symlink() for path in (tmp_path / "merged").rglob("*"))
-    unmerge_checkpoint(tmp_path / "merged", tmp_path / "back")
+    unmerge_checkpoint(tmp_path / "merged", tmp_path / "undo", tmp_path / "back")
     assert tree(tmp_path / "back") == tree(snapshot)
     assert tree(repo) == before
 

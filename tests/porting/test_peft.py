@@ -1,7 +1,9 @@
 """Our adapters in the real PEFT, and back."""
 
+import importlib
 import json
 import pickle
+import shutil
 import warnings
 from copy import deepcopy
 from dataclasses import replace
@@ -11,13 +13,17 @@ import numpy as np
 import pytest
 import torch
 import transformers
-from peft import LoraConfig, PeftModel, get_peft_model, set_peft_model_state_dict
+from peft import AutoPeftModel, LoraConfig, PeftModel, get_peft_model, set_peft_model_state_dict
+from safetensors import safe_open
 from safetensors.numpy import load_file, save_file
 
+import jax_unlearn
 from jax_unlearn.models.lora import LoraAdapter, LoraPair, init_adapter
 from jax_unlearn.runtime.errors import UserError
-from porting import load_clip, load_peft, save_peft
-from porting.peft import CONFIG, ROOT, WEIGHTS
+from porting import load_clip, load_peft, load_vision_tower, save_peft
+from porting.adaptable_linears import digest_of_base
+from porting.families import CLIPS, FAMILIES, HF_CLASSES
+from porting.peft import CONFIG, ROOT, WEIGHTS, name_base, read_facts
 from tests import tiny
 
 LIVE = "model.visual."
@@ -195,6 +201,76 @@ def test_the_same_adapter_gives_the_same_bytes(saved, adapter, tiny_dir, tmp_pat
     save_peft(again, tmp_path / "again", base_model_name_or_path=tiny_dir)
     for name in (CONFIG, WEIGHTS):
         assert (saved / name).read_bytes() == (tmp_path / "again" / name).read_bytes()
+
+
+def test_the_file_says_how_it_was_made(tiny_model, tiny_dir, tmp_path):
+    """And its bytes are the same each time: the library's order of several metadata is random."""
+    base = {"base_model_name_or_path": tiny_dir, "seed": 7}
+    written = set()
+    for i in range(3):
+        save_peft(tiny.adapter(), tmp_path / str(i), **base)
+        written.add((tmp_path / str(i) / WEIGHTS).read_bytes())
+    assert len(written) == 1
+    facts = read_facts(tmp_path / "0")
+    assert (facts["jax_unlearn"], facts["seed"]) == (jax_unlearn.__version__, "7")
+    assert facts["base_sha256"] == digest_of_base(tiny.adapter(), tiny_dir)
+    changed = deepcopy(tiny_model)
+    with torch.no_grad():
+        changed.get_submodule(f"{LIVE}merger.linear_fc1").weight[0, 0] += 1
+    changed.save_pretrained(tmp_path / "changed")
+    assert digest_of_base(tiny.adapter(), tmp_path / "changed") != facts["base_sha256"]
+    with safe_open(tmp_path / "0" / WEIGHTS, framework="numpy") as file:
+        assert file.metadata()["format"] == "pt"
+    save_peft(tiny.adapter(), tmp_path / "hub", base_model_name_or_path="org/name")
+    assert read_facts(tmp_path / "hub") == {"jax_unlearn": jax_unlearn.__version__}
+
+
+def test_the_name_of_the_base(tiny_dir, tmp_path):
+    def named(base, **more):
+        save_peft(
+            tiny.adapter(), tmp_path / "a", base_model_name_or_path=base, overwrite=True, **more
+        )
+        config = json.loads((tmp_path / "a" / CONFIG).read_text())
+        return config["base_model_name_or_path"], config["revision"]
+
+    snapshot = tmp_path / "hub" / "models--Qwen--Qwen3-VL-2B" / "snapshots" / "0a1b"
+    shutil.copytree(tiny_dir, snapshot)
+    assert named(snapshot) == ("Qwen/Qwen3-VL-2B", "0a1b")
+    assert named(tiny_dir) == (tiny_dir.name, None)
+    assert named(tmp_path / "gone") == ("gone", None)
+    assert named("org/name") == ("org/name", None)
+    assert named(tiny_dir, base_model="org/other") == ("org/other", None)
+
+
+def test_an_adapter_of_an_earlier_version(saved, adapter, tmp_path):
+    """It had an absolute path, no `auto_mapping`, and no metadata."""
+    config = json.loads((saved / CONFIG).read_text())
+    config |= {"auto_mapping": None, "base_model_name_or_path": str(tmp_path / "of" / "mine")}
+    del config["peft_version"]
+    (saved / CONFIG).write_text(json.dumps(config))
+    save_file(load_file(saved / WEIGHTS), saved / WEIGHTS, metadata={"format": "pt"})
+    same_adapter(load_peft(saved), adapter)
+    assert read_facts(saved) == {}
+    name_base(saved)
+    assert json.loads((saved / CONFIG).read_text())["base_model_name_or_path"] == "mine"
+
+
+def test_auto_peft_model(saved, adapter, tiny_model, tiny_dir, tmp_path, monkeypatch):
+    """It looks for the base's name beside the folder it is started in."""
+    monkeypatch.chdir(tiny_dir.parent)
+    model = AutoPeftModel.from_pretrained(saved)
+    assert type(model.base_model.model) is type(tiny_model)
+    theirs = tiny.tower_outputs(
+        model.get_submodule(f"{ROOT}model.visual"), tiny.images(), tiny.GRID
+    )
+    ours = load_vision_tower(tiny_dir)(tiny.images(), tiny.GRID, adapter=adapter)
+    tiny.close_to_largest(ours.pooler_output, theirs.pooler_output.detach())
+
+
+def test_every_family_has_a_class():
+    assert HF_CLASSES.keys() == {*FAMILIES, *CLIPS}
+    for module, name in HF_CLASSES.values():
+        assert hasattr(importlib.import_module(module), name)
 
 
 @pytest.mark.parametrize("lora_bias", [False, True])

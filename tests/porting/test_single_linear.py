@@ -140,7 +140,7 @@ def test_an_adapter_in_the_real_peft(case, tmp_path):
 
 
 def test_the_merged_checkpoint_and_its_undo(case, tmp_path):
-    porting.merge_checkpoint(case.adapter, case.path, tmp_path / "merged")
+    porting.merge_checkpoint(case.adapter, case.path, tmp_path / "merged", undo=tmp_path / "undo")
     ours = features(load_vision_tower(tmp_path / "merged"))
     # No class of transformers has such a tower, so its weights go into ours by hand.
     visual = deepcopy(tiny.tower_of(case.model))
@@ -150,7 +150,7 @@ def test_the_merged_checkpoint_and_its_undo(case, tmp_path):
     tiny.same_features(ours, hf_features(visual))
     tiny.same_features(features(case.tower, case.adapter), hf_features(visual))
 
-    porting.unmerge_checkpoint(tmp_path / "merged", tmp_path / "back")
+    porting.unmerge_checkpoint(tmp_path / "merged", tmp_path / "undo", tmp_path / "back")
     for file in case.path.iterdir():
         assert (tmp_path / "back" / file.name).read_bytes() == file.read_bytes()
 

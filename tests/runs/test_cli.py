@@ -113,7 +113,7 @@ def test_evaluating_again_without_statistics_runs_the_tower_again(run, folder):
 def test_evaluating_on_other_samples_is_refused(statistics, folder, tmp_path, capsys):
     for name in ("forget", "preserve"):
         shutil.copytree(folder / name, tmp_path / name)
-    out, options = tmp_path / "run", {} if statistics else {"no_save_statistics": []}
+    out, options = tmp_path / "run", {} if statistics else {"save_statistics": "no"}
     main(arguments(tmp_path, out, checkpoint=folder / "checkpoint", **options))
     before = (out / "metrics.json").read_text()
     next((tmp_path / "preserve" / "astronaut").iterdir()).unlink()
@@ -140,13 +140,45 @@ def test_export_writes_peft_and_merged(run, folder, capsys):
     first, second = (porting.load_peft(d) for d in (run / "adapter", folder / "peft"))
     for name, pair in first.pairs.items():
         assert np.array_equal(pair.b, second.pairs[name].b)
-    main(["export", str(run), "--format", "merged", "--out", str(folder / "merged")])
+    main(["export", str(run), "--out", str(folder / "merged")])
     merged = porting.load_vision_tower(folder / "merged")
     tower = porting.load_vision_tower(folder / "checkpoint")
     pixels = tiny.images()
     ours = tower(pixels, tiny.GRID, adapter=first).pooler_output
     np.testing.assert_allclose(merged(pixels, tiny.GRID).pooler_output, ours, atol=1e-4)
     assert capsys.readouterr().out.split() == [str(folder / "peft"), str(folder / "merged")]
+
+
+def test_a_merge_is_undone_and_its_checkpoint_may_have_moved(run, folder, tmp_path, capsys):
+    shutil.copytree(run, tmp_path / "run")
+    config = read(run / "config.json") | {"checkpoint": str(tmp_path / "gone")}
+    (tmp_path / "run" / "config.json").write_text(json.dumps(config))
+    merge = ["export", tmp_path / "run", "--out", tmp_path / "merged", "--undo", tmp_path / "undo"]
+    assert "gone: no such directory" in fails(merge, capsys)
+    assert not (tmp_path / "undo").exists()
+    moved = ["--checkpoint", folder / "checkpoint"]
+    main([str(part) for part in (*merge, *moved)])
+    back = ["unmerge", tmp_path / "merged", "--undo", tmp_path / "undo", "--out", tmp_path / "back"]
+    main([str(part) for part in back])
+    for file in (folder / "checkpoint").iterdir():
+        assert (tmp_path / "back" / file.name).read_bytes() == file.read_bytes()
+    (tmp_path / "run" / "statistics.safetensors").unlink()
+    capsys.readouterr()
+    assert "gone" in fails(["evaluate", tmp_path / "run"], capsys)
+    main([str(part) for part in ("evaluate", tmp_path / "run", *moved)])
+    tiny.model(tiny.config(), seed=1).save_pretrained(tmp_path / "other")
+    capsys.readouterr()
+    again = ["export", tmp_path / "run", "--out", tmp_path / "again"]
+    said = fails([*again, "--checkpoint", tmp_path / "other"], capsys)
+    assert "other: has other weights in the adapted Linears than the adapter" in said
+    peft = ["export", tmp_path / "run", "--out", tmp_path / "peft", "--format", "peft"]
+    main([str(part) for part in (*peft, "--base-model", "org/name")])
+    config = read(tmp_path / "peft" / "adapter_config.json")
+    assert config["base_model_name_or_path"] == "org/name"
+    assert read(run / "adapter" / "adapter_config.json")["base_model_name_or_path"] == "checkpoint"
+    capsys.readouterr()
+    said = "--undo: has no effect here: it is for --format merged, and the format is peft"
+    assert said in fails([*peft, "--undo", tmp_path / "other"], capsys)
 
 
 def test_settings_reach_the_run(folder):
@@ -549,7 +581,16 @@ def test_a_run_never_imports_torch(folder, tmp_path):
 
 
 def test_help_of_every_command(capsys):
-    for command in ([], ["demo"], ["inspect"], ["run"], ["evaluate"], ["export"]):
+    for command in (
+        [],
+        ["demo"],
+        ["inspect"],
+        ["run"],
+        ["evaluate"],
+        ["export"],
+        ["unmerge"],
+        ["compare"],
+    ):
         with pytest.raises(SystemExit) as exit:
             main([*command, "--help"])
         assert exit.value.code == 0

@@ -294,7 +294,7 @@ def test_its_statistics_are_enough_to_train_and_to_judge_again(side, request, al
     shutil.rmtree(earlier)
     main(["evaluate", str(out)])
     assert read(out / "metrics.json")["zero_shot"] == first["zero_shot"]
-    main(["export", str(out), "--out", str(tmp_path / "peft")])
+    main(["export", str(out), "--format", "peft", "--out", str(tmp_path / "peft")])
     assert (tmp_path / "peft" / "adapter_model.safetensors").read_bytes() == weights(out)
 
 

@@ -74,8 +74,9 @@ VALUES = {
 # Settings of how a run is carried out, which must not change the adapter.
 EXECUTION = {
     "overwrite": True,
+    "base_model": "org/name",
     "strict": True,
-    "save_statistics": False,
+    "save_statistics": "no",
     "mesh": "data=1",
     "workers": 1,
     "resume": True,
@@ -228,7 +229,7 @@ def test_every_setting_has_a_value_here(places):
 
 
 # Used wherever a run is; the rest of them say where they are.
-ALWAYS = {"overwrite", "resume"}
+ALWAYS = {"base_model", "overwrite", "resume"}
 
 
 @pytest.mark.parametrize("mode", MODES)

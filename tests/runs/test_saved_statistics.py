@@ -1,5 +1,6 @@
 """Training again on a run's statistics: the same adapter, without an image or a tower."""
 
+import os
 import re
 import shutil
 from pathlib import Path
@@ -9,6 +10,7 @@ import pytest
 from safetensors.numpy import load_file
 
 import porting
+from jax_unlearn.runs import saved_statistics
 from jax_unlearn.runs.cli import main
 from tests.running import arguments, read
 
@@ -139,19 +141,59 @@ def test_a_broken_file_is_refused(run, tmp_path, capsys):
     (broken / "statistics.safetensors").write_bytes(b"broken")
     refused(broken, tmp_path, capsys, [], "statistics.safetensors: cannot be read")
     (broken / "statistics.safetensors").unlink()
-    refused(broken, tmp_path, capsys, [], "no such file; linear_fc1 and --no-save-statistics")
+    refused(broken, tmp_path, capsys, [], "no such file; a run writes it with --save")
 
 
 def test_the_target_blank_needs_no_image_and_a_run_no_copy_of_its_statistics(alone, tmp_path):
-    out = again(alone, tmp_path / "statistics", "--target", "blank", "--no-save-statistics")
+    out = again(alone, tmp_path / "statistics", "--target", "blank", "--save-statistics", "no")
     assert weights(out) != weights(alone)
     assert not (out / "statistics.safetensors").exists()
     main(["evaluate", str(out)])
 
 
 def test_no_statistics_where_they_are_not_wanted(folder, tmp_path):
-    main([*arguments(folder, tmp_path / "run", epochs=1), "--no-save-statistics"])
+    main([*arguments(folder, tmp_path / "run", epochs=1), "--save-statistics", "no"])
     assert not (tmp_path / "run" / "statistics.safetensors").exists()
+
+
+def test_large_statistics_are_written_on_request(folder, tmp_path, monkeypatch, capsys):
+    size = read_size(folder, tmp_path / "small")
+    monkeypatch.setattr(saved_statistics, "SMALL", size - 1)
+    assert read_size(folder, tmp_path / "large", written=False) == size
+    said = "statistics.safetensors was not written, as it has"
+    assert said in capsys.readouterr().err
+    assert read_size(folder, tmp_path / "asked", "--save-statistics", "yes") == size
+    assert said not in capsys.readouterr().err
+
+
+def read_size(folder, out, *options, written=True):
+    main([*arguments(folder, out, epochs=1), *options])
+    assert (out / "statistics.safetensors").exists() == written
+    found = read(out / "metrics.json")["statistics"]
+    assert found["written"] == written
+    return found["bytes"]
+
+
+@pytest.mark.parametrize(
+    ("forget", "preserve", "directory", "file"),
+    [(0o755, 0o755, 0o755, 0o644), (0o750, 0o755, 0o750, 0o640), (0o755, 0o700, 0o700, 0o600)],
+)
+def test_nobody_reads_a_run_who_may_not_read_its_images(
+    forget, preserve, directory, file, folder, tmp_path
+):
+    for name, mode in (("forget", forget), ("preserve", preserve)):
+        shutil.copytree(folder / name, tmp_path / name)
+        (tmp_path / name).chmod(mode)
+    old = os.umask(0o022)
+    try:
+        out, more = tmp_path / "run", {"checkpoint": folder / "checkpoint", "epochs": 1}
+        main(arguments(tmp_path, out, **more))
+        again(out, tmp_path / "again")
+    finally:
+        os.umask(old)
+    for made in (out, tmp_path / "again"):
+        assert made.stat().st_mode & 0o777 == directory
+        assert (made / "statistics.safetensors").stat().st_mode & 0o777 == file
 
 
 def test_statistics_hold_no_rows_of_tokens(folder, tmp_path):

@@ -59,7 +59,7 @@ def hub(files, tmp_path, monkeypatch):
 
 def test_a_run_downloads_the_shards_of_the_tower_alone(hub, tiny_tower):
     tower = load_vision_tower("tiny/model")
-    assert sorted(hub.downloads) == ["config.json", TOWER, INDEX, PROCESSOR]
+    assert sorted(hub.downloads) == ["README.md", "config.json", TOWER, INDEX, PROCESSOR]
     for ours, theirs in zip(
         (tower.merger.linear_fc1, tower.merger.linear_fc2),
         (tiny_tower.merger.linear_fc1, tiny_tower.merger.linear_fc2),
@@ -68,6 +68,7 @@ def test_a_run_downloads_the_shards_of_the_tower_alone(hub, tiny_tower):
         np.testing.assert_array_equal(ours.kernel[...], theirs.kernel[...])
     whole = local_checkpoint("tiny/model", "all")
     assert sorted(path.name for path in whole.iterdir()) == [
+        "README.md",
         "config.json",
         TOWER,
         TEXT,
@@ -85,6 +86,11 @@ def test_a_run_records_the_commit(hub, folder, tmp_path):
     main(arguments(folder, tmp_path / "run", checkpoint="tiny/model@v1", epochs=2))
     assert read(tmp_path / "run" / "config.json")["checkpoint"] == f"tiny/model@{COMMIT}"
     assert TEXT not in hub.downloads
+    adapter = read(tmp_path / "run" / "adapter" / "adapter_config.json")
+    assert (adapter["base_model_name_or_path"], adapter["revision"]) == ("tiny/model", COMMIT)
+    main(["export", str(tmp_path / "run"), "--out", str(tmp_path / "merged")])
+    assert TEXT in hub.downloads
+    assert (tmp_path / "merged" / TEXT).is_file()
 
 
 def test_what_is_in_the_cache_is_read_without_the_hub(hub, monkeypatch):

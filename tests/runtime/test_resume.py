@@ -81,6 +81,8 @@ def test_a_run_goes_on_where_it_was_stopped(
     saved = stopped(monkeypatch, folder, out, count, *more)
     assert "--resume continues" in capsys.readouterr().err
     assert saved.is_dir()
+    # It holds means of images.
+    assert saved.stat().st_mode & 0o777 == 0o700
     assert not out.exists()
     taken = []
     monkeypatch.setattr(StageSnapshots, "step", lambda self, _: taken.append(self))

@@ -15,6 +15,8 @@ from jax_unlearn.data.images import ImageFile, read_image
 from jax_unlearn.runs.settings.config import RunConfig, to_json
 
 THUMBNAILS = 10
+# Names of forgotten classes in a title.
+CLASSES = 5
 VLM_ROWS = (
     ("selectivity", "what else the forget images show, right"),
     ("others", "naming questions on preserve images, right"),
@@ -48,7 +50,7 @@ def report(
         environment()
         .get_template("page.html.jinja")
         .render(
-            title=f"Forgetting “{concept(config)}”",
+            title=f"Forgetting “{concept(config, metrics)}”",
             zero_shot=metrics.get("zero_shot"),
             zero_shot_rows=ZERO_SHOT_ROWS,
             m=metrics,
@@ -64,11 +66,16 @@ def report(
     return page
 
 
-def concept(config: RunConfig) -> str:
+def concept(config: RunConfig, metrics: dict[str, Any]) -> str:
+    """What was forgotten: the concept, the names, or the classes of the images."""
     samples = config.samples
     if samples.forget_text:
         return ", ".join(samples.forget_text)
-    return samples.concept or (samples.forget.name if samples.forget else "")
+    # Runs of earlier versions do not have the classes.
+    classes = metrics["samples"].get("forget_classes", ())
+    more = f" and {len(classes) - CLASSES} more" if len(classes) > CLASSES else ""
+    folder = samples.forget.name if samples.forget else ""
+    return samples.concept or f"{', '.join(classes[:CLASSES])}{more}" or folder
 
 
 def environment() -> jinja2.Environment:

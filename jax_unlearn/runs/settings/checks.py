@@ -111,6 +111,8 @@ def _reason(fact: str, allowed: tuple[Any, ...], actual: Any) -> str:
     if fact == "source":
         kinds = " or ".join(OF_SOURCE[kind] for kind in allowed)
         return f"it is for {kinds}, and this run is of {OF_SOURCE[actual]}"
+    if fact == "format":
+        return f"it is for --format {' or '.join(allowed)}, and the format is {actual}"
     if fact in ("optimizer", "target"):
         return f"it is for --{fact} {' or '.join(allowed)}, and this run's is {actual}"
     return REASONS[fact]

@@ -43,12 +43,16 @@ class ExecutionSettings:
     """Directory of the run, created by it."""
     overwrite: bool = False
     """Replace --out if it exists."""
+    base_model: str | None = None
+    """Name of the checkpoint in the adapter, where PEFT looks for it; by default the repository of
+    a snapshot in the Hugging Face cache, or the name of the checkpoint's directory."""
     strict: bool = used_if(False, reads_images=True)
     """Stop at the first image that cannot be read, instead of skipping it."""
-    save_statistics: bool = used_if(True, adapts_fc1=False)
-    """Write statistics.safetensors to --out, for --statistics. It contains, for each tap, half of a
-    D_in × D_in matrix in float64 for forget and for preserve rows (less for few rows), and the mean
-    of each image needed for evaluation (with CLIP a row per prompt and image)."""
+    save_statistics: Literal["small", "yes", "no"] = used_if("small", adapts_fc1=False)
+    """Write statistics.safetensors to --out, for --statistics: small, if it has at most 64 MiB. It
+    contains, for each tap, half of a D_in × D_in matrix in float64 for forget and for preserve rows
+    (less for few rows), and the mean of each image needed for evaluation (with CLIP a row per
+    prompt and image). With D_in = 4096 and four Mergers that is 0.5 GiB."""
     mesh: str | None = used_if(None, source="qwen_images", saved=False)
     """data=N: number of devices that run the tower, each on its own images; by default all local
     devices. data=N,fsdp=M: N × M devices; the weights of the tower's blocks are sharded over M of

@@ -9,6 +9,8 @@ from jax_unlearn.runtime.used_if import option
 
 # A file of this name is that of a run, with all its settings.
 OF_RUN = "config.json"
+# How YAML and JSON write that there is no value.
+NOTHING = ("null", "~", "")
 
 
 def options_in(path: Path) -> list[str]:
@@ -25,7 +27,8 @@ def options_in(path: Path) -> list[str]:
     import yaml
 
     try:
-        found = yaml.safe_load(path.read_text(encoding="utf-8"))
+        # Every value as text, since YAML takes `no` for false.
+        found = yaml.load(path.read_text(encoding="utf-8"), yaml.BaseLoader)
     except (OSError, ValueError, yaml.YAMLError, RecursionError) as error:
         text = " ".join(str(error).split())
         raise UserError(f"--config {path}: cannot be read as YAML or JSON ({text})") from error
@@ -41,11 +44,11 @@ def words(path: Path, name: Any, value: Any) -> Iterator[str]:
         UserError: the value is not a text, number, switch, or list of those.
     """
     flag = option(str(name))
-    if isinstance(value, bool):
-        yield flag if value else f"--no-{flag.removeprefix('--')}"
+    if value in ("true", "false"):
+        yield flag if value == "true" else f"--no-{flag.removeprefix('--')}"
         return
     values = value if isinstance(value, list) else [value]
-    if not all(one is None or isinstance(one, str | int | float) for one in values):
+    if not all(isinstance(one, str) for one in values):
         raise UserError(f"--config {path}: {name}: must be a text, a number or a list of those")
     yield flag
-    yield from map(str, values)
+    yield from ("None" if one in NOTHING else one for one in values)

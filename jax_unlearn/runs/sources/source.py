@@ -51,14 +51,19 @@ class Source(Protocol):
 
 
 def sample_counts(dataset: Dataset[Any], skipped: Sequence[tuple[str, str]]) -> dict[str, Any]:
-    """Number of samples in each group, without the skipped ones, which are listed."""
+    """Number of samples in each group, without the skipped ones, and the forgotten classes."""
     names = {name for name, _ in skipped}
     counts = {
         name: sum(getattr(sample, "name", None) not in names for sample in group)
         for name, group in dataset.groups().items()
     }
     named = [f"{name}: {reason}" for name, reason in skipped]
-    found = {**counts, "skipped": named, "fingerprint": dataset.fingerprint()}
+    found = {
+        **counts,
+        "forget_classes": sorted({sample.label for sample in dataset.forget}),
+        "skipped": named,
+        "fingerprint": dataset.fingerprint(),
+    }
     left_out = dataset.left_out.lines()
     return found | {"left_out": left_out} if left_out else found
 
