@@ -73,6 +73,7 @@ GROUPS = {
         "overwrite",
         "base_model",
         "save_statistics",
+        "track",
         "resume",
         "save_seconds",
         "save_steps",

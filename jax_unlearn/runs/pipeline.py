@@ -37,6 +37,7 @@ from jax_unlearn.runs.sources.qwen_images import QwenImages
 from jax_unlearn.runs.sources.saved_statistics import SavedStatistics
 from jax_unlearn.runs.sources.source import Source
 from jax_unlearn.runs.sweep import explore
+from jax_unlearn.runs.tracking import check_installed, track
 from jax_unlearn.runtime import collectives, processes
 from jax_unlearn.runtime.atomic_files import check_free, fresh_directory
 from jax_unlearn.runtime.errors import UserError
@@ -98,6 +99,7 @@ def prepared_run(
             console = Console(quiet=True)
     with collectives.failing_together():
         check_free(execution.out, execution.overwrite)
+        check_installed(execution.track)
         source = open_source(config, console, start)
         snapshots = RunSnapshots(
             execution.out,
@@ -234,6 +236,7 @@ def run_pipeline(prepared: PreparedRun, begun: float) -> Metrics:
         (out / "history.jsonl").write_text("\n".join(lines) + "\n")
         save_metrics(out, config, metrics, judge.pictures())
         write_card(out, config, metrics)
+        track(config, out, result.history, metrics)
         protect(out, config.samples)
     return metrics
 

@@ -86,6 +86,7 @@ EXECUTION = {
     "coordinator": "localhost:1",
     "process_id": 0,
     "processes": 1,
+    "track": ("tensorboard",),
     "heartbeat_seconds": 5,
     "wait_seconds": 5.0,
 }
@@ -229,7 +230,7 @@ def test_every_setting_has_a_value_here(places):
 
 
 # Used wherever a run is; the rest of them say where they are.
-ALWAYS = {"base_model", "overwrite", "resume"}
+ALWAYS = {"base_model", "overwrite", "resume", "track"}
 
 
 @pytest.mark.parametrize("mode", MODES)

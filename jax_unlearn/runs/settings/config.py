@@ -15,6 +15,7 @@ from jax_unlearn.runtime.used_if import leaf_fields, used_if
 from jax_unlearn.solvers.config import SolverConfig
 
 Optimizer = Literal["closed_form", "adam", "leace"]
+Tracker = Literal["tensorboard", "wandb"]
 
 
 @dataclass(frozen=True)
@@ -53,6 +54,9 @@ class ExecutionSettings:
     contains, for each tap, half of a D_in × D_in matrix in float64 for forget and for preserve rows
     (less for few rows), and the mean of each image needed for evaluation (with CLIP a row per
     prompt and image). With D_in = 4096 and four Mergers that is 0.5 GiB."""
+    track: tuple[Tracker, ...] = used_if((), command="run")
+    """Log settings, training and metrics: to --out/tensorboard, or to Weights & Biases (each needs
+    the extra of its name)."""
     mesh: str | None = used_if(None, source="qwen_images", saved=False)
     """data=N: number of devices that run the tower, each on its own images; by default all local
     devices. data=N,fsdp=M: N × M devices; the weights of the tower's blocks are sharded over M of
