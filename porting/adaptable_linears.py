@@ -1,12 +1,12 @@
 """Locate a checkpoint's adaptable Linears, by key in its files and by path in the HF model."""
 
-import json
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Generic, TypeVar
 
 from jax_unlearn.models.lora import LoraAdapter, LoraPair
 from jax_unlearn.runtime.errors import UserError
+from jax_unlearn.runtime.text_files import read_json
 from porting.checkpoint import Checkpoint, CheckpointError, config_path, missing_files
 from porting.families import PROJECTIONS, ClipFamily, Family, adaptable_family_of, family_of
 from porting.open_clip import OPEN_PROJECTIONS, open_clip_weights
@@ -108,7 +108,7 @@ def read_model_type(directory: Path) -> object:
     """
     path = config_path(directory)
     try:
-        return json.loads(path.read_text(encoding="utf-8"))["model_type"]
+        return read_json(path)["model_type"]
     except (OSError, ValueError, KeyError, TypeError) as error:
         raise UserError(f"{path}: names no model_type ({error!r})") from error
 

@@ -2,7 +2,8 @@
 
 import json
 import math
-from collections.abc import Iterable, Iterator
+import os
+from collections.abc import Iterable, Iterator, Mapping
 from contextlib import ExitStack
 from pathlib import Path
 from types import TracebackType
@@ -15,11 +16,16 @@ from safetensors import SafetensorError, safe_open
 
 from jax_unlearn.runtime.errors import UserError
 from jax_unlearn.runtime.hub import INDEX, SINGLE
+from jax_unlearn.runtime.text_files import read_json
 
 DTYPES = {"F32": "float32", "F16": "float16", "BF16": "bfloat16"}
 NUMPY = {"float32": np.float32, "float16": np.float16, "bfloat16": ml_dtypes.bfloat16}
 # Bytes read at once.
 PIECE = 2**22
+# Far above every model's; a program for more would never end.
+MOST_LAYERS, MOST = 1000, 2**24
+# Bytes of a file's name on every file system.
+LONGEST_NAME = 255
 LFS_POINTER = b"version https://git-lfs"
 
 # (start, end) of each tensor's bytes in a file, by key.
@@ -65,7 +71,8 @@ class Checkpoint:
         only = [self.directory / self.file] if self.file else []
         for shard in only or shards(self.directory, index, faults):
             self._open_shard(shard, faults)
-        for key, name in index.items():
+        # A name that is a fault need not be one that the system takes.
+        for key, name in () if faults else index.items():
             shard = self.directory / name
             if not shard.is_file():
                 self.missing[key] = name
@@ -202,10 +209,7 @@ def read_index(directory: Path, faults: list[str]) -> dict[str, str]:
     if not path.is_file():
         return {}
     try:
-        return {
-            key: str(name)
-            for key, name in json.loads(path.read_text(encoding="utf-8"))["weight_map"].items()
-        }
+        return {key: str(name) for key, name in read_json(path)["weight_map"].items()}
     except (ValueError, KeyError, TypeError, AttributeError) as error:
         faults.append(f"{INDEX} is not an index ({error!r})")
         return {}
@@ -227,11 +231,22 @@ def shards(directory: Path, index: dict[str, str], faults: list[str]) -> list[Pa
         faults.append(f"holds {SINGLE} and {INDEX}, and transformers reads the first; remove one")
     paths = []
     for name in sorted(set(index.values())):
-        if name != Path(name).name or name in {"", ".."}:
-            faults.append(f"{INDEX} names {name!r}, which is not a file of this directory")
+        if name != Path(name).name or name in {"", ".."} or len(os.fsencode(name)) > LONGEST_NAME:
+            shown = name if len(name) <= 60 else f"{name[:60]}…"
+            faults.append(f"{INDEX} names {shown!r}, which is not a file of this directory")
         elif (directory / name).is_file():
             paths.append(directory / name)
     return paths
+
+
+def size_faults(sizes: Mapping[str, Any]) -> list[str]:
+    """Sizes of a config that no model has: not a positive integer, or absurdly large."""
+    largest = {"depth": MOST_LAYERS, "num_hidden_layers": MOST_LAYERS}
+    return [
+        f"{name} is {size!r}"
+        for name, size in sizes.items()
+        if type(size) is not int or not 1 <= size <= largest.get(name, MOST)
+    ]
 
 
 def config_path(directory: Path) -> Path:
@@ -257,11 +272,11 @@ def load_config(directory: Path) -> Any:
     path = config_path(directory)
 
     # Imported here because transformers imports torch if it is installed (see `no_torch`).
-    from huggingface_hub.errors import StrictDataclassError
     from transformers import AutoConfig
 
     try:
         return AutoConfig.from_pretrained(directory, local_files_only=True, trust_remote_code=False)
-    except (KeyError, OSError, TypeError, ValueError, StrictDataclassError) as error:
+    except Exception as error:
+        # transformers raises almost any exception for a damaged config.
         text = " ".join(str(error).split())
         raise UserError(f"{path}: not a config that transformers can read ({text})") from error

@@ -14,7 +14,7 @@ from jax_unlearn.models.layers import ACTIVATIONS
 from jax_unlearn.runtime.errors import UserError
 from jax_unlearn.runtime.hub import local_checkpoint
 from porting.adaptable_linears import read_model_type
-from porting.checkpoint import load_config
+from porting.checkpoint import load_config, size_faults
 from porting.open_clip import OPEN_CONFIG, open_clip_parts, open_clip_table, open_clip_weights
 from porting.quantized import DequantizedCheckpoint
 from porting.qwen3_vision import TOWER_DTYPES
@@ -101,7 +101,7 @@ def clip_parts(directory: Path) -> tuple[dict[str, Any], dict[str, Any], Any]:
 def part_faults(side: str, part: dict[str, Any]) -> list[str]:
     """Values that a CLIP cannot have."""
     sizes = {name: value for name, value in part.items() if name not in NO_SIZE}
-    faults = [f"{n} is {size!r}" for n, size in sizes.items() if type(size) is not int or size < 1]
+    faults = size_faults(sizes)
     if not faults and part["hidden_size"] % part["num_attention_heads"]:
         width, heads = part["hidden_size"], part["num_attention_heads"]
         faults.append(f"num_attention_heads {heads} does not divide hidden_size {width}")

@@ -24,6 +24,7 @@ from jax_unlearn.runtime.atomic_files import (
 )
 from jax_unlearn.runtime.errors import UserError
 from jax_unlearn.runtime.hub import local_checkpoint
+from jax_unlearn.runtime.text_files import read_json
 from jax_unlearn.runtime.version import VERSION
 from porting.adaptable_linears import AdaptableLinears, adapter_faults, locate_in, open_weights
 from porting.checkpoint import Checkpoint, CheckpointError, missing_files
@@ -206,7 +207,7 @@ def _record(source: Path, adapter: LoraAdapter, digests: Mapping[str, str]) -> s
     path, merges = source / MERGE_RECORD, []
     if path.is_file():
         try:
-            merges = list(json.loads(path.read_text())["merges"])
+            merges = list(read_json(path)["merges"])
         except (ValueError, KeyError, TypeError) as error:
             raise UserError(f"{path}: cannot be read ({error!r}); remove it") from error
     latest = {

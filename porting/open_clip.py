@@ -3,13 +3,13 @@
 Source: https://github.com/mlfoundations/open_clip, src/open_clip/model.py and transformer.py.
 """
 
-import json
 from collections.abc import Collection
 from pathlib import Path
 from typing import Any
 
 from jax_unlearn.models.clip.model import OLD_EOS, ClipConfig
 from jax_unlearn.runtime.errors import UserError
+from jax_unlearn.runtime.text_files import read_json, read_text
 from porting.checkpoint import SINGLE
 from porting.weight_table import Rule, flat_kernel, linear, norm, transposed
 
@@ -54,7 +54,7 @@ def open_clip_weights(directory: Path) -> str | None:
 
 
 def _text(path: Path) -> str:
-    return path.read_text(encoding="utf-8") if path.is_file() else ""
+    return read_text(path) if path.is_file() else ""
 
 
 def open_clip_parts(directory: Path) -> tuple[dict[str, Any], dict[str, Any], Any]:
@@ -65,7 +65,7 @@ def open_clip_parts(directory: Path) -> tuple[dict[str, Any], dict[str, Any], An
     """
     path = directory / OPEN_CONFIG
     try:
-        model = json.loads(path.read_text(encoding="utf-8"))["model_cfg"]
+        model = read_json(path)["model_cfg"]
         text, vision = model["text_cfg"], model["vision_cfg"]
         act = "quick_gelu" if model.get("quick_gelu") else "gelu"
         parts = text_part(TEXT | text, act), vision_part(VISION | vision, act)

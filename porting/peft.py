@@ -5,6 +5,7 @@ checked.
 """
 
 import json
+import math
 from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import Any
@@ -17,6 +18,7 @@ from safetensors import SafetensorError, safe_open
 from jax_unlearn.models.lora import LoraAdapter, LoraPair
 from jax_unlearn.runtime.atomic_files import fresh_directory
 from jax_unlearn.runtime.errors import UserError
+from jax_unlearn.runtime.text_files import read_json
 from jax_unlearn.runtime.version import VERSION
 from porting.adaptable_linears import digest_of_base, model_type_of_base, place_of_base
 from porting.families import linear_of_live_path
@@ -136,22 +138,30 @@ def name_base(adapter_dir: Path, base_model: str | None = None) -> None:
             replaced as `save_peft` does.
     """
     path = adapter_dir / CONFIG
-    config = json.loads(path.read_text())
-    if base_model is None and not Path(config["base_model_name_or_path"]).is_absolute():
+    config, earlier = read_json(path), base_of(adapter_dir)
+    if base_model is None and not Path(earlier).is_absolute():
         return
-    name = (base_model, None) if base_model else base_name(config["base_model_name_or_path"])
+    name = (base_model, None) if base_model else base_name(earlier)
     config |= {"base_model_name_or_path": name[0], "revision": name[1]}
     path.write_text(json.dumps(config, indent=2, sort_keys=True) + "\n")
 
 
 def base_of(adapter_dir: Path) -> str:
-    """The name of the base in an adapter's config."""
-    return str(json.loads((adapter_dir / CONFIG).read_text())["base_model_name_or_path"])
+    """The name of the base in an adapter's config.
+
+    Raises:
+        UserError: it names none.
+    """
+    path = adapter_dir / CONFIG
+    found = _read_config(adapter_dir).get("base_model_name_or_path")
+    if not isinstance(found, str):
+        raise UserError(f"{path}: names no base model; set base_model_name_or_path")
+    return found
 
 
 def remove_bias(adapter_dir: Path) -> None:
     """Remove PEFT's `lora_bias` from an adapter directory: a different adapter."""
-    config, path = json.loads((adapter_dir / CONFIG).read_text()), adapter_dir / WEIGHTS
+    config, path = read_json(adapter_dir / CONFIG), adapter_dir / WEIGHTS
     del config["lora_bias"]
     with safe_open(path, framework="numpy") as file:
         keys = [key for key in file.keys() if not key.endswith(PARTS["bias"])]  # noqa: SIM118
@@ -191,7 +201,7 @@ def _read_config(directory: Path) -> dict[str, Any]:
     if not path.is_file():
         raise UserError(f"{path}: no such file; {directory} is not a PEFT adapter")
     try:
-        config: dict[str, Any] = json.loads(path.read_text(encoding="utf-8"))
+        config: dict[str, Any] = read_json(path)
     except ValueError as error:
         raise UserError(f"{path}: is not JSON ({error})") from error
     if faults := list(_config_faults(config)):
@@ -207,8 +217,8 @@ def _config_faults(config: Any) -> Iterator[str]:
     rank, alpha = config.get("r"), config.get("lora_alpha")
     if type(rank) is not int or rank < 1:
         yield f"r is {rank!r}, expected a positive integer"
-    if type(alpha) not in (int, float):
-        yield f"lora_alpha is {alpha!r}, expected a number"
+    if not isinstance(alpha, int | float) or not math.isfinite(alpha):
+        yield f"lora_alpha is {alpha!r}, expected a finite number"
     for name, plain in PLAIN.items():
         if (value := config.get(name, plain[0])) not in plain:
             yield f"{name} = {value!r} is not supported"

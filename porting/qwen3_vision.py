@@ -1,5 +1,6 @@
 """Load Qwen3 vision towers: the weight table, a checkpoint's tower, and `load_vision_tower`."""
 
+import math
 from dataclasses import dataclass, replace
 from functools import partial
 from pathlib import Path
@@ -13,7 +14,7 @@ from jax_unlearn.models.qwen3_vision.tower import Qwen3VisionTower
 from jax_unlearn.runtime.errors import UserError
 from jax_unlearn.runtime.hub import local_checkpoint
 from porting.adaptable_linears import AdaptableLinears, locate, read_family
-from porting.checkpoint import Checkpoint, load_config, refuse_adapter_beside
+from porting.checkpoint import Checkpoint, load_config, refuse_adapter_beside, size_faults
 from porting.families import FAMILIES, Family
 from porting.quantized import DequantizedCheckpoint
 from porting.weight_table import Layout, Rule, flat_kernel, linear, norm, to_flax, verify
@@ -86,9 +87,14 @@ def vision_config(directory: str | Path, dtype: str = "float32") -> tuple[str, V
     path = directory / "config.json"
     thinker = getattr(hf, "thinker_config", hf)
     vision = getattr(thinker, "vision_config", thinker)
-    if vision.hidden_act not in ACTIVATIONS:
-        raise UserError(f"{path}: hidden_act {vision.hidden_act!r} is not one of {[*ACTIVATIONS]}")
-    config = _from_hf(vision, family, dtype)
+    try:
+        act, config = vision.hidden_act, _from_hf(vision, family, dtype)
+    except (AttributeError, KeyError, TypeError) as error:
+        raise UserError(f"{path}: does not describe a vision tower ({error})") from error
+    if not isinstance(config.rope_theta, int | float) or not 0 < config.rope_theta < math.inf:
+        raise UserError(f"{path}: rope_theta is {config.rope_theta!r}, expected a positive number")
+    if not isinstance(act, str) or act not in ACTIVATIONS:
+        raise UserError(f"{path}: hidden_act {act!r} is not one of {[*ACTIVATIONS]}")
     if faults := config_faults(config):
         raise UserError(f"{path}: {'; '.join(faults)}")
     return hf.model_type, config
@@ -120,17 +126,18 @@ def config_faults(config: VisionConfig) -> list[str]:
         for name in ("depth", "hidden_size", "intermediate_size", "num_heads", "out_hidden_size")
     }
     patch = ("in_channels", "temporal_patch_size", "patch_size", "spatial_merge_size")
-    sizes |= {name: getattr(config, name) for name in patch}
+    sizes |= {name: getattr(config, name) for name in (*patch, "num_position_embeddings")}
     # transformers' configs allow a list as patch size, but its towers do not.
-    faults = [f"{n} is {size}" for n, size in sizes.items() if type(size) is not int or size < 1]
+    faults = size_faults(sizes)
     if not faults and config.hidden_size % (4 * config.num_heads):
         faults.append(
             f"num_heads {config.num_heads} does not divide hidden_size {config.hidden_size} into "
             "heads of a multiple of 4"
         )
-    if config.table_side**2 != config.num_position_embeddings:
+    if not faults and config.table_side**2 != config.num_position_embeddings:
         faults.append(f"num_position_embeddings {config.num_position_embeddings} is no square")
-    if any(not 0 <= index < config.depth for index in config.deepstack_indexes):
+    levels = config.deepstack_indexes
+    if any(type(index) is not int or not 0 <= index < config.depth for index in levels):
         faults.append(f"deepstack_visual_indexes {list(config.deepstack_indexes)} leave the depth")
     return faults
 

@@ -14,6 +14,9 @@ from PIL import ExifTags, Image, UnidentifiedImageError
 from jax_unlearn.data.scan import printable
 from jax_unlearn.runtime.errors import UserError
 
+# A small file may claim any size, and an image is decoded whole.
+MOST_PIXELS, LARGEST_FILE = 10**8, 2**30
+
 
 class Contents(NamedTuple):
     """SHA-256 of a file's bytes, and the reason why it cannot be decoded, or None."""
@@ -48,7 +51,7 @@ class ImageFile:
         """Digest of the file's bytes and whether they decode; read once and cached."""
         try:
             source = self.source()
-            data = source.read_bytes() if isinstance(source, Path) else source.getvalue()
+            data = read_bytes(source) if isinstance(source, Path) else source.getvalue()
         except UNREADABLE as error:
             return Contents(hashlib.sha256(self.name.encode()).digest(), reason(error))
         digest = hashlib.sha256(data).digest()
@@ -67,10 +70,32 @@ class ImageFile:
 def open_image(source: Path | BytesIO) -> Image.Image:
     """Open an image without decoding it; raises the same errors as `read_image`."""
     try:
-        return Image.open(source)
+        image = Image.open(source)
     except UnidentifiedImageError as error:
         # Pillow's own message may contain a memory address.
         raise ValueError("not an image that Pillow knows") from error
+    width, height = image.size
+    if width * height > MOST_PIXELS:
+        image.close()
+        raise ValueError(f"it has {width} × {height} pixels, and at most {MOST_PIXELS} are decoded")
+    return image
+
+
+def read_bytes(path: Path) -> bytes:
+    """The bytes of an image file.
+
+    Raises:
+        OSError: it cannot be read.
+        ValueError: it is larger than any image that is decoded.
+    """
+    check_size(path.stat().st_size)
+    return path.read_bytes()
+
+
+def check_size(size: int) -> None:
+    """Raise ValueError for a number of bytes that is larger than any image that is decoded."""
+    if size > LARGEST_FILE:
+        raise ValueError(f"it has {size} bytes, and at most {LARGEST_FILE} are read")
 
 
 def read_image(source: Path | BytesIO) -> Image.Image:

@@ -5,7 +5,7 @@ from dataclasses import dataclass
 from io import BytesIO
 from pathlib import Path, PurePosixPath
 
-from jax_unlearn.data.images import UNREADABLE, ImageFile, reason
+from jax_unlearn.data.images import UNREADABLE, ImageFile, check_size, reason
 from jax_unlearn.data.scan import PREFIX, LeftOut, hidden, is_image, other_kind, printable
 
 
@@ -37,6 +37,7 @@ class Slice(ShardImage):
         return f"{super().entry}: {self.size}"
 
     def source(self) -> BytesIO:
+        check_size(self.size)
         data = read_at(self.file, self.offset, self.size)
         if len(data) < self.size:
             raise ValueError(f"the shard ends after {len(data)} of its {self.size} bytes")

@@ -1,6 +1,5 @@
 """Read and check the settings of a checkpoint's image processor."""
 
-import json
 import math
 from dataclasses import dataclass
 from pathlib import Path
@@ -12,6 +11,7 @@ from PIL import Image
 
 from jax_unlearn.runtime.errors import UserError
 from jax_unlearn.runtime.hub import local_checkpoint
+from jax_unlearn.runtime.text_files import read_json
 
 # transformers 5 nests the image processor in the first file, which it prefers if both exist.
 PROCESSOR, IMAGE_PROCESSOR = "processor_config.json", "preprocessor_config.json"
@@ -172,8 +172,8 @@ def read_object(path: Path) -> dict[str, Any]:
         UserError: the file cannot be read, or does not contain an object.
     """
     try:
-        found = json.loads(path.read_text(encoding="utf-8"))
-    except (OSError, ValueError, RecursionError) as error:
+        found = read_json(path)
+    except (OSError, ValueError) as error:
         raise UserError(f"{path}: cannot be read as JSON ({error})") from error
     if not isinstance(found, dict):
         raise UserError(f"{path}: holds no JSON object")

@@ -6,6 +6,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from jax_unlearn.runtime.errors import UserError
+from jax_unlearn.runtime.text_files import read_text
 
 SLOT = "{}"
 
@@ -40,7 +41,7 @@ def read_names(given: Sequence[str], option: str) -> list[str]:
         names = [name.strip() for name in given]
     else:
         try:
-            names = path.read_text(encoding="utf-8-sig").splitlines()
+            names = read_text(path, "utf-8-sig").splitlines()
         except (OSError, UnicodeDecodeError) as error:
             raise UserError(f"{path}: cannot be read ({error}); give a UTF-8 text file") from error
     names = [name.strip() for name in names if name.strip()]

@@ -10,6 +10,7 @@ from jaxtyping import Float
 from jax_unlearn.features.samples import SampleFeatures, Sides
 from jax_unlearn.models.clip.model import LINEARS
 from jax_unlearn.models.frozen_linear import FrozenLinear, projector_name
+from jax_unlearn.runtime.errors import UserError
 
 SourceKind = Literal["qwen_images", "clip_images", "clip_names"]
 # CLIP's two sources each adapt one projection, whose name therefore identifies the source.
@@ -54,6 +55,27 @@ class Extracted:
     def shapes(self) -> dict[str, tuple[int, int]]:
         """(E, D_in) of each Linear, by its full name."""
         return {linear.name: linear.shape for linear in self.linears}
+
+
+def check_features(extracted: Extracted) -> None:
+    """Check that the features of the training samples are numbers, and differ.
+
+    Raises:
+        UserError: a Linear's input is not finite, or is the same for all samples.
+    """
+    for linear in extracted.linears:
+        sides = (extracted.train.forget, extracted.train.preserve)
+        rows = [side.taps[linear.name].x for side in sides if linear.name in side.taps]
+        if not all(np.isfinite(x).all() for x in rows):
+            raise UserError(
+                f"{linear.name}: its input is not finite for some samples; use --dtype float32, "
+                "and check the weights and the image processor's image_std"
+            )
+        if rows and all((x == rows[0][:1]).all() for x in rows):
+            raise UserError(
+                f"{linear.name}: its input is the same for all samples, so nothing can be told "
+                "apart; give other images, or check the image processor's settings"
+            )
 
 
 def kind_of(linear: str) -> SourceKind:

@@ -14,7 +14,7 @@ from jax_unlearn.models.lora import LoraAdapter
 from jax_unlearn.runs.export import Export, export
 from jax_unlearn.runs.pipeline import run
 from jax_unlearn.runs.run_directory import Metrics, read_json
-from jax_unlearn.runs.settings.config import RunConfig, from_json, read_config, setting_types
+from jax_unlearn.runs.settings.config import RunConfig, read_config, setting_types, typed
 from jax_unlearn.runs.settings.presets import Preset, start_settings
 from jax_unlearn.runtime.errors import UserError
 from jax_unlearn.runtime.xla_flags import make_reproducible
@@ -129,13 +129,14 @@ def unlearn(
 
     Raises:
         UserError: bad input, or a setting that would have no effect; no directory is then written.
-        TypeError: a name is not that of a setting.
+        TypeError: a name is not that of a setting, or a value has another type.
     """
     make_reproducible()
     hints = setting_types(RunConfig)
     settings |= {"forget": forget, "preserve": preserve}
+    # A name that is no setting is refused below.
     values = {
-        name: from_json(list(value) if isinstance(value, tuple) else value, hints.get(name))
+        name: typed(name, value, hints[name]) if name in hints else value
         for name, value in settings.items()
     }
     start = start_settings(

@@ -4,6 +4,7 @@ Everything else is imported when a command is run, since JAX takes a second.
 """
 
 import argparse
+import os
 import signal
 import sys
 import warnings
@@ -12,6 +13,8 @@ from collections.abc import Sequence
 from jax_unlearn.runs import DESCRIPTION, PROGRAM
 from jax_unlearn.runtime.errors import UserError
 
+# As of sysexits.h, EX_SOFTWARE.
+INTERNAL_ERROR = 70
 COMMANDS = {
     "demo": "run on the bundled model and images, on CPU, without network",
     "inspect": "show a checkpoint's family, Mergers and memory, and whatever a run would refuse",
@@ -45,6 +48,7 @@ def main(arguments: Sequence[str] | None = None) -> None:
         return
     from rich.console import Console
 
+    from jax_unlearn.data.scan import printable
     from jax_unlearn.runs.command_line import dispatch
     from jax_unlearn.runs.terminal import show_unencodable
     from jax_unlearn.runtime.processes import exit_together
@@ -55,10 +59,18 @@ def main(arguments: Sequence[str] | None = None) -> None:
     try:
         with warnings.catch_warnings():
             # Without markup, since a file name may contain brackets.
-            warnings.showwarning = lambda message, *_: console.out(f"warning: {message}")
+            warnings.showwarning = lambda message, *_: console.out(
+                printable(f"warning: {message}"), highlight=False
+            )
             dispatch(given, console)
+            sys.stdout.flush()
+    except BrokenPipeError:
+        # Whoever read the output has ended, as `head` does. Python would complain at its exit.
+        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+        sys.exit(128 + signal.SIGPIPE)
     except UserError as error:
-        print(f"{PROGRAM}: {error}", file=sys.stderr)
+        # In one line and without control characters, whatever names it quotes.
+        print(f"{PROGRAM}: {printable(str(error))}", file=sys.stderr)
         sys.exit(2)
     except TerminatedError:
         print(f"{PROGRAM}: terminated; the same command with --resume continues", file=sys.stderr)
@@ -66,6 +78,31 @@ def main(arguments: Sequence[str] | None = None) -> None:
     except KeyboardInterrupt:
         print(f"{PROGRAM}: interrupted", file=sys.stderr)
         sys.exit(130)
+    except OSError as error:
+        # Without a file's name it was the output itself, as on a full disk.
+        where = error.filename or "the output"
+        print(
+            f"{PROGRAM}: {where}: {error.strerror or error}; see that it can be used",
+            file=sys.stderr,
+        )
+        sys.exit(2)
+    except Exception as error:
+        print(f"{PROGRAM}: {unexpected(error)}", file=sys.stderr)
+        sys.exit(INTERNAL_ERROR)
+
+
+def unexpected(error: Exception) -> str:
+    """One line for an error that should not have happened; its traceback is written to a file."""
+    # Imported here because it should not be needed.
+    import tempfile
+    import traceback
+
+    with tempfile.NamedTemporaryFile(
+        "w", prefix="jax-unlearn-error-", suffix=".txt", delete=False, encoding="utf-8"
+    ) as file:
+        file.write("".join(traceback.format_exception(error)).encode("utf-8", "replace").decode())
+    what = " ".join(f"{type(error).__name__}: {error}".split())[:200]
+    return f"this is a fault of the program ({what}); please report it with {file.name}"
 
 
 def overview() -> argparse.ArgumentParser:

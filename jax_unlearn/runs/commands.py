@@ -14,7 +14,7 @@ from jax_unlearn.evaluate.judges import judge_of
 from jax_unlearn.evaluate.vlm.exam import Exam
 from jax_unlearn.evaluate.vlm.model import need_torch
 from jax_unlearn.evaluate.vlm.questions import load_questions
-from jax_unlearn.features.extracted import Extracted
+from jax_unlearn.features.extracted import Extracted, check_features
 from jax_unlearn.features.samples import SampleFeatures, Sides, images
 from jax_unlearn.features.statistics_file import FILE, read_statistics
 from jax_unlearn.runs.model_card import write_card
@@ -42,6 +42,7 @@ def sweep(config: SweepConfig, console: Console, start: RunConfig | None = None)
     """
     with prepared_run(config, console, start) as prepared:
         extracted = prepared.source.extract(prepared.snapshots.stage)
+        check_features(extracted)
         if processes.index() > 0:
             return None
         # The source's config has lists of names read from their files.

@@ -14,6 +14,7 @@ from jax_unlearn.runs.terminal import summary
 from jax_unlearn.runtime.atomic_files import replace_files
 from jax_unlearn.runtime.errors import UserError
 from jax_unlearn.runtime.hub import cached_checkpoint
+from jax_unlearn.runtime.text_files import encodable
 from jax_unlearn.runtime.version import VERSION
 from porting.peft import base_of
 
@@ -126,10 +127,9 @@ def page(data: Mapping[str, Any], kind: str, form: str, config: RunConfig, metri
         "\n".join(f"* {line}." for line in facts(form, is_of_clip(metrics))),
         "`jax-unlearn compare BASE RESULT IMAGE…` measures whether the edit is in what is served.",
     ]
-    return (
-        str(ModelCard(f"---\n{ModelCardData(**data).to_yaml()}\n---\n\n" + "\n\n".join(lines)))
-        + "\n"
-    )
+    text = "\n\n".join(lines)
+    card = str(ModelCard(f"---\n{ModelCardData(**data).to_yaml()}\n---\n\n{text}"))
+    return encodable(card) + "\n"
 
 
 def is_of_clip(metrics: Metrics) -> bool:

@@ -13,6 +13,7 @@ import porting
 from jax_unlearn.data.dataset import Dataset
 from jax_unlearn.evaluate.judges import judge_of
 from jax_unlearn.evaluate.vlm.questions import load_questions
+from jax_unlearn.features.extracted import check_features
 from jax_unlearn.objective.problem import linears_to_adapt
 from jax_unlearn.runs.fingerprint import differences
 from jax_unlearn.runs.fit_adapter import fit_adapter
@@ -190,6 +191,7 @@ def run_pipeline(prepared: PreparedRun, begun: float) -> Metrics:
     source, console, config = prepared.source, prepared.console, prepared.source.config
     check_questions(config, source.dataset)
     extracted = source.extract(prepared.snapshots.stage)
+    check_features(extracted)
     seconds = {"extract": time.perf_counter() - begun}
     if processes.index() > 0:
         return {}

@@ -10,6 +10,7 @@ from jax_unlearn.models.lora import LoraAdapter
 from jax_unlearn.objective.loss import TERMS
 from jax_unlearn.runs.report.page import report
 from jax_unlearn.runs.settings.config import RunConfig, to_json
+from jax_unlearn.runtime import text_files
 from jax_unlearn.runtime.atomic_files import replace_files
 from jax_unlearn.runtime.errors import UserError
 from jax_unlearn.solvers.result import Result
@@ -84,6 +85,6 @@ def to_text(content: Any) -> str:
 
 def read_json(path: Path) -> Any:
     try:
-        return json.loads(path.read_text())
+        return text_files.read_json(path)
     except (OSError, ValueError) as error:
         raise UserError(f"{path}: cannot be read ({error}); run again") from error

@@ -1,12 +1,12 @@
 """Checkpoints on the Hugging Face hub: download the files that are needed, into its cache."""
 
-import json
 import re
 from functools import lru_cache
 from pathlib import Path
 from typing import Literal
 
 from jax_unlearn.runtime.errors import UserError
+from jax_unlearn.runtime.text_files import read_json
 
 SINGLE, INDEX = "model.safetensors", "model.safetensors.index.json"
 # ORGANISATION/NAME, with @REVISION: a branch, a tag or a commit.
@@ -55,6 +55,7 @@ def local_checkpoint(checkpoint: str | Path, weights: Weights = "vision") -> Pat
             is restricted, or the hub cannot be reached and the cache does not have the files.
     """
     if not (found := hub_id(checkpoint)):
+        check_regular(Path(checkpoint))
         return Path(checkpoint)
     repository, revision = found["repository"], found["revision"]
     directory = download(repository, revision, SMALL)
@@ -64,6 +65,17 @@ def local_checkpoint(checkpoint: str | Path, weights: Weights = "vision") -> Pat
         return download(repository, revision, shards_of(directory / INDEX, weights))
     single = "*.safetensors" if (directory / "open_clip_config.json").is_file() else SINGLE
     return download(repository, revision, (single,))
+
+
+def check_regular(directory: Path) -> None:
+    """Refuse a directory with a pipe or a device, which whoever reads it would wait for.
+
+    Raises:
+        UserError: it has one; names it.
+    """
+    for entry in directory.iterdir() if directory.is_dir() else ():
+        if entry.exists() and not (entry.is_file() or entry.is_dir()):
+            raise UserError(f"{entry}: is not a regular file; remove it")
 
 
 def cached_checkpoint(checkpoint: Path) -> Path:
@@ -80,7 +92,7 @@ def cached_checkpoint(checkpoint: Path) -> Path:
 def shards_of(index: Path, weights: Weights) -> tuple[str, ...]:
     """Names of the shards to download; all of them if the keys have no known prefix."""
     try:
-        places = dict(json.loads(index.read_text())["weight_map"])
+        places = dict(read_json(index)["weight_map"])
     except (ValueError, KeyError, TypeError) as error:
         raise UserError(f"{index}: is not an index ({error!r})") from error
     vision = {name for key, name in places.items() if VISION in key}

@@ -80,6 +80,8 @@ LEAST: dict[str, tuple[float, bool]] = {
     "starts": (1, True),
 }
 WHOLE = ("rank", "epochs", "seed", "chunk", "iterations", "starts")
+# Beyond this, squares leave the range of float32.
+LARGEST = 1e15
 # Whole numbers are kept in 32 bits by JAX.
 MOST = 2**31 - 1
 CHOICES = {"reduction": get_args(Reduction), "select": get_args(Select)}
@@ -101,8 +103,8 @@ def check_values(config: SolverConfig) -> None:
             bound = f"at least {least:g}" if allowed else f"above {least:g}"
             finite = "" if name in WHOLE else "finite and "
             raise UserError(f"{option(name)} {value}: must be {finite}{bound}")
-        if name in WHOLE and value > MOST:
-            raise UserError(f"{option(name)} {value}: must be at most {MOST}")
+        if value > (most := MOST if name in WHOLE else LARGEST):
+            raise UserError(f"{option(name)} {value}: must be at most {most:g}")
     if config.alpha is not None and not (math.isfinite(config.alpha) and config.alpha):
         raise UserError(
             f"--alpha {config.alpha:g}: must be finite, and not zero, which would scale the change "

@@ -1,11 +1,11 @@
 """Questions about images and their right answers."""
 
-import json
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
 from jax_unlearn.runtime.errors import UserError
+from jax_unlearn.runtime.text_files import read_json
 
 YES_NO = {"yes", "no"}
 DEFAULT_QUESTION = "what is this?"
@@ -36,7 +36,7 @@ def load_questions(path: Path | None, labels: Sequence[str]) -> list[Question]:
     if path is None:
         return [Question(DEFAULT_QUESTION, {label: label for label in labels})]
     try:
-        entries = json.loads(path.read_text(encoding="utf-8"))
+        entries = read_json(path)
         questions = [Question(e["question"], dict(e["answers"])) for e in entries]
     except (OSError, ValueError, KeyError, TypeError) as error:
         raise UserError(f"{path}: not a list of {{question, answers}} ({error})") from error

@@ -13,6 +13,7 @@ from PIL import Image
 
 from jax_unlearn.data.images import ImageFile, read_image
 from jax_unlearn.runs.settings.config import RunConfig, to_json
+from jax_unlearn.runtime.text_files import encodable
 
 THUMBNAILS = 10
 # Names of forgotten classes in a title.
@@ -63,7 +64,7 @@ def report(
             pct=percent,
         )
     )
-    return page
+    return encodable(page)
 
 
 def concept(config: RunConfig, metrics: dict[str, Any]) -> str:

@@ -4,6 +4,7 @@ Every setting declares when it has an effect (`used_if`). This module compares t
 the facts of a command.
 """
 
+import math
 from collections.abc import Mapping
 from typing import Any
 
@@ -16,10 +17,11 @@ from jax_unlearn.runs.settings.config import Optimizer, RunConfig, build, flat
 from jax_unlearn.runs.settings.sweep_config import TRIES, SweepConfig, sweep_of
 from jax_unlearn.runtime.errors import UserError
 from jax_unlearn.runtime.used_if import conditions_of, leaf_fields, option
+from jax_unlearn.solvers.config import MOST
 from jax_unlearn.solvers.config import check_values as check_solver
 from jax_unlearn.solvers.grid import refuse_held_out
 
-SMALLEST_BATCH = 256
+SMALLEST_BATCH, LARGEST_BATCH = 256, 2**24
 OF_SOURCE: dict[str, str] = {
     "qwen_images": "images through a Qwen tower",
     "clip_images": "images through CLIP",
@@ -154,13 +156,23 @@ def check_values(config: RunConfig) -> None:
     """Refuse values out of range."""
     execution, solver = config.execution, config.solver
     check_solver(solver)
+    for name, value in flat(config).items():
+        # bool is an int, and of few settings a number beyond these means anything.
+        if isinstance(value, float) and not math.isfinite(value):
+            raise UserError(f"{option(name)} {value}: must be finite")
+        if isinstance(value, int) and not -MOST <= value <= MOST:
+            raise UserError(f"{option(name)} {value}: must be at most {MOST}")
+    for name in ("wait_seconds", "heartbeat_seconds"):
+        if getattr(execution, name) <= 0:
+            raise UserError(f"{option(name)} {getattr(execution, name)}: must be above 0")
     for name in ("save_seconds", "save_steps", "workers"):
         if (value := getattr(execution, name)) is not None and value < (name == "save_steps"):
             raise UserError(f"{option(name)} {value}: too small")
     batch = config.extraction.batch_patches
-    if batch.bit_count() != 1 or batch < SMALLEST_BATCH:
+    if batch.bit_count() != 1 or not SMALLEST_BATCH <= batch <= LARGEST_BATCH:
         raise UserError(
-            f"--batch-patches {batch}: must be a power of two, {SMALLEST_BATCH} or more"
+            f"--batch-patches {batch}: must be a power of two from {SMALLEST_BATCH} to "
+            f"{LARGEST_BATCH}"
         )
     if config.extraction.keep_means < 1:
         raise UserError(f"--keep-means {config.extraction.keep_means}: must be at least 1")

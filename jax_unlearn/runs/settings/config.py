@@ -1,16 +1,17 @@
 """RunConfig: the settings of a run in groups; flat on the command line and in config.json."""
 
 import dataclasses
-import json
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any, Literal, get_args, get_type_hints
+from types import UnionType
+from typing import Any, Literal, Union, get_args, get_origin, get_type_hints
 
 from jax_unlearn.data.dataset import SampleSettings
 from jax_unlearn.features.extractor import ExtractionSettings
 from jax_unlearn.objective.problem import FITTED, ObjectiveSettings
 from jax_unlearn.runtime.errors import UserError
 from jax_unlearn.runtime.hub import hub_id
+from jax_unlearn.runtime.text_files import read_json
 from jax_unlearn.runtime.used_if import leaf_fields, used_if
 from jax_unlearn.solvers.config import SolverConfig
 
@@ -165,10 +166,13 @@ def read_config(run: Path) -> RunConfig:
     """
     path = run / "config.json"
     try:
-        stored = as_stored_now(json.loads(path.read_text()))
+        found = read_json(path)
+        if not isinstance(found, dict):
+            raise TypeError("it holds no JSON object")
+        stored = as_stored_now(found)
         how = set(leaf_fields(ExecutionSettings)) - {"out"}
         hints = setting_types(RunConfig)
-        values = {k: from_json(v, hints[k]) for k, v in stored.items() if k not in how}
+        values = {k: typed(k, v, hints[k]) for k, v in stored.items() if k not in how}
         return RunConfig.of(**values)
     except (OSError, ValueError, TypeError, AttributeError, KeyError) as error:
         raise UserError(f"{path}: not the config of a run ({error}); give its directory") from error
@@ -193,9 +197,30 @@ def setting_types(kind: type[Any]) -> dict[str, Any]:
     return {name: hint for group in groups for name, hint in get_type_hints(group).items()}
 
 
-def from_json(value: Any, hint: Any) -> Any:
-    """Convert a JSON value to the type of a setting: lists to tuples, strings to paths."""
-    if isinstance(value, list):
-        return tuple(from_json(one, get_args(hint)[0]) for one in value)
-    kinds = (hint, *get_args(hint))
-    return Path(value) if isinstance(value, str) and Path in kinds and str not in kinds else value
+def typed(name: str, value: Any, hint: Any) -> Any:
+    """Convert a JSON value to the type of a setting: lists to tuples, strings to paths.
+
+    Raises:
+        TypeError: it is not of that type; names the setting.
+    """
+    for kind in alternatives(hint):
+        if get_origin(kind) is tuple and isinstance(value, list | tuple):
+            return tuple(typed(name, one, get_args(kind)[0]) for one in value)
+        if kind is Path and isinstance(value, str | Path):
+            return Path(value)
+        if get_origin(kind) is Literal and isinstance(value, str) and value in get_args(kind):
+            return value
+        # A whole number is a number too, but True is neither.
+        of_kind = (
+            isinstance(value, int | float if kind is float else kind)
+            if isinstance(kind, type)
+            else False
+        )
+        if of_kind and (kind is bool or not isinstance(value, bool)):
+            return value
+    raise TypeError(f"{name}: {str(value)[:60]!r} is not a value of this setting")
+
+
+def alternatives(hint: Any) -> tuple[Any, ...]:
+    """The types of a union, or the type itself."""
+    return get_args(hint) if get_origin(hint) in (Union, UnionType) else (hint,)

@@ -5,6 +5,7 @@ from pathlib import Path
 from typing import Any
 
 from jax_unlearn.runtime.errors import UserError
+from jax_unlearn.runtime.text_files import read_text
 from jax_unlearn.runtime.used_if import option
 
 # A file of this name is that of a run, with all its settings.
@@ -28,7 +29,7 @@ def options_in(path: Path) -> list[str]:
 
     try:
         # Every value as text, since YAML takes `no` for false.
-        found = yaml.load(path.read_text(encoding="utf-8"), yaml.BaseLoader)
+        found = yaml.load(read_text(path), yaml.BaseLoader)
     except (OSError, ValueError, yaml.YAMLError, RecursionError) as error:
         text = " ".join(str(error).split())
         raise UserError(f"--config {path}: cannot be read as YAML or JSON ({text})") from error
