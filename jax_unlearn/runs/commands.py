@@ -21,6 +21,7 @@ from jax_unlearn.runs.pipeline import can_be_saved, open_source, prepared_run
 from jax_unlearn.runs.report.sweep_files import write_tradeoff
 from jax_unlearn.runs.run_directory import Format, Metrics, read_json, save_metrics, write_config
 from jax_unlearn.runs.settings.config import RunConfig, build, read_config
+from jax_unlearn.runs.settings.inputs import check_out
 from jax_unlearn.runs.settings.sweep_config import SweepConfig
 from jax_unlearn.runs.sweep import TradeOff, explore
 from jax_unlearn.runtime import processes
@@ -162,15 +163,14 @@ def export(run_dir: Path, form: Format, out: Path, overwrite: bool) -> None:
     """Write a run's adapter as a PEFT directory, or merged into a copy of its checkpoint.
 
     Raises:
-        UserError: `run_dir` is not a run, or `out` exists or contains the run.
+        UserError: `run_dir` is not a run, or `out` exists or overlaps with the run or its inputs.
     """
     config = read_config(run_dir)
+    check_out(out, config.samples, run_dir)
     adapter = porting.load_peft(run_dir / "adapter")
     if form == "merged":
         checkpoint = config.samples.checkpoint
         porting.merge_checkpoint(adapter, checkpoint, out, overwrite=overwrite)
         return
-    if run_dir.resolve().is_relative_to(out.resolve()):
-        raise UserError(f"{out}: contains the run itself; choose another folder")
     with fresh_directory(out, overwrite) as fresh:
         shutil.copytree(run_dir / "adapter", fresh, dirs_exist_ok=True)

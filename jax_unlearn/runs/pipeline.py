@@ -3,7 +3,7 @@
 import json
 import time
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import closing, contextmanager
 from dataclasses import asdict, dataclass
 from typing import Any
 
@@ -30,6 +30,7 @@ from jax_unlearn.runs.run_directory import (
 )
 from jax_unlearn.runs.settings.checks import check_run, optimizer_of, source_of
 from jax_unlearn.runs.settings.config import RunConfig
+from jax_unlearn.runs.settings.inputs import check_out
 from jax_unlearn.runs.settings.presets import start_of
 from jax_unlearn.runs.settings.sweep_config import sweep_of
 from jax_unlearn.runs.sources.clip_images import ClipImages
@@ -39,9 +40,10 @@ from jax_unlearn.runs.sources.saved_statistics import SavedStatistics
 from jax_unlearn.runs.sources.source import Source
 from jax_unlearn.runs.sweep import explore
 from jax_unlearn.runtime import collectives, processes
-from jax_unlearn.runtime.atomic_files import check_free, fresh_directory
+from jax_unlearn.runtime.atomic_files import fresh_directory
 from jax_unlearn.runtime.errors import UserError
 from jax_unlearn.runtime.hub import pinned
+from jax_unlearn.runtime.outputs import check_free
 from jax_unlearn.runtime.resume import RunSnapshots
 from jax_unlearn.solvers.config import SolverConfig, check
 
@@ -97,6 +99,7 @@ def prepared_run(
         if processes.index() > 0:
             console = Console(quiet=True)
     with collectives.failing_together():
+        check_out(execution.out, config.samples)
         check_free(execution.out, execution.overwrite)
         source = open_source(config, console, start)
         snapshots = RunSnapshots(
@@ -108,16 +111,17 @@ def prepared_run(
             execution.resume,
             execution.overwrite,
         )
-        check_processes_agree(source)
-        with snapshots.listening():
-            yield PreparedRun(source, snapshots, console)
-            if processes.index() > 0:
-                # Wait until process 0 has written the results.
+        with closing(snapshots):
+            check_processes_agree(source)
+            with snapshots.listening():
+                yield PreparedRun(source, snapshots, console)
+                if processes.index() > 0:
+                    # Wait until process 0 has written the results.
+                    collectives.barrier()
+            if processes.index() == 0:
+                # Outside the block, where SIGTERM can no longer stop the run.
                 collectives.barrier()
-        if processes.index() == 0:
-            # Outside the block, where SIGTERM can no longer stop the run.
-            collectives.barrier()
-        snapshots.finish()
+            snapshots.finish()
 
 
 def check_processes_agree(source: Source) -> None:

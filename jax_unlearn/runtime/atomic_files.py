@@ -1,7 +1,6 @@
 """Write directories and files atomically: they appear complete or not at all."""
 
 import errno
-import os
 import secrets
 import shutil
 from collections.abc import Iterator, Mapping
@@ -9,6 +8,7 @@ from contextlib import contextmanager
 from pathlib import Path
 
 from jax_unlearn.runtime.errors import UserError
+from jax_unlearn.runtime.outputs import check_free, resolved
 
 # Errors that the user can fix; any other OSError is a bug and keeps its traceback.
 USER_FIXABLE_ERRNOS = {
@@ -24,8 +24,6 @@ USER_FIXABLE_ERRNOS = {
     errno.EPERM,
     errno.EROFS,
 }
-# A run, an adapter or a merged checkpoint written by jax-unlearn contains one of these.
-OURS = ("metrics.json", "adapter_config.json", "jax_unlearn_undo")
 
 
 @contextmanager
@@ -46,7 +44,7 @@ def fresh_directory(out_dir: str | Path, overwrite: bool = False) -> Iterator[Pa
         UserError: `out_dir` exists and `overwrite` is not set, is a file or a mount point, or the
             file system refuses (permissions, space); names the path.
     """
-    final = Path(out_dir).resolve()
+    final = resolved(out_dir)
     partial = _sibling(final, "partial")
     try:
         check_free(final, overwrite)
@@ -63,30 +61,6 @@ def fresh_directory(out_dir: str | Path, overwrite: bool = False) -> Iterator[Pa
         raise _refusal(error, partial, final) from error
     finally:
         shutil.rmtree(partial, ignore_errors=True)
-
-
-def check_free(out_dir: str | Path, overwrite: bool = False) -> None:
-    """Check that `fresh_directory` may create `out_dir`, before any work is done.
-
-    Raises:
-        UserError: `out_dir` exists, or may not be replaced.
-    """
-    out_dir = Path(out_dir).resolve()
-    if not out_dir.exists():
-        return
-    if not out_dir.is_dir():
-        raise UserError(f"{out_dir}: a file of that name exists; choose another folder")
-    if os.path.ismount(out_dir):
-        raise UserError(f"{out_dir}: a mount point cannot be replaced; choose a folder inside it")
-    for kept in (Path.cwd(), Path.home()):
-        if kept.resolve().is_relative_to(out_dir):
-            raise UserError(f"{out_dir}: holds {kept}, which must stay; choose another folder")
-    if not any(os.scandir(out_dir)):
-        return
-    if not overwrite:
-        raise UserError(f"{out_dir}: exists; choose another folder, or pass --overwrite")
-    if not any((out_dir / mark).exists() for mark in OURS):
-        raise UserError(f"{out_dir}: not made by jax-unlearn, so not replaced; choose another")
 
 
 def _sibling(path: Path, what: str) -> Path:

@@ -7,15 +7,13 @@ once OUT is complete.
 import json
 import logging
 import os
-import re
-import shutil
 import signal
 import sys
 import threading
 import time
 import warnings
 from collections.abc import Callable, Iterator
-from contextlib import contextmanager, suppress
+from contextlib import contextmanager
 from pathlib import Path
 from types import FrameType
 from typing import Any
@@ -25,12 +23,11 @@ from safetensors import SafetensorError
 from jax_unlearn.runtime import processes
 from jax_unlearn.runtime.atomic_files import USER_FIXABLE_ERRNOS, replace_files
 from jax_unlearn.runtime.errors import UserError
+from jax_unlearn.runtime.snapshot_directory import FACTS, SnapshotDirectory
 from jax_unlearn.runtime.snapshots import Snapshot
 
 Facts = dict[str, Any]
 
-FACTS = "facts.json"
-OF_PROCESS = re.compile(r"\d+-of-(\d+)")
 # Seconds after which SIGTERM is raised again, if the first exception was lost.
 SIGTERM_RETRY_SECONDS = 0.5
 # Largest total size in bytes of the snapshots of finished stages that are kept in memory.
@@ -73,9 +70,6 @@ class RunSnapshots:
         resume: bool,
         overwrite: bool,
     ) -> None:
-        whole = out.resolve()
-        self.all = whole.with_name(f"{whole.name}.resume")
-        self.directory = self.all / f"{processes.index()}-of-{processes.count()}"
         self.facts, self.differences = facts, differences
         self.seconds, self.steps = seconds, steps
         self.resume = resume
@@ -83,29 +77,25 @@ class RunSnapshots:
         self.saved = time.monotonic()
         # Last snapshots of stages that finished before a snapshot was due.
         self.unsaved: dict[StageSnapshots, Snapshot] = {}
-        with user_errors(self.all):
+        with user_errors(out.with_name(f"{out.name}.resume")):
+            self.place = SnapshotDirectory(out)
             if resume:
                 self._check()
             elif overwrite:
-                self._remove()
-            elif self._counts():
+                self._begin_again()
+            elif self.place.counts():
                 raise UserError(
-                    f"{self.all}: an earlier run was stopped; continue it with --resume, or start "
-                    "again with --overwrite alone"
+                    f"{self.place.all}: an earlier run was stopped; continue it with --resume, "
+                    "or start again with --overwrite alone"
                 )
 
-    def _counts(self) -> set[int]:
-        """Process counts of the runs that wrote the existing snapshots."""
-        there = [path.name for path in self.all.iterdir()] if self.all.exists() else []
-        return {int(match[1]) for name in there if (match := OF_PROCESS.fullmatch(name))}
-
     def _check(self) -> None:
-        if others := self._counts() - {processes.count()}:
+        if others := self.place.counts() - {processes.count()}:
             count = max(others)
             raise UserError(
-                f"{self.all}: the run had {count} processes; resume it with the same number"
+                f"{self.place.all}: the run had {count} processes; resume it with the same number"
             )
-        path = self.directory / FACTS
+        path = self.place.own / FACTS
         if path.is_file():
             ours = self.facts()
             try:
@@ -120,14 +110,11 @@ class RunSnapshots:
                     "or start again with --overwrite alone"
                 )
 
-    def _remove(self) -> None:
+    def _begin_again(self) -> None:
         """Remove this process's snapshots; process 0 also those of other process counts."""
-        if self.directory.exists():
-            shutil.rmtree(self.directory)
-        if processes.index() == 0 and self.all.is_dir():
-            for other in self.all.iterdir():
-                if not other.name.endswith(f"-of-{processes.count()}"):
-                    shutil.rmtree(other, ignore_errors=True)
+        self.place.remove(strict=True)
+        if processes.index() == 0:
+            self.place.remove_others()
 
     def heed(self) -> None:
         """Stop the run if SIGTERM was received.
@@ -147,18 +134,18 @@ class RunSnapshots:
         Raises:
             UserError: the file system refuses.
         """
-        with user_errors(self.directory):
-            self.directory.mkdir(parents=True, exist_ok=True)
-        if not (self.directory / FACTS).is_file():
-            replace_files(self.directory, {FACTS: json.dumps(self.facts(), indent=1)})
+        with user_errors(self.place.own):
+            self.place.create()
+        if not (self.place.own / FACTS).is_file():
+            replace_files(self.place.own, {FACTS: json.dumps(self.facts(), indent=1)})
 
     def finish(self) -> None:
         """Remove the snapshots of this process; the run is complete."""
-        shutil.rmtree(self.directory, ignore_errors=True)
-        # Other processes do the same at this moment, and one of them is the first to remove it.
-        with suppress(FileNotFoundError):
-            if self.all.is_dir() and not any(self.all.iterdir()):
-                self.all.rmdir()
+        self.place.remove()
+
+    def close(self) -> None:
+        """Let other runs use the snapshots."""
+        self.place.release()
 
     @contextmanager
     def listening(self) -> Iterator[None]:
@@ -205,7 +192,7 @@ class StageSnapshots:
     """The snapshots of one stage, in a directory of its own; a `snapshots.Stage`."""
 
     def __init__(self, journal: RunSnapshots, name: str) -> None:
-        self.journal, self.directory = journal, journal.directory / name
+        self.journal, self.directory = journal, journal.place.own / name
         self.steps = 0
         # Whether there are steps since the last snapshot.
         self.ahead = False

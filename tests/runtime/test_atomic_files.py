@@ -5,8 +5,9 @@ from pathlib import Path
 
 import pytest
 
-from jax_unlearn.runtime.atomic_files import check_free, fresh_directory
+from jax_unlearn.runtime.atomic_files import fresh_directory
 from jax_unlearn.runtime.errors import UserError
+from jax_unlearn.runtime.outputs import check_free
 
 
 def fill(out_dir, text="new", **options):
@@ -55,7 +56,7 @@ def test_an_existing_directory_needs_overwrite(tmp_path):
     with pytest.raises(UserError, match="pass --overwrite"):
         fill(tmp_path / "out")
     assert (tmp_path / "out" / "metrics.json").read_text() == "old"
-    (tmp_path / "out" / "stale").touch()
+    (tmp_path / "out" / "history.jsonl").touch()
     fill(tmp_path / "out", overwrite=True)
     assert names(tmp_path / "out") == ["metrics.json"]
     assert names(tmp_path) == ["out"]

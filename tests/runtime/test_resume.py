@@ -157,7 +157,7 @@ def test_a_stage_that_took_no_time_is_saved_by_sigterm_only(monkeypatch, tmp_pat
     for stage in (one, other):
         stage.step(lambda: Snapshot({"x": np.zeros(1)}, {}))
         stage.done(lambda: Snapshot({"x": np.ones(1)}, {}))
-    assert not ours.all.exists()
+    assert not ours.place.all.exists()
     with pytest.raises(TerminatedError), ours.listening():
         os.kill(os.getpid(), signal.SIGTERM)
     for name in ("forget", "preserve"):
@@ -274,12 +274,63 @@ def test_what_others_left_there_is_no_process(tmp_path):
     directory.mkdir(parents=True)
     (tmp_path / "out.resume" / ".DS_Store").touch()
     journal(tmp_path / "out").finish()
+    assert [*(tmp_path / "out.resume").iterdir()] == [tmp_path / "out.resume" / ".DS_Store"]
     journal(tmp_path / "out", resume=False)
     for text in ("", "[]", '{"settings": {}}'):
         directory.mkdir(exist_ok=True)
         (directory / "facts.json").write_text(text)
         with pytest.raises(UserError, match=r"facts.json: is damaged .* --overwrite alone"):
             journal(tmp_path / "out")
+
+
+def test_what_is_not_ours_is_refused_and_stays(tmp_path):
+    """Nothing below OUT.resume but snapshots is removed, and nothing through a link."""
+    mine, resume = tmp_path / "mine", tmp_path / "out.resume"
+    mine.mkdir()
+    (mine / "photo").write_text("mine")
+    stage = journal(tmp_path / "out").stage("forget")
+    stage.step(lambda: Snapshot({"x": np.zeros(1)}, {}))
+    stage.journal.close()
+    for place in ("photos", "0-of-1/photos", "0-of-1/forget/photos", "0-of-1/facts.bak"):
+        for make in (lambda path: shutil.copytree(mine, path), lambda path: path.symlink_to(mine)):
+            make(resume / place)
+            for options in ({}, {"resume": False, "overwrite": True}, {"resume": False}):
+                with pytest.raises(UserError, match=f"{place}.*: is no snapshot of a run"):
+                    journal(tmp_path / "out", **options)
+            left = resume / place
+            left.unlink() if left.is_symlink() else shutil.rmtree(left)
+    resume.rename(tmp_path / "elsewhere")
+    resume.symlink_to(mine)
+    with pytest.raises(UserError, match=r"out.resume: is no snapshot of a run"):
+        journal(tmp_path / "out", resume=False, overwrite=True)
+    assert (mine / "photo").read_text() == "mine"
+    resume.unlink()
+    (tmp_path / "elsewhere").rename(resume)
+    journal(tmp_path / "out", resume=False, overwrite=True)
+    assert not resume.exists()
+
+
+def test_one_run_at_a_time_has_the_snapshots(tmp_path):
+    """The other is a process of its own, since a process shares its locks."""
+    ours = journal(tmp_path / "out")
+    ours.stage("forget").step(lambda: Snapshot({"x": np.zeros(1)}, {}))
+    program = f"""
+from pathlib import Path
+from jax_unlearn.runtime.errors import UserError
+from tests.runtime.test_resume import journal
+for options in {{}}, {{"resume": False, "overwrite": True}}, {{"resume": False}}:
+    try:
+        journal(Path({str(tmp_path / "out")!r}), **options)
+    except UserError as error:
+        print(error)
+"""
+    command = [sys.executable, "-c", program]
+    other = subprocess.run(command, capture_output=True, text=True, timeout=BOUND)
+    said = other.stdout.splitlines()
+    assert len(said) == 3, other.stderr
+    assert all("another run with this --out is at work" in line for line in said)
+    ours.finish()
+    assert not ours.place.all.exists()
 
 
 def test_processes_that_end_together_do_not_stumble_over_each_other(monkeypatch, tmp_path):
@@ -295,7 +346,7 @@ def test_processes_that_end_together_do_not_stumble_over_each_other(monkeypatch,
         with monkeypatch.context() as patch:
             patch.setattr(Path, name, after_another)
             ours.finish()
-        assert not ours.all.exists()
+        assert not ours.place.all.exists()
 
 
 def test_a_place_that_refuses_is_one_line(folder, tmp_path, capsys):
@@ -309,6 +360,7 @@ def test_a_full_disk_is_one_line_and_the_earlier_snapshot_loads(tmp_path):
     stage = journal(tmp_path / "out").stage("forget")
     small = Snapshot({"x": np.arange(10)}, {})
     stage.step(lambda: small)
+    stage.journal.close()
     program = f"""
 import numpy as np, resource
 from pathlib import Path
