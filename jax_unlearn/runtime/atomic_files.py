@@ -1,6 +1,6 @@
 """Write directories and files atomically: they appear complete or not at all."""
 
-import errno
+import os
 import secrets
 import shutil
 from collections.abc import Iterator, Mapping
@@ -8,22 +8,8 @@ from contextlib import contextmanager
 from pathlib import Path
 
 from jax_unlearn.runtime.errors import UserError
+from jax_unlearn.runtime.file_errors import CURES, OF_WRITING, number_of, written_path
 from jax_unlearn.runtime.outputs import check_free, resolved
-
-# Errors that the user can fix; any other OSError is a bug and keeps its traceback.
-USER_FIXABLE_ERRNOS = {
-    errno.EACCES,
-    errno.EBUSY,
-    errno.EDQUOT,
-    errno.EEXIST,
-    errno.EFBIG,
-    errno.ENAMETOOLONG,
-    errno.ENOSPC,
-    errno.ENOTDIR,
-    errno.ENOTEMPTY,
-    errno.EPERM,
-    errno.EROFS,
-}
 
 
 @contextmanager
@@ -51,14 +37,16 @@ def fresh_directory(out_dir: str | Path, overwrite: bool = False) -> Iterator[Pa
         final.parent.mkdir(parents=True, exist_ok=True)
         partial.mkdir()
     except OSError as error:
-        raise _refusal(error, partial, final) from error
+        reason = error.strerror or str(error)
+        raise UserError(f"{final}: {reason}; fix it, or choose another folder") from error
     try:
         yield partial
         _install(partial, final, overwrite)
-    except OSError as error:
-        if error.errno not in USER_FIXABLE_ERRNOS:
+    except Exception as error:
+        # Any exception, since not every library that writes raises an OSError.
+        if (refusal := _refusal(error, partial, final)) is None:
             raise
-        raise _refusal(error, partial, final) from error
+        raise refusal from error
     finally:
         shutil.rmtree(partial, ignore_errors=True)
 
@@ -84,11 +72,20 @@ def _install(partial: Path, final: Path, overwrite: bool) -> None:
     shutil.rmtree(old, ignore_errors=True)
 
 
-def _refusal(error: OSError, partial: Path, final: Path) -> UserError:
-    """A UserError naming the path that failed, or `final` for a path inside `partial`."""
-    path = Path(error.filename or final)
+def _refusal(error: Exception, partial: Path, final: Path) -> UserError | None:
+    """A UserError that names the path that failed, or `final` for a path inside `partial`.
+
+    None for an error that is not of the file system.
+    """
+    # The UserError of a directory inside `partial` names that.
+    cause = error.__cause__ if isinstance(error, UserError) else error
+    number = number_of(cause) if cause else None
+    if number is None or (cause is not error and number not in OF_WRITING):
+        return None
+    path = (cause and written_path(cause)) or final
     path = final if path.is_relative_to(partial) else path
-    return UserError(f"{path}: {error.strerror}; fix it, or choose another folder")
+    cure = CURES.get(number, "fix it")
+    return UserError(f"{path}: {os.strerror(number)}; {cure}, or choose another folder")
 
 
 def replace_files(directory: Path, contents: Mapping[str, str]) -> None:
@@ -107,9 +104,10 @@ def replace_files(directory: Path, contents: Mapping[str, str]) -> None:
         for path, partial in partials.items():
             partial.replace(path)
     except OSError as error:
-        if error.errno not in USER_FIXABLE_ERRNOS:
+        if (number := number_of(error)) is None:
             raise
-        raise UserError(f"{directory}: {error.strerror}; fix it and try again") from error
+        cure = CURES.get(number, "fix it")
+        raise UserError(f"{directory}: {os.strerror(number)}; {cure}, and try again") from error
     finally:
         for partial in partials.values():
             partial.unlink(missing_ok=True)

@@ -21,8 +21,9 @@ from typing import Any
 from safetensors import SafetensorError
 
 from jax_unlearn.runtime import processes
-from jax_unlearn.runtime.atomic_files import USER_FIXABLE_ERRNOS, replace_files
+from jax_unlearn.runtime.atomic_files import replace_files
 from jax_unlearn.runtime.errors import UserError
+from jax_unlearn.runtime.file_errors import CURES, number_of
 from jax_unlearn.runtime.snapshot_directory import FACTS, SnapshotDirectory
 from jax_unlearn.runtime.snapshots import Snapshot
 
@@ -267,12 +268,12 @@ def user_errors(directory: Path) -> Iterator[None]:
     logger.setLevel(logging.CRITICAL)
     try:
         yield
-    except OSError as error:
-        if error.errno not in USER_FIXABLE_ERRNOS:
+    except (OSError, SafetensorError) as error:
+        if (number := number_of(error)) is None:
             raise
         raise UserError(
-            f"{directory}: {os.strerror(error.errno)}; free space or give permission, and continue "
-            "with --resume"
+            f"{directory}: {os.strerror(number)}; {CURES.get(number, 'fix it')}, and continue with "
+            "--resume"
         ) from error
     finally:
         logger.setLevel(level)

@@ -376,7 +376,9 @@ def output_exists(path):
 
 
 def output_is_not_ours(path):
-    return {"out": path / "checkpoint", "overwrite": None}, "not made by jax-unlearn"
+    (path / "mine").mkdir()
+    (path / "mine" / "config.json").touch()
+    return {"out": path / "mine", "overwrite": None}, "not made by jax-unlearn"
 
 
 def no_questions(path):
