@@ -2,6 +2,7 @@
 
 from porting.checkpoint import CheckpointError
 from porting.clip import is_clip, load_clip
+from porting.linear_digests import linear_digests
 from porting.merge import merge_checkpoint, unmerge_checkpoint
 from porting.peft import load_peft, save_peft
 from porting.qwen3_vision import load_vision_tower
@@ -9,6 +10,7 @@ from porting.qwen3_vision import load_vision_tower
 __all__ = [
     "CheckpointError",
     "is_clip",
+    "linear_digests",
     "load_clip",
     "load_peft",
     "load_vision_tower",

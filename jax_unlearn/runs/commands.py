@@ -17,15 +17,23 @@ from jax_unlearn.evaluate.vlm.questions import load_questions
 from jax_unlearn.features.extracted import Extracted
 from jax_unlearn.features.samples import SampleFeatures, Sides, images
 from jax_unlearn.features.statistics_file import FILE, read_statistics, save_statistics
-from jax_unlearn.runs.pipeline import can_be_saved, open_source, prepared_run
+from jax_unlearn.runs.pipeline import can_be_saved, open_source, prepared_run, stored_linears
 from jax_unlearn.runs.report.sweep_files import write_tradeoff
-from jax_unlearn.runs.run_directory import Format, Metrics, read_json, save_metrics, write_config
+from jax_unlearn.runs.run_directory import (
+    Format,
+    Metrics,
+    check_run,
+    save_digests,
+    save_metrics,
+    write_config,
+)
 from jax_unlearn.runs.settings.config import RunConfig, build, read_config
 from jax_unlearn.runs.settings.inputs import check_out
 from jax_unlearn.runs.settings.sweep_config import SweepConfig
 from jax_unlearn.runs.sweep import TradeOff, explore
 from jax_unlearn.runtime import processes
 from jax_unlearn.runtime.atomic_files import fresh_directory
+from jax_unlearn.runtime.digests import read_sealed
 from jax_unlearn.runtime.errors import UserError
 from jax_unlearn.runtime.used_if import option
 
@@ -43,6 +51,7 @@ def sweep(config: SweepConfig, console: Console, start: RunConfig | None = None)
         extracted = prepared.source.extract(prepared.snapshots.stage)
         if processes.index() > 0:
             return None
+        linears = stored_linears(prepared.source)
         # The source's config has lists of names read from their files.
         config = build(SweepConfig, {}, prepared.source.config)
         found = explore(extracted, judge_of(extracted, config.samples), config, console)
@@ -52,6 +61,7 @@ def sweep(config: SweepConfig, console: Console, start: RunConfig | None = None)
             write_config(out, config.run_config().replace(**chosen))
             if config.execution.save_statistics and can_be_saved(extracted):
                 save_statistics(out, extracted)
+            save_digests(out, linears)
         return found
 
 
@@ -78,10 +88,8 @@ def evaluate(
             torch is missing for `vlm`, or a setting of the tower is given but no tower is run.
     """
     config = read_config(run_dir)
-    adapter = porting.load_peft(run_dir / "adapter")
-    metrics: Metrics = read_json(run_dir / "metrics.json")
-    if "samples" not in metrics:
-        raise UserError(f"{run_dir}: was made by an earlier version; run again")
+    adapter = check_run(run_dir, config)
+    metrics: Metrics = read_sealed(run_dir / "metrics.json")
     given = {name: value for name, value in how.items() if value is not None}
     questions = questions or config.samples.questions
     if vlm and porting.is_clip(config.samples.checkpoint):
@@ -167,7 +175,7 @@ def export(run_dir: Path, form: Format, out: Path, overwrite: bool) -> None:
     """
     config = read_config(run_dir)
     check_out(out, config.samples, run_dir)
-    adapter = porting.load_peft(run_dir / "adapter")
+    adapter = check_run(run_dir, config)
     if form == "merged":
         checkpoint = config.samples.checkpoint
         porting.merge_checkpoint(adapter, checkpoint, out, overwrite=overwrite)

@@ -22,9 +22,11 @@ from jax_unlearn.runs.fit_adapter import fit_adapter
 from jax_unlearn.runs.report.sweep_files import write_tradeoff
 from jax_unlearn.runs.run_directory import (
     Metrics,
+    check_finite,
     describe_adapter,
     describe_search,
     objective,
+    save_digests,
     save_metrics,
     write_config,
 )
@@ -41,8 +43,9 @@ from jax_unlearn.runs.sources.source import Source
 from jax_unlearn.runs.sweep import explore
 from jax_unlearn.runtime import collectives, processes
 from jax_unlearn.runtime.atomic_files import fresh_directory
+from jax_unlearn.runtime.digests import check_digests
 from jax_unlearn.runtime.errors import UserError
-from jax_unlearn.runtime.hub import pinned
+from jax_unlearn.runtime.hub import local_checkpoint, pinned
 from jax_unlearn.runtime.outputs import check_free
 from jax_unlearn.runtime.resume import RunSnapshots
 from jax_unlearn.solvers.config import SolverConfig, check
@@ -207,6 +210,9 @@ def run_pipeline(prepared: PreparedRun, begun: float) -> Metrics:
     with console.status("Evaluating on the held-out samples"):
         measured = judge.evaluate(result.adapter)
 
+    check_finite(result.adapter, config.execution.out)
+    linears = stored_linears(source)
+
     with fresh_directory(config.execution.out, config.execution.overwrite) as out:
         adapter_dir = out / "adapter"
         porting.save_peft(
@@ -236,7 +242,20 @@ def run_pipeline(prepared: PreparedRun, begun: float) -> Metrics:
         lines = (json.dumps(row) for row in result.history)
         (out / "history.jsonl").write_text("\n".join(lines) + "\n")
         save_metrics(out, config, metrics, judge.pictures())
+        save_digests(out, linears)
     return metrics
+
+
+def stored_linears(source: Source) -> dict[str, str]:
+    """Digest of each Linear of a source, as its checkpoint stores it.
+
+    With --statistics, of the checkpoint that the statistics were made with, which may be gone.
+    """
+    samples = source.config.samples
+    if samples.statistics:
+        return check_digests(samples.statistics)
+    checkpoint = local_checkpoint(samples.checkpoint)
+    return porting.linear_digests(checkpoint, [linear.name for linear in source.linears])
 
 
 def check_questions(config: RunConfig, dataset: Dataset[Any]) -> None:

@@ -15,6 +15,7 @@ ADAPTER_FILES = frozenset({"adapter_config.json", "adapter_model.safetensors"})
 RUN_FILES = frozenset(
     {
         "config.json",
+        "digests.json",
         "history.jsonl",
         "metrics.json",
         "report.html",

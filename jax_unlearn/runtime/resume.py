@@ -4,7 +4,6 @@ For OUT they are in OUT.resume/PROCESS-of-PROCESSES/STAGE/STEP, written by Orbax
 once OUT is complete.
 """
 
-import json
 import logging
 import os
 import signal
@@ -22,10 +21,11 @@ from safetensors import SafetensorError
 
 from jax_unlearn.runtime import processes
 from jax_unlearn.runtime.atomic_files import replace_files
+from jax_unlearn.runtime.digests import read_sealed, sealed
 from jax_unlearn.runtime.errors import UserError
 from jax_unlearn.runtime.file_errors import CURES, number_of
 from jax_unlearn.runtime.snapshot_directory import FACTS, SnapshotDirectory
-from jax_unlearn.runtime.snapshots import Snapshot
+from jax_unlearn.runtime.snapshots import DamagedError, Snapshot
 
 Facts = dict[str, Any]
 
@@ -98,13 +98,14 @@ class RunSnapshots:
             )
         path = self.place.own / FACTS
         if path.is_file():
-            ours = self.facts()
             try:
-                changed = self.differences(json.loads(path.read_text()), ours, ("then", "now"))
-            except (ValueError, LookupError, TypeError) as error:
+                theirs = read_sealed(path)
+            except UserError as error:
                 raise UserError(
-                    f"{path}: is damaged ({error!r}); start again with --overwrite alone"
+                    f"{path}: is damaged, or of an earlier version; start again with --overwrite "
+                    "alone"
                 ) from error
+            changed = self.differences(theirs, self.facts(), ("then", "now"))
             if changed:
                 raise UserError(
                     f"--resume: {'; '.join(changed)}; continue with the same settings and files, "
@@ -138,7 +139,7 @@ class RunSnapshots:
         with user_errors(self.place.own):
             self.place.create()
         if not (self.place.own / FACTS).is_file():
-            replace_files(self.place.own, {FACTS: json.dumps(self.facts(), indent=1)})
+            replace_files(self.place.own, {FACTS: sealed(self.facts())})
 
     def finish(self) -> None:
         """Remove the snapshots of this process; the run is complete."""
@@ -210,10 +211,10 @@ class StageSnapshots:
                 for step in sorted(kept.all_steps(), reverse=True):
                     try:
                         found: Snapshot = kept.restore(step, args=Restore())
-                    except (FileNotFoundError, SafetensorError, json.JSONDecodeError) as error:
+                    except (FileNotFoundError, DamagedError) as error:
                         warnings.warn(
                             f"{self.directory / str(step)} is damaged ({error}); "
-                            "continuing from an earlier one",
+                            "continuing from the one before, if there is one",
                             stacklevel=2,
                         )
                         continue

@@ -279,7 +279,7 @@ def test_what_others_left_there_is_no_process(tmp_path):
     for text in ("", "[]", '{"settings": {}}'):
         directory.mkdir(exist_ok=True)
         (directory / "facts.json").write_text(text)
-        with pytest.raises(UserError, match=r"facts.json: is damaged .* --overwrite alone"):
+        with pytest.raises(UserError, match=r"facts.json: is damaged.* --overwrite alone"):
             journal(tmp_path / "out")
 
 
