@@ -46,7 +46,8 @@ from jax_unlearn.runtime.atomic_files import fresh_directory
 from jax_unlearn.runtime.digests import check_digests
 from jax_unlearn.runtime.errors import UserError
 from jax_unlearn.runtime.hub import local_checkpoint, pinned
-from jax_unlearn.runtime.outputs import check_free
+from jax_unlearn.runtime.leftovers import remove_leftovers
+from jax_unlearn.runtime.outputs import check_free, resolved
 from jax_unlearn.runtime.resume import RunSnapshots
 from jax_unlearn.solvers.config import SolverConfig, check
 
@@ -103,6 +104,8 @@ def prepared_run(
             console = Console(quiet=True)
     with collectives.failing_together():
         check_out(execution.out, config.samples)
+        if processes.index() == 0:
+            remove_leftovers(resolved(execution.out))
         check_free(execution.out, execution.overwrite)
         source = open_source(config, console, start)
         snapshots = RunSnapshots(

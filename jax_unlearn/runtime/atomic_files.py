@@ -4,11 +4,12 @@ import os
 import secrets
 import shutil
 from collections.abc import Iterator, Mapping
-from contextlib import contextmanager
+from contextlib import ExitStack, contextmanager
 from pathlib import Path
 
 from jax_unlearn.runtime.errors import UserError
 from jax_unlearn.runtime.file_errors import CURES, OF_WRITING, number_of, written_path
+from jax_unlearn.runtime.leftovers import new_directory, remove_leftovers
 from jax_unlearn.runtime.outputs import check_free, resolved
 
 
@@ -16,8 +17,9 @@ from jax_unlearn.runtime.outputs import check_free, resolved
 def fresh_directory(out_dir: str | Path, overwrite: bool = False) -> Iterator[Path]:
     """Yield a temporary sibling of `out_dir` that is renamed to `out_dir` when the block ends.
 
-    If the block raises, the sibling is removed and an existing `out_dir` is left unchanged. Parents
-    are created. An existing empty directory may be replaced without `overwrite`.
+    If the block raises, the sibling is removed and an existing `out_dir` is left unchanged. What a
+    killed process left is removed first. Parents are created. An existing empty directory may be
+    replaced without `overwrite`.
 
     Args:
         out_dir: the directory to create.
@@ -32,23 +34,23 @@ def fresh_directory(out_dir: str | Path, overwrite: bool = False) -> Iterator[Pa
     """
     final = resolved(out_dir)
     partial = _sibling(final, "partial")
-    try:
-        check_free(final, overwrite)
-        final.parent.mkdir(parents=True, exist_ok=True)
-        partial.mkdir()
-    except OSError as error:
-        reason = error.strerror or str(error)
-        raise UserError(f"{final}: {reason}; fix it, or choose another folder") from error
-    try:
-        yield partial
-        _install(partial, final, overwrite)
-    except Exception as error:
-        # Any exception, since not every library that writes raises an OSError.
-        if (refusal := _refusal(error, partial, final)) is None:
-            raise
-        raise refusal from error
-    finally:
-        shutil.rmtree(partial, ignore_errors=True)
+    with ExitStack() as stack:
+        try:
+            remove_leftovers(final)
+            check_free(final, overwrite)
+            final.parent.mkdir(parents=True, exist_ok=True)
+            stack.enter_context(new_directory(partial))
+        except OSError as error:
+            reason = error.strerror or str(error)
+            raise UserError(f"{final}: {reason}; fix it, or choose another folder") from error
+        try:
+            yield partial
+            _install(partial, final, overwrite)
+        except Exception as error:
+            # Any exception, since not every library that writes raises an OSError.
+            if (refusal := _refusal(error, partial, final)) is None:
+                raise
+            raise refusal from error
 
 
 def _sibling(path: Path, what: str) -> Path:
@@ -62,7 +64,7 @@ def _install(partial: Path, final: Path, overwrite: bool) -> None:
         # Replaces an empty directory; fails if another process has filled it in the meantime.
         partial.rename(final)
         return
-    old = _sibling(final, "old")
+    old = partial.with_name(partial.name.removesuffix("partial") + "old")
     final.rename(old)
     try:
         partial.rename(final)

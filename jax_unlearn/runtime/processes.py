@@ -12,7 +12,7 @@ from typing import Any, NoReturn
 import jax
 from jax._src import distributed
 
-from jax_unlearn.runtime.errors import UserError
+from jax_unlearn.runtime.errors import StoppedError, UserError
 from jax_unlearn.runtime.temporary_files import remove_temporary_folder
 
 # Keys in the coordinator's store: a process has reached a meeting; whether that meeting takes
@@ -30,7 +30,7 @@ meetings = counter()
 exchanging = False
 
 
-class PeerError(UserError):
+class PeerError(StoppedError):
     """Another process has failed or died."""
 
 

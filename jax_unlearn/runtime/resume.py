@@ -22,7 +22,7 @@ from safetensors import SafetensorError
 from jax_unlearn.runtime import processes
 from jax_unlearn.runtime.atomic_files import replace_files
 from jax_unlearn.runtime.digests import read_sealed, sealed
-from jax_unlearn.runtime.errors import UserError
+from jax_unlearn.runtime.errors import StoppedError, UserError
 from jax_unlearn.runtime.file_errors import CURES, number_of
 from jax_unlearn.runtime.snapshot_directory import FACTS, SnapshotDirectory
 from jax_unlearn.runtime.snapshots import DamagedError, Snapshot
@@ -78,6 +78,8 @@ class RunSnapshots:
         self.saved = time.monotonic()
         # Last snapshots of stages that finished before a snapshot was due.
         self.unsaved: dict[StageSnapshots, Snapshot] = {}
+        # The stage that has begun, which has steps that are not saved.
+        self.at_work: StageSnapshots | None = None
         with user_errors(out.with_name(f"{out.name}.resume")):
             self.place = SnapshotDirectory(out)
             if resume:
@@ -153,7 +155,7 @@ class RunSnapshots:
     def listening(self) -> Iterator[None]:
         """Within the block, SIGTERM stops the run after the current step, which is saved.
 
-        Finished stages are also saved if another process fails or dies.
+        What was done is also saved if another process, or one that decodes images, dies.
 
         Raises:
             TerminatedError: SIGTERM was received.
@@ -165,11 +167,13 @@ class RunSnapshots:
         before = [signal.signal(number, self._terminate) for number in numbers]
         try:
             yield
-        except (TerminatedError, processes.PeerError) as error:
+        except (TerminatedError, StoppedError) as error:
             # SIGTERM may come again; it must not interrupt saving.
             self.working = True
             for stage, snapshot in [*self.unsaved.items()]:
                 stage.save(snapshot)
+            if self.at_work and self.at_work.ahead:
+                self.at_work.save(self.at_work.newest())
             if self.terminated and isinstance(error, processes.PeerError):
                 # The other processes received SIGTERM too, and reported it first.
                 raise TerminatedError from error
@@ -196,8 +200,9 @@ class StageSnapshots:
     def __init__(self, journal: RunSnapshots, name: str) -> None:
         self.journal, self.directory = journal, journal.place.own / name
         self.steps = 0
-        # Whether there are steps since the last snapshot.
+        # Whether there are steps since the last snapshot, and what makes a snapshot of them.
         self.ahead = False
+        self.newest: Callable[[], Snapshot]
 
     def load(self) -> Snapshot | None:
         self.journal.working = True
@@ -224,8 +229,9 @@ class StageSnapshots:
 
     def step(self, snapshot: Callable[[], Snapshot]) -> None:
         self.steps += 1
-        self.ahead = True
+        self.ahead, self.newest = True, snapshot
         journal = self.journal
+        journal.at_work = self
         due = time.monotonic() - journal.saved >= journal.seconds
         if due or journal.terminated or (journal.steps and self.steps % journal.steps == 0):
             self.save(snapshot())
@@ -235,6 +241,7 @@ class StageSnapshots:
         if self.ahead:
             self.steps += 1
             self._keep(snapshot())
+        self.journal.at_work = None
         self.journal.heed()
         self.journal.working = False
 

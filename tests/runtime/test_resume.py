@@ -18,7 +18,7 @@ from jax_unlearn.data.images import ImageFile
 from jax_unlearn.runs.cli import main
 from jax_unlearn.runs.fingerprint import GROUPS, differences
 from jax_unlearn.runtime import processes
-from jax_unlearn.runtime.errors import UserError
+from jax_unlearn.runtime.errors import StoppedError, UserError
 from jax_unlearn.runtime.resume import RunSnapshots, StageSnapshots, TerminatedError
 from jax_unlearn.runtime.snapshots import Snapshot
 from jax_unlearn.solvers import until_forgotten
@@ -475,14 +475,17 @@ def test_sigterm_waits_for_an_exchange_with_others(monkeypatch, tmp_path):
     assert done
 
 
-def test_what_was_done_is_saved_where_another_process_is_gone(tmp_path):
+def test_what_was_done_is_saved_where_a_process_is_gone(tmp_path):
     ours = journal(tmp_path / "out", seconds=600.0)
     stage = ours.stage("forget")
     stage.step(lambda: Snapshot({"x": np.zeros(1)}, {}))
     stage.done(lambda: Snapshot({"x": np.ones(1)}, {}))
-    with pytest.raises(processes.PeerError, match="gone"), ours.listening():
-        raise processes.PeerError("gone")
+    other = ours.stage("preserve")
+    other.step(lambda: Snapshot({"x": np.full(1, 7)}, {}))
+    with pytest.raises(StoppedError, match="gone"), ours.listening():
+        raise StoppedError("gone")
     assert journal(tmp_path / "out").stage("forget").load().arrays["x"][0] == 1
+    assert journal(tmp_path / "out").stage("preserve").load().arrays["x"][0] == 7
     # It was terminated too, but later than the other said so.
     ours.terminated = True
     with pytest.raises(TerminatedError), ours.listening():
