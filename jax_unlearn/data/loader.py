@@ -18,6 +18,7 @@ from jax_unlearn.data.images import UNREADABLE, ImageFile, open_image, read_imag
 from jax_unlearn.data.preprocess import Preprocessor
 from jax_unlearn.models.qwen3_vision.packing import PackedPatches, pack
 from jax_unlearn.runtime.errors import StoppedError
+from jax_unlearn.runtime.interrupts import blocked
 from jax_unlearn.runtime.no_torch import hide_torch
 
 T = TypeVar("T")
@@ -59,8 +60,18 @@ def load(items: Sequence[T], function: Callable[[T], R], workers: int) -> Iterat
     no_threads = grain.ReadOptions(num_threads=0, prefetch_buffer_size=0)
     options = grain.MultiprocessingOptions(num_workers=workers, per_worker_buffer_size=AHEAD)
     dataset = source.to_iter_dataset(no_threads).mp_prefetch(options, worker_init_fn=begin_worker)
+    iterator = iter(dataset)
     try:
-        yield from dataset
+        while True:
+            # Ctrl-C reaches all processes; those that are started here never get it.
+            with blocked(signal.SIGINT):
+                result = next(iterator)
+            yield result
+    except StopIteration:
+        return
+    except GeneratorExit:
+        iterator.close()
+        raise
     except RuntimeError as error:
         if not (match := DIED.search(str(error))):
             raise

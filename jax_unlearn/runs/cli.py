@@ -26,6 +26,7 @@ from jax_unlearn.runs.settings.presets import Preset, start_settings
 from jax_unlearn.runs.settings.sweep_config import SweepConfig
 from jax_unlearn.runs.terminal import finish, finish_sweep, show_unencodable
 from jax_unlearn.runtime.errors import UserError
+from jax_unlearn.runtime.interrupts import raise_until_heeded
 from jax_unlearn.runtime.no_torch import hide_torch
 from jax_unlearn.runtime.processes import exit_together
 from jax_unlearn.runtime.resume import TerminatedError
@@ -33,6 +34,7 @@ from jax_unlearn.runtime.used_if import used_if
 from jax_unlearn.runtime.xla_flags import make_reproducible
 
 PROGRAM = "jax-unlearn"
+INTERRUPTED = f"{PROGRAM}: interrupted"
 PRESET_HELP = (
     "--preset PRESET: initial settings, which other options override: default, the settings that "
     "worked best in our measurements (for names --target blank and --lambda-preserve 1); faithful, "
@@ -117,19 +119,20 @@ def main(arguments: Sequence[str] | None = None) -> None:
     console = Console(stderr=True)
     given = list(sys.argv[1:] if arguments is None else arguments)
     try:
-        with warnings.catch_warnings():
+        with warnings.catch_warnings(), raise_until_heeded():
             # Without markup, since a file name may contain brackets.
             warnings.showwarning = lambda message, *_: console.out(f"warning: {message}")
             dispatch(given, console)
     except UserError as error:
         print(f"{PROGRAM}: {error}", file=sys.stderr)
         sys.exit(2)
-    except TerminatedError:
-        print(f"{PROGRAM}: terminated; the same command with --resume continues", file=sys.stderr)
-        exit_together(128 + signal.SIGTERM)
+    except TerminatedError as error:
+        how = "interrupted" if error.number == signal.SIGINT else "terminated"
+        print(f"{PROGRAM}: {how}; the same command with --resume continues", file=sys.stderr)
+        exit_together(128 + error.number)
     except KeyboardInterrupt:
-        print(f"{PROGRAM}: interrupted", file=sys.stderr)
-        sys.exit(130)
+        print(INTERRUPTED, file=sys.stderr)
+        sys.exit(128 + signal.SIGINT)
 
 
 def dispatch(arguments: Sequence[str], console: Console) -> None:

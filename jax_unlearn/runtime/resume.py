@@ -8,7 +8,6 @@ import logging
 import os
 import signal
 import sys
-import threading
 import time
 import warnings
 from collections.abc import Callable, Iterator
@@ -19,27 +18,30 @@ from typing import Any
 
 from safetensors import SafetensorError
 
-from jax_unlearn.runtime import processes
+from jax_unlearn.runtime import interrupts, processes
 from jax_unlearn.runtime.atomic_files import replace_files
 from jax_unlearn.runtime.digests import read_sealed, sealed
 from jax_unlearn.runtime.errors import StoppedError, UserError
 from jax_unlearn.runtime.file_errors import CURES, number_of
+from jax_unlearn.runtime.interrupts import handled, would_be_lost
 from jax_unlearn.runtime.snapshot_directory import FACTS, SnapshotDirectory
 from jax_unlearn.runtime.snapshots import DamagedError, Snapshot
 
 Facts = dict[str, Any]
 
-# Seconds after which SIGTERM is raised again, if the first exception was lost.
-SIGTERM_RETRY_SECONDS = 0.5
 # Largest total size in bytes of the snapshots of finished stages that are kept in memory.
 MAX_UNSAVED_BYTES = 2**30
 
 
 class TerminatedError(BaseException):
-    """The run was stopped by SIGTERM and its progress saved.
+    """The run was stopped by a signal, SIGTERM or SIGINT, and its progress saved.
 
     A BaseException, so that code that handles errors does not catch it.
     """
+
+    def __init__(self, number: int = signal.SIGTERM) -> None:
+        super().__init__(number)
+        self.number = number
 
 
 class RunSnapshots:
@@ -75,6 +77,7 @@ class RunSnapshots:
         self.seconds, self.steps = seconds, steps
         self.resume = resume
         self.terminated = self.working = False
+        self.signal: int = signal.SIGTERM
         self.saved = time.monotonic()
         # Last snapshots of stages that finished before a snapshot was due.
         self.unsaved: dict[StageSnapshots, Snapshot] = {}
@@ -121,13 +124,13 @@ class RunSnapshots:
             self.place.remove_others()
 
     def heed(self) -> None:
-        """Stop the run if SIGTERM was received.
+        """Stop the run if SIGTERM or SIGINT was received.
 
         Raises:
-            TerminatedError: SIGTERM was received.
+            TerminatedError: one of them was received.
         """
         if self.terminated:
-            raise TerminatedError
+            raise TerminatedError(self.signal)
 
     def stage(self, name: str) -> "StageSnapshots":
         return StageSnapshots(self, name)
@@ -153,44 +156,46 @@ class RunSnapshots:
 
     @contextmanager
     def listening(self) -> Iterator[None]:
-        """Within the block, SIGTERM stops the run after the current step, which is saved.
+        """Within the block, SIGTERM and SIGINT stop the run after the current step, which is saved.
 
         What was done is also saved if another process, or one that decodes images, dies.
 
         Raises:
-            TerminatedError: SIGTERM was received.
+            TerminatedError: one of the signals was received.
         """
-        if threading.current_thread() is not threading.main_thread():
-            yield
-            return
-        numbers = signal.SIGTERM, signal.SIGALRM
-        before = [signal.signal(number, self._terminate) for number in numbers]
-        try:
-            yield
-        except (TerminatedError, StoppedError) as error:
-            # SIGTERM may come again; it must not interrupt saving.
-            self.working = True
-            for stage, snapshot in [*self.unsaved.items()]:
-                stage.save(snapshot)
-            if self.at_work and self.at_work.ahead:
-                self.at_work.save(self.at_work.newest())
-            if self.terminated and isinstance(error, processes.PeerError):
-                # The other processes received SIGTERM too, and reported it first.
-                raise TerminatedError from error
-            raise
-        finally:
-            signal.setitimer(signal.ITIMER_REAL, 0)
-            for number, handler in zip(numbers, before, strict=True):
-                signal.signal(number, handler)
+        with handled(self._terminate, signal.SIGTERM, signal.SIGINT, signal.SIGALRM):
+            try:
+                yield
+            except BaseException as error:
+                refused = isinstance(error, UserError) and not isinstance(error, StoppedError)
+                if refused or not (self.terminated or isinstance(error, StoppedError)):
+                    raise
+                # A signal may come again; it must not interrupt saving.
+                self.working = True
+                self._save_all()
+                if self.terminated and not isinstance(error, TerminatedError):
+                    # Another process received it too and reported it first, or compiled code
+                    # turned the exception into an error of its own.
+                    raise TerminatedError(self.signal) from error
+                raise
 
-    def _terminate(self, _: int, __: FrameType | None) -> None:
+    def _save_all(self) -> None:
+        """Save what was done since the last snapshots."""
+        for stage, snapshot in [*self.unsaved.items()]:
+            stage.save(snapshot)
+        if self.at_work and self.at_work.ahead:
+            self.at_work.save(self.at_work.newest())
+
+    def _terminate(self, number: int, frame: FrameType | None) -> None:
         self.terminated = True
+        if number != signal.SIGALRM:
+            self.signal = number
         if self.working:
             return
-        # An exception raised inside a finaliser or a callback of JAX is lost; the alarm calls this
-        # handler again.
-        signal.setitimer(signal.ITIMER_REAL, SIGTERM_RETRY_SECONDS)
-        if not (processes.exchanging or isinstance(sys.exception(), TerminatedError)):
+        # The alarm calls this handler again if the exception is lost.
+        signal.setitimer(signal.ITIMER_REAL, interrupts.RETRY_SECONDS)
+        ended = isinstance(sys.exception(), TerminatedError)
+        if not (processes.exchanging or ended or would_be_lost(frame)):
             self.heed()
 
 

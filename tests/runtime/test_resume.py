@@ -433,33 +433,56 @@ def test_killed_fifty_times_it_ends_with_the_same_bytes(folder, whole, tmp_path)
     killed(folder, tmp_path / "out", whole, kills=50)
 
 
-class Terminated:
-    """Is terminated while it is finalised, where what is raised is lost."""
+class Stopped:
+    """Is sent a signal while it is finalised, where what is raised is lost."""
+
+    def __init__(self, number):
+        self.number = number
 
     def __del__(self):
-        os.kill(os.getpid(), signal.SIGTERM)
+        os.kill(os.getpid(), self.number)
         time.sleep(0.1)
 
 
 @pytest.mark.filterwarnings("ignore::pytest.PytestUnraisableExceptionWarning")
-def test_sigterm_is_heeded_whatever_was_at_work(monkeypatch, tmp_path):
-    monkeypatch.setattr("jax_unlearn.runtime.resume.SIGTERM_RETRY_SECONDS", 0.2)
+@pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGINT])
+def test_a_signal_is_heeded_whatever_was_at_work(monkeypatch, tmp_path, number):
+    monkeypatch.setattr("jax_unlearn.runtime.interrupts.RETRY_SECONDS", 0.2)
+    before = signal.getsignal(signal.SIGINT)
     begun = time.monotonic()
 
     def work():
-        Terminated()
+        Stopped(number)
         time.sleep(BOUND)
 
-    with pytest.raises(TerminatedError), journal(tmp_path / "out").listening():
+    with pytest.raises(TerminatedError) as caught, journal(tmp_path / "out").listening():
         work()
+    assert caught.value.number == number
     assert time.monotonic() - begun < BOUND
     # Nothing of it is left.
     assert signal.getsignal(signal.SIGALRM) == signal.SIG_DFL
+    assert signal.getsignal(signal.SIGINT) == before
     assert signal.getitimer(signal.ITIMER_REAL) == (0, 0)
 
 
+def test_a_signal_that_became_another_error_is_heeded(tmp_path):
+    """As compiled code does with what is raised in a callback."""
+
+    def work():
+        try:
+            os.kill(os.getpid(), signal.SIGINT)
+        except TerminatedError as error:
+            raise RuntimeError("a callback failed") from error
+
+    ours = journal(tmp_path / "out", seconds=600.0)
+    ours.stage("forget").step(lambda: Snapshot({"x": np.ones(1)}, {}))
+    with pytest.raises(TerminatedError), ours.listening():
+        work()
+    assert journal(tmp_path / "out").stage("forget").load().arrays["x"][0] == 1
+
+
 def test_sigterm_waits_for_an_exchange_with_others(monkeypatch, tmp_path):
-    monkeypatch.setattr("jax_unlearn.runtime.resume.SIGTERM_RETRY_SECONDS", 0.1)
+    monkeypatch.setattr("jax_unlearn.runtime.interrupts.RETRY_SECONDS", 0.1)
     done = []
 
     def work():
@@ -493,7 +516,7 @@ def test_what_was_done_is_saved_where_a_process_is_gone(tmp_path):
 
 
 def test_sigterm_does_not_disturb_what_is_closed_for_it(monkeypatch, tmp_path):
-    monkeypatch.setattr("jax_unlearn.runtime.resume.SIGTERM_RETRY_SECONDS", 0.05)
+    monkeypatch.setattr("jax_unlearn.runtime.interrupts.RETRY_SECONDS", 0.05)
     closed = []
 
     def work():
@@ -509,14 +532,14 @@ def test_sigterm_does_not_disturb_what_is_closed_for_it(monkeypatch, tmp_path):
     assert closed
 
 
-def test_sigterm_saves_first(folder, whole, tmp_path):
+def test_sigint_saves_first(folder, whole, tmp_path):
     out = tmp_path / "out"
     process = launch(folder, out)
     heard(process, "merger.linear_fc2:")
-    process.send_signal(signal.SIGTERM)
+    process.send_signal(signal.SIGINT)
     _, errors = process.communicate(timeout=BOUND)
-    assert process.returncode == 128 + signal.SIGTERM
-    assert "terminated" in errors
+    assert process.returncode == 130
+    assert "jax-unlearn: interrupted; the same command with --resume continues" in errors
     passes = ("forget", "preserve", "forget-held-out", "preserve-held-out")
     assert all(snapshots(tmp_path / "out.resume" / "0-of-1" / name) for name in passes)
     main([*arguments(folder, out, **OPTIONS), "--resume"])
