@@ -2,10 +2,10 @@
 
 from porting.checkpoint import CheckpointError
 from porting.clip import is_clip, load_clip
-from porting.linear_digests import linear_digests
 from porting.merge import merge_checkpoint, unmerge_checkpoint
 from porting.peft import load_peft, save_peft
 from porting.qwen3_vision import load_vision_tower
+from porting.weight_digests import linear_digests
 
 __all__ = [
     "CheckpointError",

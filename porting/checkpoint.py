@@ -221,9 +221,27 @@ def shards(directory: Path, index: dict[str, str], faults: list[str]) -> list[Pa
     for name in sorted(set(index.values())):
         if name != Path(name).name or name in {"", ".."}:
             faults.append(f"{INDEX} names {name!r}, which is not a file of this directory")
+        elif leads_out(directory / name, directory):
+            target = (directory / name).resolve()
+            faults.append(
+                f"{name} is a link to {target}, outside the directory; put the file there"
+            )
         elif (directory / name).is_file():
             paths.append(directory / name)
     return paths
+
+
+def leads_out(path: Path, directory: Path) -> bool:
+    """Whether a file is a link to a place outside its directory.
+
+    The files of a snapshot in the hub's cache are links to the blobs of the same repository, which
+    belong to it: REPOSITORY/snapshots/COMMIT/NAME and REPOSITORY/blobs/DIGEST.
+    """
+    home, target = directory.resolve(), path.resolve()
+    blobs = home.parent.parent / "blobs"
+    if home.parent.name == "snapshots" and target.is_relative_to(blobs):
+        return False
+    return not target.is_relative_to(home)
 
 
 def config_path(directory: Path) -> Path:

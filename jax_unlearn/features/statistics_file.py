@@ -67,7 +67,9 @@ def feature_arrays(group: str, features: SampleFeatures) -> dict[str, np.ndarray
 def describe(features: SampleFeatures) -> dict[str, Any]:
     """The facts of a group that are not arrays: taps, prompts and images."""
     prompts = [[s.text, s.label] for s in features.files if isinstance(s, Prompt)]
-    images = [[s.name, s.label] for s in features.files if isinstance(s, ImageFile)]
+    # Absolute, so that they hold in any working directory.
+    here = Path.cwd()
+    images = [[str(here / s.name), s.label] for s in features.files if isinstance(s, ImageFile)]
     return {"taps": list(features.taps), "prompts": prompts, "images": images}
 
 

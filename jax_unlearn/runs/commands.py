@@ -107,7 +107,8 @@ def evaluate(
         exam = Exam(files, test.is_forget, metrics["neighbours"], questions)
         with console.status(f"Asking the model {len(exam.questions)} questions, before and after"):
             metrics["vlm"] = exam.before_and_after(config.samples.checkpoint, run_dir / "adapter")
-    save_metrics(run_dir, read_config(run_dir), metrics, judge.pictures())
+    pictures = judge.pictures() if config.execution.pictures else []
+    save_metrics(run_dir, read_config(run_dir), metrics, pictures)
     return metrics
 
 

@@ -244,7 +244,8 @@ def run_pipeline(prepared: PreparedRun, begun: float) -> Metrics:
             save_statistics(out, extracted)
         lines = (json.dumps(row) for row in result.history)
         (out / "history.jsonl").write_text("\n".join(lines) + "\n")
-        save_metrics(out, config, metrics, judge.pictures())
+        pictures = judge.pictures() if config.execution.pictures else []
+        save_metrics(out, config, metrics, pictures)
         save_digests(out, linears)
     return metrics
 

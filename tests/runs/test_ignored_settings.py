@@ -76,6 +76,7 @@ EXECUTION = {
     "overwrite": True,
     "strict": True,
     "save_statistics": False,
+    "pictures": False,
     "mesh": "data=1",
     "workers": 1,
     "resume": True,
@@ -235,6 +236,8 @@ def test_how_a_run_is_carried_out_is_refused_where_it_has_no_part(mode, places):
     base = base_of(mode, places)
     kind, optimizer = mode.split()
     used = ALWAYS | {"save_statistics"}
+    if kind != "names" or base.samples.images:
+        used |= {"pictures"}
     if kind == "qwen":
         used |= {"mesh", "workers", "distributed"}
     if kind == "qwen" or optimizer == "adam":

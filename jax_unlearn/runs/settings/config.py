@@ -49,6 +49,8 @@ class ExecutionSettings:
     """Write statistics.safetensors to --out, for --statistics. It contains, for each tap, half of a
     D_in × D_in matrix in float64 for forget and for preserve rows (less for few rows), and the mean
     of each image needed for evaluation (with CLIP a row per prompt and image)."""
+    pictures: bool = used_if(True, command="run", shows_images=True)
+    """Show a few of the images in report.html."""
     mesh: str | None = used_if(None, source="qwen_images", saved=False)
     """data=N: number of devices that run the tower, each on its own images; by default all local
     devices. data=N,fsdp=M: N × M devices; the weights of the tower's blocks are sharded over M of
@@ -60,8 +62,8 @@ class ExecutionSettings:
     """Continue from the snapshots in OUT.resume, if there are any, with the same settings,
     checkpoint and images."""
     save_seconds: float = used_if(600.0, resumable=True)
-    """Seconds between snapshots of an unfinished run; a shorter run saves none. SIGTERM saves one
-    at once."""
+    """Seconds between snapshots of an unfinished run; a shorter run saves none. SIGTERM and
+    Ctrl-C save one at once."""
     save_steps: int | None = used_if(None, resumable=True)
     """Batches, or chunks of epochs, between snapshots, if that comes first."""
     distributed: bool = used_if(False, source="qwen_images", saved=False)
@@ -148,7 +150,7 @@ def to_json(config: RunConfig) -> dict[str, Any]:
 
 
 def read_config(run: Path) -> RunConfig:
-    """The settings of an existing run, except those of execution, which depend on the machine.
+    """The settings of an existing run, without those of execution that depend on the machine.
 
     Raises:
         UserError: `run` is not the directory of a run.
@@ -156,7 +158,7 @@ def read_config(run: Path) -> RunConfig:
     path = run / "config.json"
     try:
         stored = as_stored_now(json.loads(path.read_text()))
-        how = set(leaf_fields(ExecutionSettings)) - {"out"}
+        how = set(leaf_fields(ExecutionSettings)) - {"out", "pictures"}
         hints = setting_types(RunConfig)
         values = {k: from_json(v, hints[k]) for k, v in stored.items() if k not in how}
         return RunConfig.of(**values)
