@@ -28,7 +28,7 @@ RUN_FILES = frozenset(
 # One of them is in every directory of a run or a sweep, and of an exported adapter.
 MARKS = ("metrics.json", "sweep.json", "adapter_config.json")
 # Names of files and directories that are not complete, or that are being removed.
-TEMPORARY = re.compile(r"\.(?P<name>.+)\.(?P<token>[0-9a-f]{8})\.(?P<what>partial|old)")
+TEMPORARY = re.compile(r"\.(?P<name>.+)\.(?P<token>[0-9a-f]{8})\.(?P<what>partial|old)", re.DOTALL)
 
 
 def check_output(out: Path, inputs: Mapping[str, Iterable[Path]]) -> None:
