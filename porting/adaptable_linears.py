@@ -10,7 +10,6 @@ from jax_unlearn.runtime.text_files import read_json
 from porting.checkpoint import Checkpoint, CheckpointError, config_path, missing_files
 from porting.families import PROJECTIONS, ClipFamily, Family, adaptable_family_of, family_of
 from porting.open_clip import OPEN_PROJECTIONS, open_clip_weights
-from porting.safetensors_bytes import digest_of_all
 
 AnyFamily = TypeVar("AnyFamily", bound=Family | ClipFamily)
 
@@ -212,25 +211,3 @@ def has_weights(base: Path) -> bool:
     """Whether a base is a local checkpoint with weights."""
     known = open_clip_weights(base) is not None or (base / "config.json").is_file()
     return known and any(base.glob("*.safetensors"))
-
-
-def digest_of_base(adapter: LoraAdapter, base: Path) -> str | None:
-    """SHA-256 (hex) of the tensors that an adapter changes, as they are in its base.
-
-    Returns:
-        The digest; None if the base has no local weights.
-
-    Raises:
-        UserError: the checkpoint cannot be read, or lacks one of them.
-    """
-    if not has_weights(base):
-        return None
-    with open_weights(base) as checkpoint:
-        keys = locate_in(checkpoint).keys(adapter).items()
-        missing = [f"{key} is missing" for (_, part), key in keys
-                   if part == "weight" and key not in checkpoint]  # fmt: skip
-        if missing:
-            raise CheckpointError(base, missing)
-        # CLIP's projections have no bias, and LEACE adds one.
-        found = {key: checkpoint.stored(key) for _, key in keys if key in checkpoint}
-    return digest_of_all(found)

@@ -234,6 +234,11 @@ def shards(directory: Path, index: dict[str, str], faults: list[str]) -> list[Pa
         if name != Path(name).name or name in {"", ".."} or len(os.fsencode(name)) > LONGEST_NAME:
             shown = name if len(name) <= 60 else f"{name[:60]}…"
             faults.append(f"{INDEX} names {shown!r}, which is not a file of this directory")
+        elif leads_out(directory / name, directory):
+            target = (directory / name).resolve()
+            faults.append(
+                f"{name} is a link to {target}, outside the directory; put the file there"
+            )
         elif (directory / name).is_file():
             paths.append(directory / name)
     return paths
@@ -247,6 +252,19 @@ def size_faults(sizes: Mapping[str, Any]) -> list[str]:
         for name, size in sizes.items()
         if type(size) is not int or not 1 <= size <= largest.get(name, MOST)
     ]
+
+
+def leads_out(path: Path, directory: Path) -> bool:
+    """Whether a file is a link to a place outside its directory.
+
+    The files of a snapshot in the hub's cache are links to the blobs of the same repository, which
+    belong to it: REPOSITORY/snapshots/COMMIT/NAME and REPOSITORY/blobs/DIGEST.
+    """
+    home, target = directory.resolve(), path.resolve()
+    blobs = home.parent.parent / "blobs"
+    if home.parent.name == "snapshots" and target.is_relative_to(blobs):
+        return False
+    return not target.is_relative_to(home)
 
 
 def config_path(directory: Path) -> Path:

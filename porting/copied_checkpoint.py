@@ -8,7 +8,7 @@ from pathlib import Path
 import numpy as np
 from jaxtyping import Shaped
 
-from porting.checkpoint import byte_ranges
+from porting.checkpoint import byte_ranges, leads_out
 
 # Forms in which weights are published. A copy in another form than the one that is read would hold
 # the original weights next to the changed ones.
@@ -61,14 +61,6 @@ def _copy(
         else:
             # copyfile, without permissions: the copy of a read-only file must be writable.
             shutil.copyfile(entry, place)
-
-
-def leads_out(path: Path, root: Path) -> bool:
-    """Whether a link leads out of the checkpoint `root`."""
-    homes, target = [root.resolve()], path.resolve()
-    if homes[0].parent.name == "snapshots":
-        homes.append(homes[0].parent.parent / "blobs")
-    return not any(target.is_relative_to(home) for home in homes)
 
 
 def patch(shard: Path, key: str, tensor: Shaped[np.ndarray, "..."]) -> None:

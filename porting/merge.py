@@ -16,14 +16,10 @@ import numpy as np
 from jaxtyping import Float64
 
 from jax_unlearn.models.lora import LoraAdapter, LoraPair
-from jax_unlearn.runtime.atomic_files import (
-    MERGE_RECORD,
-    check_free,
-    fresh_directory,
-    fresh_file,
-)
+from jax_unlearn.runtime.atomic_files import fresh_directory, fresh_file
 from jax_unlearn.runtime.errors import UserError
 from jax_unlearn.runtime.hub import local_checkpoint
+from jax_unlearn.runtime.outputs import MERGE_RECORD, check_free
 from jax_unlearn.runtime.text_files import read_json
 from jax_unlearn.runtime.version import VERSION
 from porting.adaptable_linears import AdaptableLinears, adapter_faults, locate_in, open_weights

@@ -20,10 +20,11 @@ from jax_unlearn.runtime.atomic_files import fresh_directory
 from jax_unlearn.runtime.errors import UserError
 from jax_unlearn.runtime.text_files import read_json
 from jax_unlearn.runtime.version import VERSION
-from porting.adaptable_linears import digest_of_base, model_type_of_base, place_of_base
+from porting.adaptable_linears import model_type_of_base, place_of_base
 from porting.families import linear_of_live_path
 from porting.peft_config import CONFIG, base_name, lora_config
 from porting.safetensors_bytes import to_bytes
+from porting.weight_digests import digest_of_base
 
 WEIGHTS = "adapter_model.safetensors"
 # Metadata of that file besides PEFT's: our version, SHA-256 of the base's tensors that the adapter

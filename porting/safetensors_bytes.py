@@ -29,12 +29,3 @@ def to_bytes(tensors: Mapping[str, Tensor], metadata: Mapping[str, str]) -> byte
 def digest(tensor: Tensor) -> str:
     """SHA-256 (hex) of a tensor's bytes in its own dtype."""
     return hashlib.sha256(np.ascontiguousarray(tensor).tobytes()).hexdigest()
-
-
-def digest_of_all(tensors: Mapping[str, Tensor]) -> str:
-    """SHA-256 (hex) of the names, dtypes, shapes and bytes of tensors, sorted by name."""
-    total = hashlib.sha256()
-    for name, tensor in sorted(tensors.items()):
-        facts = [name, tensor.dtype.name, list(tensor.shape), digest(tensor)]
-        total.update(json.dumps(facts).encode())
-    return total.hexdigest()

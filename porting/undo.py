@@ -10,8 +10,7 @@ from safetensors import SafetensorError, safe_open
 
 from jax_unlearn.models.lora import LoraAdapter
 from jax_unlearn.runtime.errors import UserError
-from porting.checkpoint import Checkpoint, CheckpointError
-from porting.copied_checkpoint import leads_out
+from porting.checkpoint import Checkpoint, CheckpointError, leads_out
 from porting.safetensors_bytes import Tensor, digest, to_bytes
 
 MARK = "jax_unlearn_undo"

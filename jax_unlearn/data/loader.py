@@ -2,6 +2,7 @@
 
 import multiprocessing
 import os
+import re
 import signal
 import threading
 from collections.abc import Callable, Iterator, Sequence
@@ -16,6 +17,8 @@ from jax_unlearn.data.batches import Batch, Item
 from jax_unlearn.data.images import UNREADABLE, ImageFile, open_image, read_image, reason
 from jax_unlearn.data.preprocess import Preprocessor
 from jax_unlearn.models.qwen3_vision.packing import PackedPatches, pack
+from jax_unlearn.runtime.errors import StoppedError
+from jax_unlearn.runtime.interrupts import blocked
 from jax_unlearn.runtime.no_torch import hide_torch
 
 T = TypeVar("T")
@@ -23,6 +26,8 @@ R = TypeVar("R")
 
 # Results that each process prefetches; a batch of patches is 50 MB.
 AHEAD = 2
+# What Grain says of a process that it lost.
+DIED = re.compile(r"Worker process was terminated unexpectedly with exit code (-?\d+)")
 # One batch per device; the slots of each batch's patches; the reason by index for every file that
 # cannot be read. A tuple, since Grain's shared memory supports tuples but not classes.
 Loaded = tuple[PackedPatches, list[Int[np.ndarray, " patches"]], dict[int, str]]
@@ -34,6 +39,9 @@ def load(items: Sequence[T], function: Callable[[T], R], workers: int) -> Iterat
     Args:
         items: picklable, like `function`, since each process gets a copy.
         workers: number of processes; 0 uses threads of this process.
+
+    Raises:
+        StoppedError: one of the processes has died.
     """
     # Imported here because it takes half a second.
     import grain
@@ -51,7 +59,32 @@ def load(items: Sequence[T], function: Callable[[T], R], workers: int) -> Iterat
         flags.FLAGS.mark_as_parsed()
     no_threads = grain.ReadOptions(num_threads=0, prefetch_buffer_size=0)
     options = grain.MultiprocessingOptions(num_workers=workers, per_worker_buffer_size=AHEAD)
-    yield from source.to_iter_dataset(no_threads).mp_prefetch(options, worker_init_fn=begin_worker)
+    dataset = source.to_iter_dataset(no_threads).mp_prefetch(options, worker_init_fn=begin_worker)
+    iterator = iter(dataset)
+    try:
+        while True:
+            # Ctrl-C reaches all processes; those that are started here never get it.
+            with blocked(signal.SIGINT):
+                result = next(iterator)
+            yield result
+    except StopIteration:
+        return
+    except GeneratorExit:
+        iterator.close()
+        raise
+    except RuntimeError as error:
+        if not (match := DIED.search(str(error))):
+            raise
+        raise StoppedError(
+            f"--workers {workers}: a process that decodes images has died ({cause_of(match[1])}); "
+            "continue with --resume, with fewer --workers if memory was short"
+        ) from error
+
+
+def cause_of(exit_code: str) -> str:
+    """The signal that ended a process, or its exit code."""
+    code = int(exit_code)
+    return signal.Signals(-code).name if code < 0 else f"exit code {code}"
 
 
 def begin_worker(number: int, count: int) -> None:

@@ -18,6 +18,7 @@ from jax_unlearn.features.samples import Sample, SampleFeatures, Sides, TapRows
 from jax_unlearn.features.statistics import Statistics
 from jax_unlearn.models.frozen_linear import FrozenLinear
 from jax_unlearn.models.qwen3_vision.config import LINEARS
+from jax_unlearn.runtime.digests import DIGEST, changed, of_arrays
 from jax_unlearn.runtime.errors import UserError
 
 FILE = "statistics.safetensors"
@@ -52,6 +53,8 @@ def save_statistics(directory: Path, extracted: Extracted, most: int | None = No
     if most is not None and size > most:
         return size
     dense = {name: np.ascontiguousarray(array) for name, array in arrays.items()}
+    facts[DIGEST] = of_arrays(dense, json.dumps(facts))
+    # One entry, because safetensors writes several in any order.
     save_file(dense, directory / FILE, metadata={"facts": json.dumps(facts)})
     return size
 
@@ -71,7 +74,9 @@ def feature_arrays(group: str, features: SampleFeatures) -> dict[str, np.ndarray
 def describe(features: SampleFeatures) -> dict[str, Any]:
     """The facts of a group that are not arrays: taps, prompts and images."""
     prompts = [[s.text, s.label] for s in features.files if isinstance(s, Prompt)]
-    images = [[s.name, s.label] for s in features.files if isinstance(s, ImageFile)]
+    # Absolute, so that they hold in any working directory.
+    here = Path.cwd()
+    images = [[str(here / s.name), s.label] for s in features.files if isinstance(s, ImageFile)]
     return {"taps": list(features.taps), "prompts": prompts, "images": images}
 
 
@@ -153,7 +158,7 @@ def read_statistics(directory: Path) -> StatisticsFile:
     """Read the statistics file of a run.
 
     Raises:
-        UserError: there is no such file, or it cannot be read.
+        UserError: there is no such file, it cannot be read, or it has changed since it was written.
     """
     path = directory / FILE
     if not path.is_file():
@@ -165,6 +170,10 @@ def read_statistics(directory: Path) -> StatisticsFile:
         with safe_open(path, framework="numpy") as file:
             arrays = {key: file.get_tensor(key) for key in file.keys()}  # noqa: SIM118
             facts = json.loads(file.metadata()["facts"])
-            return StatisticsFile(path, arrays, {key: facts[key] for key in FACTS})
-    except (SafetensorError, OSError, KeyError, TypeError, ValueError) as error:
+        if (digest := facts.pop(DIGEST, None)) is None:
+            raise UserError(f"{path}: was made by an earlier version; run again from the images")
+        if digest != of_arrays(arrays, json.dumps(facts)):
+            raise changed(path)
+        return StatisticsFile(path, arrays, {key: facts[key] for key in FACTS})
+    except (SafetensorError, OSError, LookupError, AttributeError, TypeError, ValueError) as error:
         raise UserError(f"{path}: cannot be read ({error}); run again from the images") from error

@@ -13,9 +13,10 @@ from jax_unlearn.data.images import read_image
 from jax_unlearn.models.lora import LoraAdapter
 from jax_unlearn.runs.export import Export, export
 from jax_unlearn.runs.pipeline import run
-from jax_unlearn.runs.run_directory import Metrics, read_json
+from jax_unlearn.runs.run_directory import Metrics
 from jax_unlearn.runs.settings.config import RunConfig, read_config, setting_types, typed
 from jax_unlearn.runs.settings.presets import Preset, start_settings
+from jax_unlearn.runtime.digests import read_sealed
 from jax_unlearn.runtime.errors import UserError
 from jax_unlearn.runtime.xla_flags import make_reproducible
 
@@ -45,8 +46,7 @@ class Run:
     @cached_property
     def metrics(self) -> Metrics:
         """The content of metrics.json (docs/run-directory.md)."""
-        metrics: Metrics = read_json(self.directory / "metrics.json")
-        return metrics
+        return read_sealed(self.directory / "metrics.json")
 
     @cached_property
     def adapter(self) -> LoraAdapter:

@@ -13,6 +13,7 @@ from collections.abc import Sequence
 from jax_unlearn.runs import DESCRIPTION, PROGRAM
 from jax_unlearn.runtime.errors import UserError
 
+INTERRUPTED = f"{PROGRAM}: interrupted"
 # As of sysexits.h, EX_SOFTWARE.
 INTERNAL_ERROR = 70
 COMMANDS = {
@@ -51,13 +52,14 @@ def main(arguments: Sequence[str] | None = None) -> None:
     from jax_unlearn.data.scan import printable
     from jax_unlearn.runs.command_line import dispatch
     from jax_unlearn.runs.terminal import show_unencodable
+    from jax_unlearn.runtime.interrupts import raise_until_heeded
     from jax_unlearn.runtime.processes import exit_together
     from jax_unlearn.runtime.resume import TerminatedError
 
     show_unencodable()
     console = Console(stderr=True)
     try:
-        with warnings.catch_warnings():
+        with warnings.catch_warnings(), raise_until_heeded():
             # Without markup, since a file name may contain brackets.
             warnings.showwarning = lambda message, *_: console.out(
                 printable(f"warning: {message}"), highlight=False
@@ -72,12 +74,13 @@ def main(arguments: Sequence[str] | None = None) -> None:
         # In one line and without control characters, whatever names it quotes.
         print(f"{PROGRAM}: {printable(str(error))}", file=sys.stderr)
         sys.exit(2)
-    except TerminatedError:
-        print(f"{PROGRAM}: terminated; the same command with --resume continues", file=sys.stderr)
-        exit_together(128 + signal.SIGTERM)
+    except TerminatedError as error:
+        how = "interrupted" if error.number == signal.SIGINT else "terminated"
+        print(f"{PROGRAM}: {how}; the same command with --resume continues", file=sys.stderr)
+        exit_together(128 + error.number)
     except KeyboardInterrupt:
-        print(f"{PROGRAM}: interrupted", file=sys.stderr)
-        sys.exit(130)
+        print(INTERRUPTED, file=sys.stderr)
+        sys.exit(128 + signal.SIGINT)
     except OSError as error:
         # Without a file's name it was the output itself, as on a full disk.
         where = error.filename or "the output"

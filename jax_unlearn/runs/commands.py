@@ -18,15 +18,22 @@ from jax_unlearn.features.extracted import Extracted, check_features
 from jax_unlearn.features.samples import SampleFeatures, Sides, images
 from jax_unlearn.features.statistics_file import FILE, read_statistics
 from jax_unlearn.runs.model_card import write_card
-from jax_unlearn.runs.pipeline import open_source, prepared_run
+from jax_unlearn.runs.pipeline import open_source, prepared_run, stored_linears
 from jax_unlearn.runs.report.sweep_files import write_tradeoff
-from jax_unlearn.runs.run_directory import Metrics, read_json, save_metrics, write_config
+from jax_unlearn.runs.run_directory import (
+    Metrics,
+    check_run,
+    save_digests,
+    save_metrics,
+    write_config,
+)
 from jax_unlearn.runs.saved_statistics import protect, unsaved_statistics, write_statistics
 from jax_unlearn.runs.settings.config import RunConfig, build, read_config
 from jax_unlearn.runs.settings.sweep_config import SweepConfig
 from jax_unlearn.runs.sweep import TradeOff, explore
 from jax_unlearn.runtime import processes
 from jax_unlearn.runtime.atomic_files import fresh_directory
+from jax_unlearn.runtime.digests import read_sealed
 from jax_unlearn.runtime.errors import UserError
 from jax_unlearn.runtime.used_if import option
 
@@ -45,6 +52,7 @@ def sweep(config: SweepConfig, console: Console, start: RunConfig | None = None)
         check_features(extracted)
         if processes.index() > 0:
             return None
+        linears = stored_linears(prepared.source)
         # The source's config has lists of names read from their files.
         config = build(SweepConfig, {}, prepared.source.config)
         found = explore(extracted, judge_of(extracted, config.samples), config, console)
@@ -53,6 +61,7 @@ def sweep(config: SweepConfig, console: Console, start: RunConfig | None = None)
             chosen = asdict(found.chosen.setting)
             write_config(out, config.run_config().replace(**chosen))
             saved = write_statistics(out, extracted, config)
+            save_digests(out, linears)
             protect(out, config.samples)
         if line := unsaved_statistics(saved):
             print(line, file=sys.stderr)
@@ -92,10 +101,8 @@ def evaluate(
         if not vlm and (run_dir / FILE).is_file():
             raise no_tower("checkpoint", run_dir / FILE)
         config = config.replace(checkpoint=checkpoint)
-    adapter = porting.load_peft(run_dir / "adapter")
-    metrics: Metrics = read_json(run_dir / "metrics.json")
-    if "samples" not in metrics:
-        raise UserError(f"{run_dir}: was made by an earlier version; run again")
+    adapter = check_run(run_dir, config)
+    metrics: Metrics = read_sealed(run_dir / "metrics.json")
     given = {name: value for name, value in how.items() if value is not None}
     questions = questions or config.samples.questions
     if vlm and porting.is_clip(config.samples.checkpoint):
@@ -113,7 +120,8 @@ def evaluate(
         exam = Exam(files, test.is_forget, metrics["neighbours"], questions)
         with console.status(f"Asking the model {len(exam.questions)} questions, before and after"):
             metrics["vlm"] = exam.before_and_after(config.samples.checkpoint, run_dir / "adapter")
-    save_metrics(run_dir, read_config(run_dir), metrics, judge.pictures())
+    pictures = judge.pictures() if config.execution.pictures else []
+    save_metrics(run_dir, read_config(run_dir), metrics, pictures)
     write_card(run_dir, config, metrics)
     return metrics
 

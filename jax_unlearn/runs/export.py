@@ -15,15 +15,18 @@ from jax_unlearn.models.lora import LoraAdapter
 from jax_unlearn.runs.clients import facts
 from jax_unlearn.runs.hub import check_repository, push
 from jax_unlearn.runs.model_card import CARD, adapter_card, is_of_clip, merged_card
-from jax_unlearn.runs.run_directory import Metrics, read_json
+from jax_unlearn.runs.run_directory import Metrics, check_run
 from jax_unlearn.runs.settings.checks import refuse_unused
 from jax_unlearn.runs.settings.config import RunConfig, read_config
+from jax_unlearn.runs.settings.inputs import check_out
 from jax_unlearn.runtime.atomic_files import fresh_directory
+from jax_unlearn.runtime.digests import read_sealed
 from jax_unlearn.runtime.errors import UserError
 from jax_unlearn.runtime.hub import cached_checkpoint, local_checkpoint, pinned
+from jax_unlearn.runtime.outputs import check_output
 from jax_unlearn.runtime.used_if import used_if
-from porting.adaptable_linears import digest_of_base
 from porting.peft import base_of, name_base, read_facts, remove_bias
+from porting.weight_digests import digest_of_base
 
 Format = Literal["merged", "peft"]
 
@@ -80,12 +83,12 @@ def export(command: Export) -> list[str]:
     """
     refuse_unused(command, {"format": command.format}, Export(command.run, command.out))
     run, out = command.run, command.out
-    config, adapter = read_config(run), porting.load_peft(run / "adapter")
-    metrics: Metrics = read_json(run / "metrics.json")
+    config = read_config(run)
     if command.checkpoint is not None:
         config = config.replace(checkpoint=pinned(command.checkpoint))
-    if run.resolve().is_relative_to(out.resolve()):
-        raise UserError(f"{out}: contains the run itself; choose another folder")
+    check_out(out, config.samples, run)
+    adapter = check_run(run, config)
+    metrics: Metrics = read_sealed(run / "metrics.json")
     if not command.bias and all(pair.bias is None for pair in adapter.pairs.values()):
         raise UserError("--no-bias: has no effect here: the adapter has no bias; leave it out")
     if command.push_to_hub:
@@ -170,4 +173,6 @@ def check_base(adapter_dir: Path, checkpoint: Path) -> None:
 
 def unmerge(command: Unmerge) -> None:
     """Undo `export --format merged`; see `porting.unmerge_checkpoint`."""
+    inputs = {"the merged checkpoint": [command.merged], "the undo file": [command.undo]}
+    check_output(command.out, inputs)
     porting.unmerge_checkpoint(command.merged, command.undo, command.out, command.overwrite)

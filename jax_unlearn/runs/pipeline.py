@@ -3,7 +3,7 @@
 import json
 import time
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import closing, contextmanager
 from dataclasses import asdict, dataclass
 from typing import Any
 
@@ -21,15 +21,18 @@ from jax_unlearn.runs.model_card import write_card
 from jax_unlearn.runs.report.sweep_files import write_tradeoff
 from jax_unlearn.runs.run_directory import (
     Metrics,
+    check_finite,
     describe_adapter,
     describe_search,
     objective,
+    save_digests,
     save_metrics,
     write_config,
 )
 from jax_unlearn.runs.saved_statistics import protect, write_statistics
 from jax_unlearn.runs.settings.checks import check_run, optimizer_of, source_of
 from jax_unlearn.runs.settings.config import RunConfig
+from jax_unlearn.runs.settings.inputs import check_out
 from jax_unlearn.runs.settings.presets import start_of
 from jax_unlearn.runs.settings.sweep_config import sweep_of
 from jax_unlearn.runs.sources.clip_images import ClipImages
@@ -40,9 +43,12 @@ from jax_unlearn.runs.sources.source import Source
 from jax_unlearn.runs.sweep import explore
 from jax_unlearn.runs.tracking import check_installed, track
 from jax_unlearn.runtime import collectives, processes
-from jax_unlearn.runtime.atomic_files import check_free, fresh_directory
+from jax_unlearn.runtime.atomic_files import fresh_directory
+from jax_unlearn.runtime.digests import check_digests
 from jax_unlearn.runtime.errors import UserError
-from jax_unlearn.runtime.hub import cached_checkpoint, pinned
+from jax_unlearn.runtime.hub import cached_checkpoint, local_checkpoint, pinned
+from jax_unlearn.runtime.leftovers import remove_leftovers
+from jax_unlearn.runtime.outputs import check_free, resolved
 from jax_unlearn.runtime.resume import RunSnapshots
 from jax_unlearn.solvers.config import SolverConfig, check_ranks
 
@@ -99,6 +105,9 @@ def prepared_run(
         if processes.index() > 0:
             console = Console(quiet=True)
     with collectives.failing_together():
+        check_out(execution.out, config.samples)
+        if processes.index() == 0:
+            remove_leftovers(resolved(execution.out))
         check_free(execution.out, execution.overwrite)
         check_installed(execution.track)
         source = open_source(config, console, start)
@@ -111,16 +120,17 @@ def prepared_run(
             execution.resume,
             execution.overwrite,
         )
-        check_processes_agree(source)
-        with snapshots.listening():
-            yield PreparedRun(source, snapshots, console)
-            if processes.index() > 0:
-                # Wait until process 0 has written the results.
+        with closing(snapshots):
+            check_processes_agree(source)
+            with snapshots.listening():
+                yield PreparedRun(source, snapshots, console)
+                if processes.index() > 0:
+                    # Wait until process 0 has written the results.
+                    collectives.barrier()
+            if processes.index() == 0:
+                # Outside the block, where SIGTERM can no longer stop the run.
                 collectives.barrier()
-        if processes.index() == 0:
-            # Outside the block, where SIGTERM can no longer stop the run.
-            collectives.barrier()
-        snapshots.finish()
+            snapshots.finish()
 
 
 def check_processes_agree(source: Source) -> None:
@@ -207,6 +217,9 @@ def run_pipeline(prepared: PreparedRun, begun: float) -> Metrics:
     with console.status("Evaluating on the held-out samples"):
         measured = judge.evaluate(result.adapter)
 
+    check_finite(result.adapter, config.execution.out)
+    linears = stored_linears(source)
+
     with fresh_directory(config.execution.out, config.execution.overwrite) as out:
         adapter_dir = out / "adapter"
         porting.save_peft(
@@ -236,11 +249,25 @@ def run_pipeline(prepared: PreparedRun, begun: float) -> Metrics:
         metrics["statistics"] = write_statistics(out, extracted, config)
         lines = (json.dumps(row) for row in result.history)
         (out / "history.jsonl").write_text("\n".join(lines) + "\n")
-        save_metrics(out, config, metrics, judge.pictures())
+        pictures = judge.pictures() if config.execution.pictures else []
+        save_metrics(out, config, metrics, pictures)
         write_card(out, config, metrics)
+        save_digests(out, linears)
         track(config, out, result.history, metrics)
         protect(out, config.samples)
     return metrics
+
+
+def stored_linears(source: Source) -> dict[str, str]:
+    """Digest of each Linear of a source, as its checkpoint stores it.
+
+    With --statistics, of the checkpoint that the statistics were made with, which may be gone.
+    """
+    samples = source.config.samples
+    if samples.statistics:
+        return check_digests(samples.statistics)
+    checkpoint = local_checkpoint(samples.checkpoint)
+    return porting.linear_digests(checkpoint, [linear.name for linear in source.linears])
 
 
 def check_questions(config: RunConfig, dataset: Dataset[Any]) -> None:

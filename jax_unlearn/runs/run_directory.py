@@ -1,18 +1,23 @@
 """The files of a run's directory: config.json, metrics.json, history.jsonl, adapter/."""
 
-import json
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
+import jax
+import numpy as np
+
+import porting
 from jax_unlearn.data.images import ImageFile
 from jax_unlearn.models.lora import LoraAdapter
 from jax_unlearn.objective.loss import TERMS
 from jax_unlearn.runs.report.page import report
 from jax_unlearn.runs.settings.config import RunConfig, to_json
-from jax_unlearn.runtime import text_files
 from jax_unlearn.runtime.atomic_files import replace_files
+from jax_unlearn.runtime.digests import check_digests, sealed, to_text, write_digests
 from jax_unlearn.runtime.errors import UserError
+from jax_unlearn.runtime.hub import hub_id
+from jax_unlearn.runtime.outputs import ADAPTER_FILES
 from jax_unlearn.solvers.result import Result
 from jax_unlearn.solvers.until_forgotten import ForgetSearch
 
@@ -60,7 +65,7 @@ def save_metrics(
     """Write metrics.json and the report; both are rendered before either is replaced."""
     metrics["warnings"] = checks_that_mean_nothing(metrics)
     page = report(directory, config, metrics, pictures)
-    replace_files(directory, {"metrics.json": to_text(metrics), "report.html": page})
+    replace_files(directory, {"metrics.json": sealed(metrics), "report.html": page})
 
 
 def checks_that_mean_nothing(metrics: Metrics) -> list[str]:
@@ -79,12 +84,50 @@ def checks_that_mean_nothing(metrics: Metrics) -> list[str]:
     ]
 
 
-def to_text(content: Any) -> str:
-    return json.dumps(content, indent=2, allow_nan=False) + "\n"
+def save_digests(directory: Path, linears: Mapping[str, str]) -> None:
+    """Write digests.json: of the files that later commands read and that never change.
+
+    metrics.json, which `evaluate` replaces, and statistics.safetensors have their own.
+
+    Args:
+        directory: the directory of a run or a sweep.
+        linears: digest of each adapted Linear of the checkpoint.
+    """
+    there = ("config.json", "history.jsonl", *(f"adapter/{name}" for name in sorted(ADAPTER_FILES)))
+    write_digests(directory, [name for name in there if (directory / name).is_file()], linears)
 
 
-def read_json(path: Path) -> Any:
-    try:
-        return text_files.read_json(path)
-    except (OSError, ValueError) as error:
-        raise UserError(f"{path}: cannot be read ({error}); run again") from error
+def check_run(directory: Path, config: RunConfig) -> LoraAdapter:
+    """Check the files of a run, and the adapted Linears of its checkpoint if that is there.
+
+    Returns:
+        The run's adapter.
+
+    Raises:
+        UserError: a file or the checkpoint has changed since the run, or the adapter is not finite.
+    """
+    names = [f"adapter/{name}" for name in sorted(ADAPTER_FILES)]
+    then = check_digests(directory, "config.json", "history.jsonl", *names)
+    checkpoint = config.samples.checkpoint
+    # The files of a commit on the hub do not change.
+    if not hub_id(checkpoint) and checkpoint.is_dir():
+        now = porting.linear_digests(checkpoint, then)
+        if other := [name for name in then if now[name] != then[name]]:
+            raise UserError(
+                f"{checkpoint}: {', '.join(other)} changed since {directory} was made; restore the "
+                "checkpoint, or run again"
+            )
+    adapter = porting.load_peft(directory / "adapter")
+    check_finite(adapter, directory / "adapter")
+    return adapter
+
+
+def check_finite(adapter: LoraAdapter, directory: Path) -> None:
+    """Refuse an adapter with a value that is not finite.
+
+    Raises:
+        UserError: there is one; names its Linear.
+    """
+    for name, pair in adapter.pairs.items():
+        if not all(np.isfinite(part).all() for part in jax.tree.leaves(pair)):
+            raise UserError(f"{directory}: {name} has a value that is not finite; run again")

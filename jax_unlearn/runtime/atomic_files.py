@@ -1,42 +1,25 @@
 """Write directories and files atomically: they appear complete or not at all."""
 
-import errno
 import os
 import secrets
 import shutil
 from collections.abc import Iterator, Mapping
-from contextlib import contextmanager
+from contextlib import ExitStack, contextmanager
 from pathlib import Path
 
 from jax_unlearn.runtime.errors import UserError
-
-# Errors that the user can fix; any other OSError is a bug and keeps its traceback.
-USER_FIXABLE_ERRNOS = {
-    errno.EACCES,
-    errno.EBUSY,
-    errno.EDQUOT,
-    errno.EEXIST,
-    errno.EFBIG,
-    errno.ENAMETOOLONG,
-    errno.ENOSPC,
-    errno.ENOTDIR,
-    errno.ENOTEMPTY,
-    errno.EPERM,
-    errno.EROFS,
-}
-# What was merged into a checkpoint.
-MERGE_RECORD = "jax_unlearn.json"
-# A run, an adapter or a merged checkpoint written by jax-unlearn contains one of these; the last is
-# of merged checkpoints of earlier versions.
-OURS = ("metrics.json", "adapter_config.json", MERGE_RECORD, "jax_unlearn_undo")
+from jax_unlearn.runtime.file_errors import CURES, OF_WRITING, number_of, written_path
+from jax_unlearn.runtime.leftovers import new_directory, remove_leftovers
+from jax_unlearn.runtime.outputs import check_free, resolved
 
 
 @contextmanager
 def fresh_directory(out_dir: str | Path, overwrite: bool = False) -> Iterator[Path]:
     """Yield a temporary sibling of `out_dir` that is renamed to `out_dir` when the block ends.
 
-    If the block raises, the sibling is removed and an existing `out_dir` is left unchanged. Parents
-    are created. An existing empty directory may be replaced without `overwrite`.
+    If the block raises, the sibling is removed and an existing `out_dir` is left unchanged. What a
+    killed process left is removed first. Parents are created. An existing empty directory may be
+    replaced without `overwrite`.
 
     Args:
         out_dir: the directory to create.
@@ -49,23 +32,25 @@ def fresh_directory(out_dir: str | Path, overwrite: bool = False) -> Iterator[Pa
         UserError: `out_dir` exists and `overwrite` is not set, is a file or a mount point, or the
             file system refuses (permissions, space); names the path.
     """
-    final = Path(out_dir).resolve()
+    final = resolved(out_dir)
     partial = _sibling(final, "partial")
-    try:
-        check_free(final, overwrite)
-        final.parent.mkdir(parents=True, exist_ok=True)
-        partial.mkdir()
-    except OSError as error:
-        raise _refusal(error, partial, final) from error
-    try:
-        yield partial
-        _install(partial, final, overwrite)
-    except OSError as error:
-        if error.errno not in USER_FIXABLE_ERRNOS:
-            raise
-        raise _refusal(error, partial, final) from error
-    finally:
-        shutil.rmtree(partial, ignore_errors=True)
+    with ExitStack() as stack:
+        try:
+            remove_leftovers(final)
+            check_free(final, overwrite)
+            final.parent.mkdir(parents=True, exist_ok=True)
+            stack.enter_context(new_directory(partial))
+        except OSError as error:
+            reason = error.strerror or str(error)
+            raise UserError(f"{final}: {reason}; fix it, or choose another folder") from error
+        try:
+            yield partial
+            _install(partial, final, overwrite)
+        except Exception as error:
+            # Any exception, since not every library that writes raises an OSError.
+            if (refusal := _refusal(error, partial, final)) is None:
+                raise
+            raise refusal from error
 
 
 @contextmanager
@@ -79,7 +64,7 @@ def fresh_file(path: str | Path, overwrite: bool = False) -> Iterator[Path]:
         UserError: `path` exists and `overwrite` is not set, is a directory, or the file system
             refuses; names the path.
     """
-    final = Path(path).resolve()
+    final = resolved(path)
     partial = _sibling(final, "partial")
     if final.is_dir():
         raise UserError(f"{path}: is a folder; give the name of a file")
@@ -89,36 +74,12 @@ def fresh_file(path: str | Path, overwrite: bool = False) -> Iterator[Path]:
         final.parent.mkdir(parents=True, exist_ok=True)
         yield partial
         partial.replace(final)
-    except OSError as error:
-        if error.errno not in USER_FIXABLE_ERRNOS:
+    except Exception as error:
+        if (refusal := _refusal(error, partial, final)) is None:
             raise
-        raise _refusal(error, partial, final) from error
+        raise refusal from error
     finally:
         partial.unlink(missing_ok=True)
-
-
-def check_free(out_dir: str | Path, overwrite: bool = False) -> None:
-    """Check that `fresh_directory` may create `out_dir`, before any work is done.
-
-    Raises:
-        UserError: `out_dir` exists, or may not be replaced.
-    """
-    out_dir = Path(out_dir).resolve()
-    if not out_dir.exists():
-        return
-    if not out_dir.is_dir():
-        raise UserError(f"{out_dir}: a file of that name exists; choose another folder")
-    if os.path.ismount(out_dir):
-        raise UserError(f"{out_dir}: a mount point cannot be replaced; choose a folder inside it")
-    for kept in (Path.cwd(), Path.home()):
-        if kept.resolve().is_relative_to(out_dir):
-            raise UserError(f"{out_dir}: holds {kept}, which must stay; choose another folder")
-    if not any(os.scandir(out_dir)):
-        return
-    if not overwrite:
-        raise UserError(f"{out_dir}: exists; choose another folder, or pass --overwrite")
-    if not any((out_dir / mark).exists() for mark in OURS):
-        raise UserError(f"{out_dir}: not made by jax-unlearn, so not replaced; choose another")
 
 
 def _sibling(path: Path, what: str) -> Path:
@@ -132,7 +93,7 @@ def _install(partial: Path, final: Path, overwrite: bool) -> None:
         # Replaces an empty directory; fails if another process has filled it in the meantime.
         partial.rename(final)
         return
-    old = _sibling(final, "old")
+    old = partial.with_name(partial.name.removesuffix("partial") + "old")
     final.rename(old)
     try:
         partial.rename(final)
@@ -142,11 +103,20 @@ def _install(partial: Path, final: Path, overwrite: bool) -> None:
     shutil.rmtree(old, ignore_errors=True)
 
 
-def _refusal(error: OSError, partial: Path, final: Path) -> UserError:
-    """A UserError naming the path that failed, or `final` for a path inside `partial`."""
-    path = Path(error.filename or final)
+def _refusal(error: Exception, partial: Path, final: Path) -> UserError | None:
+    """A UserError that names the path that failed, or `final` for a path inside `partial`.
+
+    None for an error that is not of the file system.
+    """
+    # The UserError of a directory inside `partial` names that.
+    cause = error.__cause__ if isinstance(error, UserError) else error
+    number = number_of(cause) if cause else None
+    if number is None or (cause is not error and number not in OF_WRITING):
+        return None
+    path = (cause and written_path(cause)) or final
     path = final if path.is_relative_to(partial) else path
-    return UserError(f"{path}: {error.strerror}; fix it, or choose another folder")
+    cure = CURES.get(number, "fix it")
+    return UserError(f"{path}: {os.strerror(number)}; {cure}, or choose another folder")
 
 
 def replace_files(directory: Path, contents: Mapping[str, str]) -> None:
@@ -165,9 +135,10 @@ def replace_files(directory: Path, contents: Mapping[str, str]) -> None:
         for path, partial in partials.items():
             partial.replace(path)
     except OSError as error:
-        if error.errno not in USER_FIXABLE_ERRNOS:
+        if (number := number_of(error)) is None:
             raise
-        raise UserError(f"{directory}: {error.strerror}; fix it and try again") from error
+        cure = CURES.get(number, "fix it")
+        raise UserError(f"{directory}: {os.strerror(number)}; {cure}, and try again") from error
     finally:
         for partial in partials.values():
             partial.unlink(missing_ok=True)

@@ -6,3 +6,7 @@ class UserError(Exception):
 
     The command line prints it and exits with status 2; any other exception is a bug.
     """
+
+
+class StoppedError(UserError):
+    """A run cannot go on because a process has died; what it has done is saved for --resume."""

@@ -12,7 +12,7 @@ from typing import Any, NoReturn
 import jax
 from jax._src import distributed
 
-from jax_unlearn.runtime.errors import UserError
+from jax_unlearn.runtime.errors import StoppedError, UserError
 from jax_unlearn.runtime.rendezvous import meet
 from jax_unlearn.runtime.temporary_files import remove_temporary_folder
 
@@ -31,7 +31,7 @@ meetings = counter()
 exchanging = False
 
 
-class PeerError(UserError):
+class PeerError(StoppedError):
     """Another process has failed or died."""
 
 

@@ -4,44 +4,44 @@ For OUT they are in OUT.resume/PROCESS-of-PROCESSES/STAGE/STEP, written by Orbax
 once OUT is complete.
 """
 
-import json
 import logging
 import os
-import re
-import shutil
 import signal
 import sys
-import threading
 import time
 import warnings
 from collections.abc import Callable, Iterator
-from contextlib import contextmanager, suppress
+from contextlib import contextmanager
 from pathlib import Path
 from types import FrameType
 from typing import Any
 
 from safetensors import SafetensorError
 
-from jax_unlearn.runtime import processes
-from jax_unlearn.runtime.atomic_files import USER_FIXABLE_ERRNOS, replace_files
-from jax_unlearn.runtime.errors import UserError
-from jax_unlearn.runtime.snapshots import Snapshot
+from jax_unlearn.runtime import interrupts, processes
+from jax_unlearn.runtime.atomic_files import replace_files
+from jax_unlearn.runtime.digests import read_sealed, sealed
+from jax_unlearn.runtime.errors import StoppedError, UserError
+from jax_unlearn.runtime.file_errors import CURES, number_of
+from jax_unlearn.runtime.interrupts import handled, would_be_lost
+from jax_unlearn.runtime.snapshot_directory import FACTS, SnapshotDirectory
+from jax_unlearn.runtime.snapshots import DamagedError, Snapshot
 
 Facts = dict[str, Any]
 
-FACTS = "facts.json"
-OF_PROCESS = re.compile(r"\d+-of-(\d+)")
-# Seconds after which SIGTERM is raised again, if the first exception was lost.
-SIGTERM_RETRY_SECONDS = 0.5
 # Largest total size in bytes of the snapshots of finished stages that are kept in memory.
 MAX_UNSAVED_BYTES = 2**30
 
 
 class TerminatedError(BaseException):
-    """The run was stopped by SIGTERM and its progress saved.
+    """The run was stopped by a signal, SIGTERM or SIGINT, and its progress saved.
 
     A BaseException, so that code that handles errors does not catch it.
     """
+
+    def __init__(self, number: int = signal.SIGTERM) -> None:
+        super().__init__(number)
+        self.number = number
 
 
 class RunSnapshots:
@@ -73,70 +73,64 @@ class RunSnapshots:
         resume: bool,
         overwrite: bool,
     ) -> None:
-        whole = out.resolve()
-        self.all = whole.with_name(f"{whole.name}.resume")
-        self.directory = self.all / f"{processes.index()}-of-{processes.count()}"
         self.facts, self.differences = facts, differences
         self.seconds, self.steps = seconds, steps
         self.resume = resume
         self.terminated = self.working = False
+        self.signal: int = signal.SIGTERM
         self.saved = time.monotonic()
         # Last snapshots of stages that finished before a snapshot was due.
         self.unsaved: dict[StageSnapshots, Snapshot] = {}
-        with user_errors(self.all):
+        # The stage that has begun, which has steps that are not saved.
+        self.at_work: StageSnapshots | None = None
+        with user_errors(out.with_name(f"{out.name}.resume")):
+            self.place = SnapshotDirectory(out)
             if resume:
                 self._check()
             elif overwrite:
-                self._remove()
-            elif self._counts():
+                self._begin_again()
+            elif self.place.counts():
                 raise UserError(
-                    f"{self.all}: an earlier run was stopped; continue it with --resume, or start "
-                    "again with --overwrite alone"
+                    f"{self.place.all}: an earlier run was stopped; continue it with --resume, "
+                    "or start again with --overwrite alone"
                 )
 
-    def _counts(self) -> set[int]:
-        """Process counts of the runs that wrote the existing snapshots."""
-        there = [path.name for path in self.all.iterdir()] if self.all.exists() else []
-        return {int(match[1]) for name in there if (match := OF_PROCESS.fullmatch(name))}
-
     def _check(self) -> None:
-        if others := self._counts() - {processes.count()}:
+        if others := self.place.counts() - {processes.count()}:
             count = max(others)
             raise UserError(
-                f"{self.all}: the run had {count} processes; resume it with the same number"
+                f"{self.place.all}: the run had {count} processes; resume it with the same number"
             )
-        path = self.directory / FACTS
+        path = self.place.own / FACTS
         if path.is_file():
-            ours = self.facts()
             try:
-                changed = self.differences(json.loads(path.read_text()), ours, ("then", "now"))
-            except (ValueError, LookupError, TypeError) as error:
+                theirs = read_sealed(path)
+            except UserError as error:
                 raise UserError(
-                    f"{path}: is damaged ({error!r}); start again with --overwrite alone"
+                    f"{path}: is damaged, or of an earlier version; start again with --overwrite "
+                    "alone"
                 ) from error
+            changed = self.differences(theirs, self.facts(), ("then", "now"))
             if changed:
                 raise UserError(
                     f"--resume: {'; '.join(changed)}; continue with the same settings and files, "
                     "or start again with --overwrite alone"
                 )
 
-    def _remove(self) -> None:
+    def _begin_again(self) -> None:
         """Remove this process's snapshots; process 0 also those of other process counts."""
-        if self.directory.exists():
-            shutil.rmtree(self.directory)
-        if processes.index() == 0 and self.all.is_dir():
-            for other in self.all.iterdir():
-                if not other.name.endswith(f"-of-{processes.count()}"):
-                    shutil.rmtree(other, ignore_errors=True)
+        self.place.remove(strict=True)
+        if processes.index() == 0:
+            self.place.remove_others()
 
     def heed(self) -> None:
-        """Stop the run if SIGTERM was received.
+        """Stop the run if SIGTERM or SIGINT was received.
 
         Raises:
-            TerminatedError: SIGTERM was received.
+            TerminatedError: one of them was received.
         """
         if self.terminated:
-            raise TerminatedError
+            raise TerminatedError(self.signal)
 
     def stage(self, name: str) -> "StageSnapshots":
         return StageSnapshots(self, name)
@@ -147,59 +141,61 @@ class RunSnapshots:
         Raises:
             UserError: the file system refuses.
         """
-        with user_errors(self.directory):
-            # For the owner alone: a snapshot holds means of images that may be private.
-            self.all.mkdir(mode=0o700, parents=True, exist_ok=True)
-            self.directory.mkdir(parents=True, exist_ok=True)
-        if not (self.directory / FACTS).is_file():
-            replace_files(self.directory, {FACTS: json.dumps(self.facts(), indent=1)})
+        with user_errors(self.place.own):
+            self.place.create()
+        if not (self.place.own / FACTS).is_file():
+            replace_files(self.place.own, {FACTS: sealed(self.facts())})
 
     def finish(self) -> None:
         """Remove the snapshots of this process; the run is complete."""
-        shutil.rmtree(self.directory, ignore_errors=True)
-        # Other processes do the same at this moment, and one of them is the first to remove it.
-        with suppress(FileNotFoundError):
-            if self.all.is_dir() and not any(self.all.iterdir()):
-                self.all.rmdir()
+        self.place.remove()
+
+    def close(self) -> None:
+        """Let other runs use the snapshots."""
+        self.place.release()
 
     @contextmanager
     def listening(self) -> Iterator[None]:
-        """Within the block, SIGTERM stops the run after the current step, which is saved.
+        """Within the block, SIGTERM and SIGINT stop the run after the current step, which is saved.
 
-        Finished stages are also saved if another process fails or dies.
+        What was done is also saved if another process, or one that decodes images, dies.
 
         Raises:
-            TerminatedError: SIGTERM was received.
+            TerminatedError: one of the signals was received.
         """
-        if threading.current_thread() is not threading.main_thread():
-            yield
-            return
-        numbers = signal.SIGTERM, signal.SIGALRM
-        before = [signal.signal(number, self._terminate) for number in numbers]
-        try:
-            yield
-        except (TerminatedError, processes.PeerError) as error:
-            # SIGTERM may come again; it must not interrupt saving.
-            self.working = True
-            for stage, snapshot in [*self.unsaved.items()]:
-                stage.save(snapshot)
-            if self.terminated and isinstance(error, processes.PeerError):
-                # The other processes received SIGTERM too, and reported it first.
-                raise TerminatedError from error
-            raise
-        finally:
-            signal.setitimer(signal.ITIMER_REAL, 0)
-            for number, handler in zip(numbers, before, strict=True):
-                signal.signal(number, handler)
+        with handled(self._terminate, signal.SIGTERM, signal.SIGINT, signal.SIGALRM):
+            try:
+                yield
+            except BaseException as error:
+                refused = isinstance(error, UserError) and not isinstance(error, StoppedError)
+                if refused or not (self.terminated or isinstance(error, StoppedError)):
+                    raise
+                # A signal may come again; it must not interrupt saving.
+                self.working = True
+                self._save_all()
+                if self.terminated and not isinstance(error, TerminatedError):
+                    # Another process received it too and reported it first, or compiled code
+                    # turned the exception into an error of its own.
+                    raise TerminatedError(self.signal) from error
+                raise
 
-    def _terminate(self, _: int, __: FrameType | None) -> None:
+    def _save_all(self) -> None:
+        """Save what was done since the last snapshots."""
+        for stage, snapshot in [*self.unsaved.items()]:
+            stage.save(snapshot)
+        if self.at_work and self.at_work.ahead:
+            self.at_work.save(self.at_work.newest())
+
+    def _terminate(self, number: int, frame: FrameType | None) -> None:
         self.terminated = True
+        if number != signal.SIGALRM:
+            self.signal = number
         if self.working:
             return
-        # An exception raised inside a finaliser or a callback of JAX is lost; the alarm calls this
-        # handler again.
-        signal.setitimer(signal.ITIMER_REAL, SIGTERM_RETRY_SECONDS)
-        if not (processes.exchanging or isinstance(sys.exception(), TerminatedError)):
+        # The alarm calls this handler again if the exception is lost.
+        signal.setitimer(signal.ITIMER_REAL, interrupts.RETRY_SECONDS)
+        ended = isinstance(sys.exception(), TerminatedError)
+        if not (processes.exchanging or ended or would_be_lost(frame)):
             self.heed()
 
 
@@ -207,10 +203,11 @@ class StageSnapshots:
     """The snapshots of one stage, in a directory of its own; a `snapshots.Stage`."""
 
     def __init__(self, journal: RunSnapshots, name: str) -> None:
-        self.journal, self.directory = journal, journal.directory / name
+        self.journal, self.directory = journal, journal.place.own / name
         self.steps = 0
-        # Whether there are steps since the last snapshot.
+        # Whether there are steps since the last snapshot, and what makes a snapshot of them.
         self.ahead = False
+        self.newest: Callable[[], Snapshot]
 
     def load(self) -> Snapshot | None:
         self.journal.working = True
@@ -224,10 +221,10 @@ class StageSnapshots:
                 for step in sorted(kept.all_steps(), reverse=True):
                     try:
                         found: Snapshot = kept.restore(step, args=Restore())
-                    except (FileNotFoundError, SafetensorError, json.JSONDecodeError) as error:
+                    except (FileNotFoundError, DamagedError) as error:
                         warnings.warn(
                             f"{self.directory / str(step)} is damaged ({error}); "
-                            "continuing from an earlier one",
+                            "continuing from the one before, if there is one",
                             stacklevel=2,
                         )
                         continue
@@ -237,8 +234,9 @@ class StageSnapshots:
 
     def step(self, snapshot: Callable[[], Snapshot]) -> None:
         self.steps += 1
-        self.ahead = True
+        self.ahead, self.newest = True, snapshot
         journal = self.journal
+        journal.at_work = self
         due = time.monotonic() - journal.saved >= journal.seconds
         if due or journal.terminated or (journal.steps and self.steps % journal.steps == 0):
             self.save(snapshot())
@@ -248,6 +246,7 @@ class StageSnapshots:
         if self.ahead:
             self.steps += 1
             self._keep(snapshot())
+        self.journal.at_work = None
         self.journal.heed()
         self.journal.working = False
 
@@ -282,12 +281,12 @@ def user_errors(directory: Path) -> Iterator[None]:
     logger.setLevel(logging.CRITICAL)
     try:
         yield
-    except OSError as error:
-        if error.errno not in USER_FIXABLE_ERRNOS:
+    except (OSError, SafetensorError) as error:
+        if (number := number_of(error)) is None:
             raise
         raise UserError(
-            f"{directory}: {os.strerror(error.errno)}; free space or give permission, and continue "
-            "with --resume"
+            f"{directory}: {os.strerror(number)}; {CURES.get(number, 'fix it')}, and continue with "
+            "--resume"
         ) from error
     finally:
         logger.setLevel(level)

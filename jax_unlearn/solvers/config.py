@@ -104,7 +104,7 @@ def check_values(config: SolverConfig) -> None:
             finite = "" if name in WHOLE else "finite and "
             raise UserError(f"{option(name)} {value}: must be {finite}{bound}")
         if value > (most := MOST if name in WHOLE else LARGEST):
-            raise UserError(f"{option(name)} {value}: must be at most {most:g}")
+            raise UserError(f"{option(name)} {value}: must be at most {most}")
     if config.alpha is not None and not (math.isfinite(config.alpha) and config.alpha):
         raise UserError(
             f"--alpha {config.alpha:g}: must be finite, and not zero, which would scale the change "

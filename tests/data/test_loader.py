@@ -16,11 +16,25 @@ from jax_unlearn.data.images import ImageFile
 from jax_unlearn.data.loader import CountPatches, PackStep, load
 from jax_unlearn.data.preprocess import load_preprocessor
 from jax_unlearn.runtime.assets import ASSETS
+from jax_unlearn.runtime.errors import StoppedError
 from porting.qwen3_vision import vision_config
 
 
 def square(x):
     return x * x
+
+
+def killed(x):
+    """Kills its own process, as the kernel does where memory is short."""
+    os.kill(os.getpid(), signal.SIGKILL)
+
+
+def test_a_worker_that_dies_is_one_line():
+    line = (
+        r"^--workers 1: a process that decodes images has died \(SIGKILL\); continue with --resume"
+    )
+    with pytest.raises(StoppedError, match=line):
+        list(load(range(3), killed, 1))
 
 
 @pytest.mark.parametrize("workers", [0, 2])

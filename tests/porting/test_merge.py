@@ -13,8 +13,8 @@ from safetensors.numpy import load_file, save_file
 from transformers import Qwen3VLForConditionalGeneration
 
 from jax_unlearn.models.lora import LoraAdapter, LoraPair
-from jax_unlearn.runtime.atomic_files import MERGE_RECORD
 from jax_unlearn.runtime.errors import UserError
+from jax_unlearn.runtime.outputs import MERGE_RECORD
 from porting import CheckpointError, load_vision_tower, merge, merge_checkpoint, unmerge_checkpoint
 from porting.checkpoint import INDEX, SINGLE
 from porting.copied_checkpoint import EARLIER_UNDO

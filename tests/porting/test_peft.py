@@ -21,9 +21,9 @@ import jax_unlearn
 from jax_unlearn.models.lora import LoraAdapter, LoraPair, init_adapter
 from jax_unlearn.runtime.errors import UserError
 from porting import load_clip, load_peft, load_vision_tower, save_peft
-from porting.adaptable_linears import digest_of_base
 from porting.families import CLIPS, FAMILIES, HF_CLASSES
 from porting.peft import CONFIG, ROOT, WEIGHTS, name_base, read_facts
+from porting.weight_digests import digest_of_base
 from tests import tiny
 
 LIVE = "model.visual."

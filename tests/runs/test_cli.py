@@ -27,7 +27,7 @@ from tests.running import CLOSED_FORM, QUIET, arguments, parse, read, source
 def test_a_run_leaves_every_file_of_the_contract(run):
     names = {path.name for path in run.iterdir()}
     required = {"config.json", "metrics.json", "history.jsonl", "adapter", "report.html"}
-    assert names == required | {"statistics.safetensors"}
+    assert names == required | {"digests.json", "statistics.safetensors"}
     metrics = read(run / "metrics.json")
     assert metrics["objective"].keys() >= {"forget", "preserve", "weight", "total", "initial"}
     assert metrics["forget"].keys() == {"accuracy_before", "accuracy_after", "chance"}
@@ -408,7 +408,9 @@ def output_exists(path):
 
 
 def output_is_not_ours(path):
-    return {"out": path / "checkpoint", "overwrite": None}, "not made by jax-unlearn"
+    (path / "mine").mkdir()
+    (path / "mine" / "config.json").touch()
+    return {"out": path / "mine", "overwrite": None}, "not made by jax-unlearn"
 
 
 def no_questions(path):

@@ -77,6 +77,7 @@ EXECUTION = {
     "base_model": "org/name",
     "strict": True,
     "save_statistics": "no",
+    "pictures": False,
     "mesh": "data=1",
     "workers": 1,
     "resume": True,
@@ -238,6 +239,8 @@ def test_how_a_run_is_carried_out_is_refused_where_it_has_no_part(mode, places):
     base = base_of(mode, places)
     kind, optimizer = mode.split()
     used = ALWAYS | {"save_statistics"}
+    if kind != "names" or base.samples.images:
+        used |= {"pictures"}
     if kind == "qwen":
         used |= {"mesh", "workers", "distributed"}
     if kind == "qwen" or optimizer == "adam":

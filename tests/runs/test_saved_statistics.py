@@ -97,6 +97,27 @@ def test_such_a_run_stands_alone(run, tmp_path):
     assert weights(third) == weights(out)
 
 
+def shown(run):
+    return (run / "report.html").read_text().count('<img alt=""')
+
+
+def test_images_are_found_from_any_working_directory(folder, tmp_path, monkeypatch):
+    """Also if the run was given relative paths; and no report shows them if that is not wanted."""
+    monkeypatch.chdir(folder)
+    given = {name: name for name in ("checkpoint", "forget", "preserve")}
+    main(arguments(folder, tmp_path / "first", **given, epochs=1))
+    monkeypatch.chdir(tmp_path)
+    out = again(tmp_path / "first", tmp_path / "out")
+    # Held-out images: a fifth of 10 of each of three classes.
+    assert shown(tmp_path / "first") == shown(out) == 6
+    none = again(tmp_path / "first", tmp_path / "none", "--no-pictures")
+    assert shown(none) == 0
+    main(["evaluate", str(none)])
+    assert shown(none) == 0
+    main(["evaluate", str(out)])
+    assert shown(out) == 6
+
+
 def test_held_out_images_are_kept_apart(folder, tmp_path):
     main(arguments(folder, tmp_path / "run", select="held_out", granularity="tokens"))
     out = again(tmp_path / "run", tmp_path / "out")

@@ -9,9 +9,9 @@ import pytest
 from tensorboardX.proto.event_pb2 import Event
 
 from jax_unlearn.runs import tracking
-from jax_unlearn.runs.run_directory import read_json
 from jax_unlearn.runs.settings.config import read_config
 from jax_unlearn.runs.tracking import check_installed, numbers, track
+from jax_unlearn.runtime.digests import read_sealed
 from jax_unlearn.runtime.errors import UserError
 
 HISTORY = [{"forget": 2.0, "total": 3.0}, {"forget": 1.0, "total": 1.5}]
@@ -30,7 +30,7 @@ def events(folder):
 def test_tensorboard_reads_what_was_measured(run, tmp_path):
     config, metrics = (
         read_config(run).replace(track=("tensorboard",)),
-        read_json(run / "metrics.json"),
+        read_sealed(run / "metrics.json"),
     )
     track(config, tmp_path, HISTORY, metrics)
     found = {
@@ -60,7 +60,7 @@ def test_wandb_gets_settings_history_and_metrics(run, tmp_path, monkeypatch):
 
     client = SimpleNamespace(init=lambda **how: begun.update(how) or Logged())
     monkeypatch.setitem(sys.modules, "wandb", client)
-    config, metrics = read_config(run).replace(track=("wandb",)), read_json(run / "metrics.json")
+    config, metrics = read_config(run).replace(track=("wandb",)), read_sealed(run / "metrics.json")
     track(config, tmp_path, HISTORY, metrics)
     assert logged[1] == (1, {"training/forget": 1.0, "training/total": 1.5})
     assert begun["config"]["rank"] == config.solver.rank

@@ -1,12 +1,20 @@
 import errno
+import json
 import os
+import re
+import resource
+import shutil
 import stat
 from pathlib import Path
 
+import numpy as np
 import pytest
+from PIL import Image
+from safetensors.numpy import save_file
 
-from jax_unlearn.runtime.atomic_files import check_free, fresh_directory
+from jax_unlearn.runtime.atomic_files import fresh_directory
 from jax_unlearn.runtime.errors import UserError
+from jax_unlearn.runtime.outputs import check_free
 
 
 def fill(out_dir, text="new", **options):
@@ -55,7 +63,7 @@ def test_an_existing_directory_needs_overwrite(tmp_path):
     with pytest.raises(UserError, match="pass --overwrite"):
         fill(tmp_path / "out")
     assert (tmp_path / "out" / "metrics.json").read_text() == "old"
-    (tmp_path / "out" / "stale").touch()
+    (tmp_path / "out" / "history.jsonl").touch()
     fill(tmp_path / "out", overwrite=True)
     assert names(tmp_path / "out") == ["metrics.json"]
     assert names(tmp_path) == ["out"]
@@ -102,6 +110,49 @@ def test_a_full_disk_is_named(tmp_path):
         fill_and_fail(tmp_path / "out", False, full)
     assert "\n" not in str(caught.value)
     assert not list(tmp_path.iterdir())
+
+
+DATA = np.random.default_rng(0).normal(size=2**14)
+WRITERS = {
+    "bytes": lambda out: (out / "x").write_bytes(DATA.tobytes()),
+    "JSON": lambda out: (out / "x").write_text(json.dumps(DATA.tolist())),
+    "safetensors": lambda out: save_file({"x": DATA}, out / "x"),
+    "NumPy": lambda out: np.save(out / "x.npy", DATA),
+    "Pillow": lambda out: Image.fromarray(DATA.view("u1").reshape(256, -1)).save(out / "x.png"),
+    "shutil, a tree": lambda out: shutil.copytree(out.parent / "large", out / "x"),
+    "shutil, a file": lambda out: shutil.copyfile(out.parent / "large" / "x", out / "x"),
+    "a directory inside": lambda out: fill(out / "adapter", DATA.tobytes().hex()),
+}
+
+
+@pytest.mark.parametrize("writer", WRITERS)
+@pytest.mark.parametrize("overwrite", [False, True])
+def test_a_file_system_that_is_full_for_any_writer(tmp_path, writer, overwrite):
+    """The answer is that of a limit on the size of files; NumPy does not say which it was."""
+    (tmp_path / "large").mkdir()
+    (tmp_path / "large" / "x").write_bytes(DATA.tobytes())
+    if overwrite:
+        fill(tmp_path / "out", "old")
+    before = names(tmp_path)
+    _, hard = resource.getrlimit(resource.RLIMIT_FSIZE)
+
+    def write():
+        with fresh_directory(tmp_path / "out", overwrite) as fresh:
+            resource.setrlimit(resource.RLIMIT_FSIZE, (2**15, hard))
+            WRITERS[writer](fresh)
+
+    try:
+        with pytest.raises(UserError) as caught:
+            write()
+    finally:
+        resource.setrlimit(resource.RLIMIT_FSIZE, (hard, hard))
+    reason = "No space left on device; make room there"
+    if writer != "NumPy":
+        reason = r"File too large; raise the limit on the size of files \(ulimit -f\)"
+    expected = f"{tmp_path}/out(/x)?: {reason}, or choose another folder"
+    assert re.fullmatch(expected, str(caught.value))
+    assert names(tmp_path) == before
+    assert not overwrite or (tmp_path / "out" / "metrics.json").read_text() == "old"
 
 
 def test_a_parent_that_refuses_is_named(tmp_path):

@@ -18,7 +18,7 @@ from jax_unlearn.data.images import ImageFile
 from jax_unlearn.runs.cli import main
 from jax_unlearn.runs.fingerprint import GROUPS, differences
 from jax_unlearn.runtime import processes
-from jax_unlearn.runtime.errors import UserError
+from jax_unlearn.runtime.errors import StoppedError, UserError
 from jax_unlearn.runtime.resume import RunSnapshots, StageSnapshots, TerminatedError
 from jax_unlearn.runtime.snapshots import Snapshot
 from jax_unlearn.solvers import until_forgotten
@@ -159,7 +159,7 @@ def test_a_stage_that_took_no_time_is_saved_by_sigterm_only(monkeypatch, tmp_pat
     for stage in (one, other):
         stage.step(lambda: Snapshot({"x": np.zeros(1)}, {}))
         stage.done(lambda: Snapshot({"x": np.ones(1)}, {}))
-    assert not ours.all.exists()
+    assert not ours.place.all.exists()
     with pytest.raises(TerminatedError), ours.listening():
         os.kill(os.getpid(), signal.SIGTERM)
     for name in ("forget", "preserve"):
@@ -276,12 +276,63 @@ def test_what_others_left_there_is_no_process(tmp_path):
     directory.mkdir(parents=True)
     (tmp_path / "out.resume" / ".DS_Store").touch()
     journal(tmp_path / "out").finish()
+    assert [*(tmp_path / "out.resume").iterdir()] == [tmp_path / "out.resume" / ".DS_Store"]
     journal(tmp_path / "out", resume=False)
     for text in ("", "[]", '{"settings": {}}'):
         directory.mkdir(exist_ok=True)
         (directory / "facts.json").write_text(text)
-        with pytest.raises(UserError, match=r"facts.json: is damaged .* --overwrite alone"):
+        with pytest.raises(UserError, match=r"facts.json: is damaged.* --overwrite alone"):
             journal(tmp_path / "out")
+
+
+def test_what_is_not_ours_is_refused_and_stays(tmp_path):
+    """Nothing below OUT.resume but snapshots is removed, and nothing through a link."""
+    mine, resume = tmp_path / "mine", tmp_path / "out.resume"
+    mine.mkdir()
+    (mine / "photo").write_text("mine")
+    stage = journal(tmp_path / "out").stage("forget")
+    stage.step(lambda: Snapshot({"x": np.zeros(1)}, {}))
+    stage.journal.close()
+    for place in ("photos", "0-of-1/photos", "0-of-1/forget/photos", "0-of-1/facts.bak"):
+        for make in (lambda path: shutil.copytree(mine, path), lambda path: path.symlink_to(mine)):
+            make(resume / place)
+            for options in ({}, {"resume": False, "overwrite": True}, {"resume": False}):
+                with pytest.raises(UserError, match=f"{place}.*: is no snapshot of a run"):
+                    journal(tmp_path / "out", **options)
+            left = resume / place
+            left.unlink() if left.is_symlink() else shutil.rmtree(left)
+    resume.rename(tmp_path / "elsewhere")
+    resume.symlink_to(mine)
+    with pytest.raises(UserError, match=r"out.resume: is no snapshot of a run"):
+        journal(tmp_path / "out", resume=False, overwrite=True)
+    assert (mine / "photo").read_text() == "mine"
+    resume.unlink()
+    (tmp_path / "elsewhere").rename(resume)
+    journal(tmp_path / "out", resume=False, overwrite=True)
+    assert not resume.exists()
+
+
+def test_one_run_at_a_time_has_the_snapshots(tmp_path):
+    """The other is a process of its own, since a process shares its locks."""
+    ours = journal(tmp_path / "out")
+    ours.stage("forget").step(lambda: Snapshot({"x": np.zeros(1)}, {}))
+    program = f"""
+from pathlib import Path
+from jax_unlearn.runtime.errors import UserError
+from tests.runtime.test_resume import journal
+for options in {{}}, {{"resume": False, "overwrite": True}}, {{"resume": False}}:
+    try:
+        journal(Path({str(tmp_path / "out")!r}), **options)
+    except UserError as error:
+        print(error)
+"""
+    command = [sys.executable, "-c", program]
+    other = subprocess.run(command, capture_output=True, text=True, timeout=BOUND)
+    said = other.stdout.splitlines()
+    assert len(said) == 3, other.stderr
+    assert all("another run with this --out is at work" in line for line in said)
+    ours.finish()
+    assert not ours.place.all.exists()
 
 
 def test_processes_that_end_together_do_not_stumble_over_each_other(monkeypatch, tmp_path):
@@ -297,7 +348,7 @@ def test_processes_that_end_together_do_not_stumble_over_each_other(monkeypatch,
         with monkeypatch.context() as patch:
             patch.setattr(Path, name, after_another)
             ours.finish()
-        assert not ours.all.exists()
+        assert not ours.place.all.exists()
 
 
 def test_a_place_that_refuses_is_one_line(folder, tmp_path, capsys):
@@ -311,6 +362,7 @@ def test_a_full_disk_is_one_line_and_the_earlier_snapshot_loads(tmp_path):
     stage = journal(tmp_path / "out").stage("forget")
     small = Snapshot({"x": np.arange(10)}, {})
     stage.step(lambda: small)
+    stage.journal.close()
     program = f"""
 import numpy as np, resource
 from pathlib import Path
@@ -383,33 +435,56 @@ def test_killed_fifty_times_it_ends_with_the_same_bytes(folder, whole, tmp_path)
     killed(folder, tmp_path / "out", whole, kills=50)
 
 
-class Terminated:
-    """Is terminated while it is finalised, where what is raised is lost."""
+class Stopped:
+    """Is sent a signal while it is finalised, where what is raised is lost."""
+
+    def __init__(self, number):
+        self.number = number
 
     def __del__(self):
-        os.kill(os.getpid(), signal.SIGTERM)
+        os.kill(os.getpid(), self.number)
         time.sleep(0.1)
 
 
 @pytest.mark.filterwarnings("ignore::pytest.PytestUnraisableExceptionWarning")
-def test_sigterm_is_heeded_whatever_was_at_work(monkeypatch, tmp_path):
-    monkeypatch.setattr("jax_unlearn.runtime.resume.SIGTERM_RETRY_SECONDS", 0.2)
+@pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGINT])
+def test_a_signal_is_heeded_whatever_was_at_work(monkeypatch, tmp_path, number):
+    monkeypatch.setattr("jax_unlearn.runtime.interrupts.RETRY_SECONDS", 0.2)
+    before = signal.getsignal(signal.SIGINT)
     begun = time.monotonic()
 
     def work():
-        Terminated()
+        Stopped(number)
         time.sleep(BOUND)
 
-    with pytest.raises(TerminatedError), journal(tmp_path / "out").listening():
+    with pytest.raises(TerminatedError) as caught, journal(tmp_path / "out").listening():
         work()
+    assert caught.value.number == number
     assert time.monotonic() - begun < BOUND
     # Nothing of it is left.
     assert signal.getsignal(signal.SIGALRM) == signal.SIG_DFL
+    assert signal.getsignal(signal.SIGINT) == before
     assert signal.getitimer(signal.ITIMER_REAL) == (0, 0)
 
 
+def test_a_signal_that_became_another_error_is_heeded(tmp_path):
+    """As compiled code does with what is raised in a callback."""
+
+    def work():
+        try:
+            os.kill(os.getpid(), signal.SIGINT)
+        except TerminatedError as error:
+            raise RuntimeError("a callback failed") from error
+
+    ours = journal(tmp_path / "out", seconds=600.0)
+    ours.stage("forget").step(lambda: Snapshot({"x": np.ones(1)}, {}))
+    with pytest.raises(TerminatedError), ours.listening():
+        work()
+    assert journal(tmp_path / "out").stage("forget").load().arrays["x"][0] == 1
+
+
 def test_sigterm_waits_for_an_exchange_with_others(monkeypatch, tmp_path):
-    monkeypatch.setattr("jax_unlearn.runtime.resume.SIGTERM_RETRY_SECONDS", 0.1)
+    monkeypatch.setattr("jax_unlearn.runtime.interrupts.RETRY_SECONDS", 0.1)
     done = []
 
     def work():
@@ -425,14 +500,17 @@ def test_sigterm_waits_for_an_exchange_with_others(monkeypatch, tmp_path):
     assert done
 
 
-def test_what_was_done_is_saved_where_another_process_is_gone(tmp_path):
+def test_what_was_done_is_saved_where_a_process_is_gone(tmp_path):
     ours = journal(tmp_path / "out", seconds=600.0)
     stage = ours.stage("forget")
     stage.step(lambda: Snapshot({"x": np.zeros(1)}, {}))
     stage.done(lambda: Snapshot({"x": np.ones(1)}, {}))
-    with pytest.raises(processes.PeerError, match="gone"), ours.listening():
-        raise processes.PeerError("gone")
+    other = ours.stage("preserve")
+    other.step(lambda: Snapshot({"x": np.full(1, 7)}, {}))
+    with pytest.raises(StoppedError, match="gone"), ours.listening():
+        raise StoppedError("gone")
     assert journal(tmp_path / "out").stage("forget").load().arrays["x"][0] == 1
+    assert journal(tmp_path / "out").stage("preserve").load().arrays["x"][0] == 7
     # It was terminated too, but later than the other said so.
     ours.terminated = True
     with pytest.raises(TerminatedError), ours.listening():
@@ -440,7 +518,7 @@ def test_what_was_done_is_saved_where_another_process_is_gone(tmp_path):
 
 
 def test_sigterm_does_not_disturb_what_is_closed_for_it(monkeypatch, tmp_path):
-    monkeypatch.setattr("jax_unlearn.runtime.resume.SIGTERM_RETRY_SECONDS", 0.05)
+    monkeypatch.setattr("jax_unlearn.runtime.interrupts.RETRY_SECONDS", 0.05)
     closed = []
 
     def work():
@@ -456,14 +534,14 @@ def test_sigterm_does_not_disturb_what_is_closed_for_it(monkeypatch, tmp_path):
     assert closed
 
 
-def test_sigterm_saves_first(folder, whole, tmp_path):
+def test_sigint_saves_first(folder, whole, tmp_path):
     out = tmp_path / "out"
     process = launch(folder, out)
     heard(process, "merger.linear_fc2:")
-    process.send_signal(signal.SIGTERM)
+    process.send_signal(signal.SIGINT)
     _, errors = process.communicate(timeout=BOUND)
-    assert process.returncode == 128 + signal.SIGTERM
-    assert "terminated" in errors
+    assert process.returncode == 130
+    assert "jax-unlearn: interrupted; the same command with --resume continues" in errors
     passes = ("forget", "preserve", "forget-held-out", "preserve-held-out")
     assert all(snapshots(tmp_path / "out.resume" / "0-of-1" / name) for name in passes)
     main([*arguments(folder, out, **OPTIONS), "--resume"])

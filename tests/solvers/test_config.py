@@ -25,7 +25,7 @@ WRONG = [
     ("rank", 2.5, "must be a whole number"),
     ("rank", 0, "must be at least 1"),
     ("rank", True, "must be a whole number"),
-    ("seed", 2**40, "must be at most 2.14748e+09"),
+    ("seed", 2**40, "must be at most 2147483647"),
     ("lambda_forget", float("nan"), "must be finite and at least 0"),
     ("lambda_preserve", float("inf"), "must be finite and at least 0"),
     ("learning_rate", 0.0, "must be finite and above 0"),

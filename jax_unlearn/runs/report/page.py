@@ -3,6 +3,7 @@
 import base64
 import io
 import json
+import warnings
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
@@ -11,7 +12,7 @@ import jinja2
 from matplotlib.figure import Figure
 from PIL import Image
 
-from jax_unlearn.data.images import ImageFile, read_image
+from jax_unlearn.data.images import UNREADABLE, ImageFile, read_image, reason
 from jax_unlearn.runs.settings.config import RunConfig, to_json
 from jax_unlearn.runtime.text_files import encodable
 
@@ -59,7 +60,7 @@ def report(
             **pairs,
             vlm_rows=VLM_ROWS,
             plot=plot_history(directory / "history.jsonl"),
-            thumbs=[[thumbnail(file) for file in evenly_spaced(row)] for row in samples],
+            thumbs=[thumbnails(evenly_spaced(row)) for row in samples],
             settings=to_json(config),
             pct=percent,
         )
@@ -95,6 +96,18 @@ def percent(share: float | None) -> str:
 def evenly_spaced(files: Sequence[ImageFile]) -> list[ImageFile]:
     """At most THUMBNAILS files, evenly spaced over the list."""
     return list(files[:: max(1, len(files) // THUMBNAILS)])[:THUMBNAILS]
+
+
+def thumbnails(files: Sequence[ImageFile]) -> list[str]:
+    """Small images as PNG in base64; a file that changed since and cannot be read is left out."""
+    found = []
+    for file in files:
+        try:
+            found.append(thumbnail(file))
+        except UNREADABLE as error:
+            why = reason(error)
+            warnings.warn(f"{file.name}: is not shown in the report ({why})", stacklevel=2)
+    return found
 
 
 def thumbnail(file: ImageFile) -> str:

@@ -55,6 +55,8 @@ class ExecutionSettings:
     contains, for each tap, half of a D_in × D_in matrix in float64 for forget and for preserve rows
     (less for few rows), and the mean of each image needed for evaluation (with CLIP a row per
     prompt and image). With D_in = 4096 and four Mergers that is 0.5 GiB."""
+    pictures: bool = used_if(True, command="run", shows_images=True)
+    """Show a few of the images in report.html."""
     track: tuple[Tracker, ...] = used_if((), command="run")
     """Log settings, training and metrics: to --out/tensorboard, or to Weights & Biases (each needs
     the extra of its name)."""
@@ -69,8 +71,8 @@ class ExecutionSettings:
     """Continue from the snapshots in OUT.resume, if there are any, with the same settings,
     checkpoint and images."""
     save_seconds: float = used_if(600.0, resumable=True)
-    """Seconds between snapshots of an unfinished run; a shorter run saves none. SIGTERM saves one
-    at once."""
+    """Seconds between snapshots of an unfinished run; a shorter run saves none. SIGTERM and
+    Ctrl-C save one at once."""
     save_steps: int | None = used_if(None, resumable=True)
     """Batches, or chunks of epochs, between snapshots, if that comes first."""
     distributed: bool = used_if(False, source="qwen_images", saved=False)
@@ -159,7 +161,7 @@ def to_json(config: RunConfig) -> dict[str, Any]:
 
 
 def read_config(run: Path) -> RunConfig:
-    """The settings of an existing run, except those of execution, which depend on the machine.
+    """The settings of an existing run, without those of execution that depend on the machine.
 
     Raises:
         UserError: `run` is not the directory of a run.
@@ -170,7 +172,7 @@ def read_config(run: Path) -> RunConfig:
         if not isinstance(found, dict):
             raise TypeError("it holds no JSON object")
         stored = as_stored_now(found)
-        how = set(leaf_fields(ExecutionSettings)) - {"out"}
+        how = set(leaf_fields(ExecutionSettings)) - {"out", "pictures"}
         hints = setting_types(RunConfig)
         values = {k: typed(k, v, hints[k]) for k, v in stored.items() if k not in how}
         return RunConfig.of(**values)

@@ -7,6 +7,7 @@ from jax_unlearn.features.statistics_file import read_statistics
 from jax_unlearn.runs.fingerprint import fingerprint
 from jax_unlearn.runs.settings.config import RunConfig, read_config
 from jax_unlearn.runs.sources.source import StageOf, split_seed, unsaved
+from jax_unlearn.runtime.digests import check_digests
 from jax_unlearn.runtime.errors import UserError
 from jax_unlearn.runtime.resume import Facts
 from jax_unlearn.runtime.used_if import leaf_fields, option
@@ -53,6 +54,7 @@ def check_same(config: RunConfig, run: Path) -> None:
     Raises:
         UserError: a setting of the samples or the extraction differs; names it.
     """
+    check_digests(run, "config.json")
     earlier = read_config(run)
     for group in ("samples", "extraction"):
         ours, theirs = getattr(config, group), getattr(earlier, group)
