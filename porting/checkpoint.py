@@ -2,7 +2,6 @@
 
 import json
 import math
-import os
 from collections.abc import Iterable, Iterator, Mapping
 from contextlib import ExitStack
 from pathlib import Path
@@ -231,7 +230,7 @@ def shards(directory: Path, index: dict[str, str], faults: list[str]) -> list[Pa
         faults.append(f"holds {SINGLE} and {INDEX}, and transformers reads the first; remove one")
     paths = []
     for name in sorted(set(index.values())):
-        if name != Path(name).name or name in {"", ".."} or len(os.fsencode(name)) > LONGEST_NAME:
+        if not is_file_name(name):
             shown = name if len(name) <= 60 else f"{name[:60]}…"
             faults.append(f"{INDEX} names {shown!r}, which is not a file of this directory")
         elif leads_out(directory / name, directory):
@@ -242,6 +241,12 @@ def shards(directory: Path, index: dict[str, str], faults: list[str]) -> list[Pa
         elif (directory / name).is_file():
             paths.append(directory / name)
     return paths
+
+
+def is_file_name(name: str) -> bool:
+    """Whether a name is that of a file in a directory, and not a path or no name at all."""
+    plain = name == Path(name).name and name not in ("", "..") and "\0" not in name
+    return plain and len(name.encode("utf-8", "surrogatepass")) <= LONGEST_NAME
 
 
 def size_faults(sizes: Mapping[str, Any]) -> list[str]:

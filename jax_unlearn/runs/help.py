@@ -74,6 +74,7 @@ GROUPS = {
         "base_model",
         "save_statistics",
         "track",
+        "pictures",
         "resume",
         "save_seconds",
         "save_steps",
