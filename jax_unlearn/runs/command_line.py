@@ -102,7 +102,7 @@ def dispatch(arguments: Sequence[str], console: Console) -> None:
     kind = {"run": RunConfig, "sweep": SweepConfig}.get(arguments[0] if arguments else "")
     if kind and {"-h", "--help"} & set(arguments):
         print_help(arguments[0])
-        return
+        sys.exit()
     if kind:
         config, start = parse_run(kind, arguments)
         with prepared():

@@ -80,7 +80,7 @@ LEAST: dict[str, tuple[float, bool]] = {
     "starts": (1, True),
 }
 WHOLE = ("rank", "epochs", "seed", "chunk", "iterations", "starts")
-# Beyond this, squares leave the range of float32.
+# Largest λ: squares of larger ones leave the range of float32.
 LARGEST = 1e15
 # Whole numbers are kept in 32 bits by JAX.
 MOST = 2**31 - 1
@@ -103,8 +103,9 @@ def check_values(config: SolverConfig) -> None:
             bound = f"at least {least:g}" if allowed else f"above {least:g}"
             finite = "" if name in WHOLE else "finite and "
             raise UserError(f"{option(name)} {value}: must be {finite}{bound}")
-        if value > (most := MOST if name in WHOLE else LARGEST):
-            raise UserError(f"{option(name)} {value}: must be at most {most}")
+        most = MOST if name in WHOLE else LARGEST if name.startswith("lambda_") else math.inf
+        if value > most:
+            raise UserError(f"{option(name)} {value}: must be at most {most:.0f}")
     if config.alpha is not None and not (math.isfinite(config.alpha) and config.alpha):
         raise UserError(
             f"--alpha {config.alpha:g}: must be finite, and not zero, which would scale the change "

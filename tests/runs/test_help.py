@@ -51,7 +51,9 @@ def test_every_setting_is_in_one_group(command, kind, capsys):
     added = {"config", "preset"} if command == "run" else {"config"}
     assert sorted(names) == sorted({*leaf_fields(kind), *added})
     assert next(iter(GROUPS.values())) == ("checkpoint", "forget", "preserve", "concept", "out")
-    main([command, "--help"])
+    with pytest.raises(SystemExit) as ended:
+        main([command, "--help"])
+    assert not ended.value.code
     shown = capsys.readouterr().out
     assert all(option(name) in shown for name in names)
     assert shown.count(f"jax-unlearn {command} --") == 3
