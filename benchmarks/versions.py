@@ -36,17 +36,19 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__)
     parser.add_argument("--out", type=Path, default=RESULTS)
     options = parser.parse_args()
-    rows = []
-    for python, requirement in CASES:
-        rows.append(measure(python, requirement))
-        print(json.dumps(rows[-1]), flush=True)
     facts = {
         "date": time.strftime("%Y-%m-%d"),
         "cores": os.cpu_count(),
         "cpu": platform.processor() or platform.machine(),
         "versions": {"jax-unlearn": version("jax-unlearn")},
     }
-    options.out.write_text(json.dumps({"machine": facts, "rows": rows}, indent=1) + "\n")
+    rows = []
+    for python, requirement in CASES:
+        rows.append(measure(python, requirement))
+        print(json.dumps(rows[-1]), flush=True)
+        # After each row, since each takes minutes.
+        results = {"machine": facts, "rows": rows}
+        options.out.write_text(json.dumps(results, indent=1) + "\n")
 
 
 def measure(python: str, requirement: str) -> dict[str, Any]:

@@ -48,7 +48,9 @@ class SnapshotDirectory:
 
     def create(self) -> None:
         """Create this process's directory and lock it."""
-        self.own.mkdir(parents=True, exist_ok=True)
+        # For the owner alone: a snapshot holds means of images that may be private.
+        self.all.mkdir(mode=0o700, parents=True, exist_ok=True)
+        self.own.mkdir(exist_ok=True)
         if self._lock is None:
             self.lock()
 

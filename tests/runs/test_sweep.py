@@ -153,7 +153,7 @@ def test_bad_sweeps_leave_nothing_and_see_no_image(run, tmp_path, capsys, monkey
     monkeypatch.setattr(SavedStatistics, "extract", late)
     for command, options, expected in (
         ("sweep", ["--ranks", "1", "999"], "--rank 999: must be from 1 to"),
-        ("sweep", ["--seeds", "0", "-1"], "--seed -1: must not be negative"),
+        ("sweep", ["--seeds", "0", "-1"], "--seed -1: must be at least 0"),
         ("sweep", ["--sample", "0"], "--sample 0: must be at least 1"),
         ("sweep", ["--select", "held_out"], "--select held_out: a sweep has no images"),
         ("sweep", ["--optimizer", "leace"], "--optimizer leace: has nothing to sweep"),
