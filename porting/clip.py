@@ -12,10 +12,10 @@ from jax_unlearn.models.clip.encoders import ClipTextConfig, ClipVisionConfig
 from jax_unlearn.models.clip.model import Clip, ClipConfig
 from jax_unlearn.models.layers import ACTIVATIONS
 from jax_unlearn.runtime.errors import UserError
-from jax_unlearn.runtime.hub import local_checkpoint
+from jax_unlearn.runtime.hub import OPEN_CONFIG, local_checkpoint
 from porting.adaptable_linears import read_model_type
 from porting.checkpoint import load_config
-from porting.open_clip import OPEN_CONFIG, open_clip_parts, open_clip_table, open_clip_weights
+from porting.open_clip import open_clip_parts, open_clip_table, open_clip_weights
 from porting.quantized import DequantizedCheckpoint
 from porting.qwen3_vision import TOWER_DTYPES
 from porting.weight_table import (

@@ -10,10 +10,11 @@ from typing import Any
 
 from jax_unlearn.models.clip.model import OLD_EOS, ClipConfig
 from jax_unlearn.runtime.errors import UserError
+from jax_unlearn.runtime.hub import OPEN_CONFIG
 from porting.checkpoint import SINGLE
 from porting.weight_table import Rule, flat_kernel, linear, norm, transposed
 
-OPEN_CONFIG, OPEN_WEIGHTS = "open_clip_config.json", "open_clip_model.safetensors"
+OPEN_WEIGHTS = "open_clip_model.safetensors"
 # OpenCLIP's parameters [D_in, E], by the names of transformers' Linears.
 OPEN_PROJECTIONS = {"text_projection": "text_projection", "visual_projection": "visual.proj"}
 

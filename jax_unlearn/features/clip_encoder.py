@@ -13,8 +13,8 @@ from jaxtyping import Float
 from PIL import Image
 from rich.console import Console
 
+from jax_unlearn.data.clip_preprocess import CropPreprocessor, load_clip_preprocessor
 from jax_unlearn.data.images import ImageFile, ImageReader
-from jax_unlearn.data.preprocess import CropPreprocessor, load_clip_preprocessor
 from jax_unlearn.data.prompts import Prompt
 from jax_unlearn.features.samples import SampleFeatures, TapRows
 from jax_unlearn.models.clip.model import LINEARS, Clip, ClipFeatures

@@ -9,8 +9,9 @@ from jaxtyping import Float
 from PIL import Image
 
 import porting
+from jax_unlearn.data.clip_preprocess import load_clip_preprocessor
 from jax_unlearn.data.images import UNREADABLE, read_image, reason
-from jax_unlearn.data.preprocess import load_clip_preprocessor, load_preprocessor
+from jax_unlearn.data.preprocess import load_preprocessor
 from jax_unlearn.features.extractor import ExtractionSettings
 from jax_unlearn.models.clip.model import LINEARS as CLIP_LINEARS
 from jax_unlearn.models.lora import LoraAdapter

@@ -16,6 +16,7 @@ from safetensors.numpy import load_file, save_file
 import porting
 from jax_unlearn.models.lora import LoraAdapter
 from jax_unlearn.runtime.errors import UserError
+from jax_unlearn.runtime.hub import OPEN_CONFIG
 from porting import (
     CheckpointError,
     is_clip,
@@ -27,7 +28,7 @@ from porting import (
 )
 from porting.checkpoint import SINGLE
 from porting.clip import clip_config, clip_table
-from porting.open_clip import OPEN_CONFIG, OPEN_PROJECTIONS, OPEN_WEIGHTS, open_clip_table
+from porting.open_clip import OPEN_PROJECTIONS, OPEN_WEIGHTS, open_clip_table
 from porting.peft import CONFIG, WEIGHTS
 from porting.weight_table import to_torch
 from tests import tiny

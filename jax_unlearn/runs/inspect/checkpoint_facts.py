@@ -7,7 +7,8 @@ from pathlib import Path
 from typing import Any
 
 from jax_unlearn.data.batches import PATCHES
-from jax_unlearn.data.preprocess import load_clip_preprocessor, load_preprocessor
+from jax_unlearn.data.clip_preprocess import load_clip_preprocessor
+from jax_unlearn.data.preprocess import load_preprocessor
 from jax_unlearn.features.clip_encoder import load_tokenizer
 from jax_unlearn.features.extractor import ExtractionSettings
 from jax_unlearn.models.clip.encoders import ClipTextConfig, ClipVisionConfig
