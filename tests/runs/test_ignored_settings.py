@@ -145,7 +145,9 @@ def other_value(name, base, root):
         "preserve_held_out": root / "preserve-held-out",
         "images": root / "drawings",
         "other_images": (root / "drawings",),
+        "names": root / "names.tsv",
     }
+    folders["names"].write_text("red circle\tblue circle\n")
     if name in ("forget_held_out", "preserve_held_out"):
         # Other images of the same classes.
         side, classes = (name.split("_")[0], SHAPES[:2] if "forget_" in name else SHAPES[2:])
