@@ -26,8 +26,8 @@ from jax_unlearn.runtime.progress import progress_bar
 
 TEXT, IMAGE = LINEARS
 BATCH = 64
-# Texts are padded to multiples of this many tokens, so that few programs are compiled.
-PLACES = 8
+# Texts are padded to 8, 12, 16, … tokens, so that few programs are compiled.
+FEWEST, STEP = 8, 4
 # Two texts with different tokens in any tokenizer.
 PROBES = ("cat", "dog")
 COPY = (
@@ -139,7 +139,7 @@ class ClipEncoder:
         return found
 
     def tokens(self, texts: Sequence[str]) -> tuple[np.ndarray, np.ndarray]:
-        """(input_ids, attention_mask), both [n, places]: padded to the next multiple of PLACES.
+        """(input_ids, attention_mask), both [n, places]: padded to 8, 12, 16, … tokens.
 
         The features do not depend on the number of places: attention is causal, and the
         end-of-text token is before the padding.
@@ -148,7 +148,7 @@ class ClipEncoder:
             UserError: a text is longer than the context.
         """
         text, longest = self.clip.config.text_side(), max(self.lengths(texts))
-        places = min(text.max_position_embeddings, -(-longest // PLACES) * PLACES)
+        places = min(text.max_position_embeddings, max(FEWEST, -(-longest // STEP) * STEP))
         if self.tokenizer.padding_side != "right" or (
             text.highest_ends and self.tokenizer.pad_token_id > self.tokenizer.eos_token_id
         ):

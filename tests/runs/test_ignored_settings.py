@@ -226,7 +226,7 @@ def test_every_setting_changes_the_result_or_is_refused(mode, places):
 
 def test_every_setting_has_a_value_here(places):
     known = {*VALUES, *OTHERWISE, "forget", "preserve", "forget_held_out", "preserve_held_out"}
-    assert {*NAMES} == known | {"images", "other_images"}
+    assert {*NAMES} == known | {"images", "other_images", "names"}
     assert {*leaf_fields(ExecutionSettings)} == {*EXECUTION, "out"}
 
 
