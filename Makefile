@@ -72,6 +72,7 @@ table: $(VENV)/.test
 	$(BIN)/python -m benchmarks.forgetting.linears
 	$(BIN)/python -m benchmarks.forgetting.clip_names
 	$(BIN)/python -m benchmarks.speed.tower
+	$(BIN)/python -m benchmarks.speed.clip_names
 	$(BIN)/python -m benchmarks.speed.demo
 	$(BIN)/python -m benchmarks.shipped.qwen3_vl.exam
 	$(BIN)/python -m benchmarks.shipped.clip.exam

@@ -17,6 +17,7 @@ from benchmarks.markdown import Row, replace, table_of
 from benchmarks.scale import accelerator, chips, many_images, processes
 from benchmarks.shipped.clip import exam as clip_exam
 from benchmarks.shipped.qwen3_vl import exam
+from benchmarks.speed import clip_names as clip_speed
 from benchmarks.speed import (
     demo,
     jit_vs_eager,
@@ -95,6 +96,7 @@ BLOCKS = (
     Block("docs/results/clip.md", "clip", ("clip_forgetting",), clip_names.table),
     Block(SPEED, "demo", ("demo",), demo.table),
     Block(SPEED, "tower", ("tower",), tower.table),
+    Block(SPEED, "clip names", ("clip_names_speed",), clip_speed.table),
     Block(SPEED, "jit", ("jit_vs_eager",), jit_vs_eager.table),
     Block(SPEED, "objective", ("time_to_objective",), time_to_objective.table),
     Block(SPEED, "scaling", ("scaling",), rows.table),

@@ -25,6 +25,8 @@ PIECE = 2**22
 MOST_LAYERS, MOST = 1000, 2**24
 # Bytes of a file's name on every file system.
 LONGEST_NAME = 255
+# Endings of files of weights that torch.save writes.
+PICKLES = (".bin", ".pt", ".pth", ".ckpt")
 LFS_POINTER = b"version https://git-lfs"
 
 # (start, end) of each tensor's bytes in a file, by key.
@@ -67,8 +69,7 @@ class Checkpoint:
     def __enter__(self) -> "Checkpoint":
         faults: list[str] = []
         index = {} if self.file else read_index(self.directory, faults)
-        only = [self.directory / self.file] if self.file else []
-        for shard in only or shards(self.directory, index, faults):
+        for shard in shards(self.directory, index, faults, self.file):
             self._open_shard(shard, faults)
         # A name that is a fault need not be one that the system takes.
         for key, name in () if faults else index.items():
@@ -174,6 +175,16 @@ def unreadable(shard: Path, error: Exception) -> str:
     return f"{shard.name} cannot be read ({error}); copy the file again"
 
 
+def no_weights(directory: Path, sought: str = "*.safetensors") -> str:
+    """Fault of a checkpoint without the file sought; names a pickle that is there instead."""
+    if pickles := sorted(p.name for p in directory.iterdir() if p.suffix in PICKLES):
+        return (
+            f"{pickles[0]} is a pickle, which can run code and is not read, and there is no "
+            f"{sought}; load the model where you trust it and save it with safe_serialization=True"
+        )
+    return f"no {sought} here; save the model with safe_serialization=True"
+
+
 def refuse_adapter_beside(directory: Path) -> None:
     """Refuse a checkpoint directory that also has an adapter, which transformers would apply.
 
@@ -214,17 +225,24 @@ def read_index(directory: Path, faults: list[str]) -> dict[str, str]:
         return {}
 
 
-def shards(directory: Path, index: dict[str, str], faults: list[str]) -> list[Path]:
-    """The files to open: those of the index that are in the directory, or the only one."""
+def shards(
+    directory: Path, index: dict[str, str], faults: list[str], file: str | None = None
+) -> list[Path]:
+    """The files to open: `file`, those of the index that are in the directory, or the only one."""
     if not directory.is_dir():
         raise CheckpointError(directory, ["no such directory"])
+    if file is not None:
+        if (directory / file).is_file():
+            return [directory / file]
+        faults.append(no_weights(directory, file))
+        return []
     if not index:
         if (directory / SINGLE).is_file():
             # transformers ignores other files, such as OpenCLIP's copy of the weights.
             return [directory / SINGLE]
         found = sorted(directory.glob("*.safetensors"))
         if not found:
-            faults.append("no *.safetensors here; save the model with safe_serialization=True")
+            faults.append(no_weights(directory))
         return found
     if (directory / SINGLE).is_file() and SINGLE not in index.values():
         faults.append(f"holds {SINGLE} and {INDEX}, and transformers reads the first; remove one")

@@ -9,13 +9,14 @@ import numpy as np
 from flax import nnx
 
 from jax_unlearn.models.clip.encoders import ClipTextConfig, ClipVisionConfig
-from jax_unlearn.models.clip.model import Clip, ClipConfig
+from jax_unlearn.models.clip.model import LINEARS, Clip, ClipConfig
 from jax_unlearn.models.layers import ACTIVATIONS
 from jax_unlearn.runtime.errors import UserError
-from jax_unlearn.runtime.hub import local_checkpoint
-from porting.adaptable_linears import read_model_type
-from porting.checkpoint import load_config, size_faults
-from porting.open_clip import OPEN_CONFIG, open_clip_parts, open_clip_table, open_clip_weights
+from jax_unlearn.runtime.hub import OPEN_CONFIG, local_checkpoint
+from porting.adaptable_linears import locate, read_model_type
+from porting.checkpoint import Checkpoint, load_config, size_faults
+from porting.families import CLIPS
+from porting.open_clip import OLD_EOS, open_clip_parts, open_clip_table, open_clip_weights
 from porting.quantized import DequantizedCheckpoint
 from porting.qwen3_vision import TOWER_DTYPES
 from porting.weight_table import (
@@ -32,7 +33,9 @@ from porting.weight_table import (
 # Buffers that older checkpoints keep.
 POSITION_IDS = tuple(f"{side}_model.embeddings.position_ids" for side in ("text", "vision"))
 # Fields that are not sizes; all others are positive integers.
-NO_SIZE = ("hidden_act", "layer_norm_eps", "eos_token_id")
+NO_SIZE = ("hidden_act", "layer_norm_eps", "eos_token_id", "highest_ends")
+# MetaCLIP 2's tokenizer has OLD_EOS for the end, and its models have no rule of the highest id.
+OF_METACLIP = "metaclip_2"
 
 
 @dataclass(frozen=True)
@@ -47,23 +50,37 @@ class QkvRule(Rule):
 
 def clip_table(config: ClipConfig) -> list[Rule]:
     """Every tensor of the model, in the order of the forward pass, with `CLIPModel`'s names."""
-    text, vision = "text_model.embeddings", "vision_model.embeddings"
-    size, channels = config.vision.patch_size, config.vision.num_channels
-    kernel = flat_kernel((config.vision.hidden_size, channels, size, size))
+    rules = []
+    if config.text is not None:
+        embeddings = "text_model.embeddings"
+        rules += [
+            Rule(f"{embeddings}.token_embedding.weight", "text_model.token_embedding.embedding"),
+            Rule(
+                f"{embeddings}.position_embedding.weight", "text_model.position_embedding.embedding"
+            ),
+            *block_rules("text_model", config.text.num_hidden_layers),
+            *norm("text_model.final_layer_norm", "text_model.final_layer_norm"),
+            Rule("text_projection.weight", "text_projection.kernel", transposed),
+        ]
+    if config.vision is not None:
+        rules += vision_rules(config.vision)
+    if config.linears == LINEARS:
+        rules.append(Rule("logit_scale", "logit_scale"))
+    return rules
+
+
+def vision_rules(config: ClipVisionConfig) -> list[Rule]:
+    embeddings, size = "vision_model.embeddings", config.patch_size
+    kernel = flat_kernel((config.hidden_size, config.num_channels, size, size))
+    positions = "vision_model.position_embedding.embedding"
     return [
-        Rule(f"{text}.token_embedding.weight", "text_model.token_embedding.embedding"),
-        Rule(f"{text}.position_embedding.weight", "text_model.position_embedding.embedding"),
-        *block_rules("text_model", config.text.num_hidden_layers),
-        *norm("text_model.final_layer_norm", "text_model.final_layer_norm"),
-        Rule("text_projection.weight", "text_projection.kernel", transposed),
-        Rule(f"{vision}.class_embedding", "vision_model.class_embedding"),
-        Rule(f"{vision}.patch_embedding.weight", "vision_model.patch_embedding.kernel", kernel),
-        Rule(f"{vision}.position_embedding.weight", "vision_model.position_embedding.embedding"),
+        Rule(f"{embeddings}.class_embedding", "vision_model.class_embedding"),
+        Rule(f"{embeddings}.patch_embedding.weight", "vision_model.patch_embedding.kernel", kernel),
+        Rule(f"{embeddings}.position_embedding.weight", positions),
         *norm("vision_model.pre_layrnorm", "vision_model.pre_layrnorm"),
-        *block_rules("vision_model", config.vision.num_hidden_layers),
+        *block_rules("vision_model", config.num_hidden_layers),
         *norm("vision_model.post_layernorm", "vision_model.post_layernorm"),
         Rule("visual_projection.weight", "visual_projection.kernel", transposed),
-        Rule("logit_scale", "logit_scale"),
     ]
 
 
@@ -81,20 +98,31 @@ def block_rules(side: str, depth: int) -> list[Rule]:
     ]
 
 
-def clip_parts(directory: Path) -> tuple[dict[str, Any], dict[str, Any], Any]:
+Parts = dict[str, Any] | None
+
+
+def clip_parts(directory: Path) -> tuple[Parts, Parts, Any]:
     """The fields of the text and vision configs, and projection_dim, from config.json.
+
+    None in place of the fields of an encoder that the model_type has not.
 
     Raises:
         UserError: the checkpoint is not a CLIP.
     """
-    if (model_type := read_model_type(directory)) != "clip":
-        cure = "load_clip takes 'clip', load_vision_tower the Qwen3 families"
+    model_type = read_model_type(directory)
+    if not isinstance(model_type, str) or model_type not in CLIPS:
+        cure = f"load_clip takes {', '.join(CLIPS)}; load_vision_tower takes the Qwen3 families"
         raise UserError(f"{directory / 'config.json'}: model_type is {model_type!r}; {cure}")
-    hf = load_config(directory)
-    text = {field.name: getattr(hf.text_config, field.name) for field in fields(ClipTextConfig)}
-    vision = {
-        field.name: getattr(hf.vision_config, field.name) for field in fields(ClipVisionConfig)
-    }
+    hf, projections = load_config(directory), CLIPS[model_type].projections
+    sides = []
+    for name, kind in zip(LINEARS, (ClipTextConfig, ClipVisionConfig), strict=True):
+        part = getattr(hf, "text_config" if kind is ClipTextConfig else "vision_config", hf)
+        known = [field.name for field in fields(kind) if field.name != "highest_ends"]
+        sides.append({n: getattr(part, n) for n in known} if name in projections else None)
+    text, vision = sides
+    if text is not None:
+        of_metaclip = model_type.startswith(OF_METACLIP)
+        text["highest_ends"] = text["eos_token_id"] == OLD_EOS and not of_metaclip
     return text, vision, hf.projection_dim
 
 
@@ -124,14 +152,20 @@ def clip_config(directory: str | Path, dtype: str = "float32") -> ClipConfig:
     """
     directory = local_checkpoint(directory, "none")
     is_open = open_clip_weights(directory) is not None
-    text, vision, width = (open_clip_parts if is_open else clip_parts)(directory)
-    faults = part_faults("text", text) + part_faults("vision", vision)
+    text, vision, width = open_clip_parts(directory) if is_open else clip_parts(directory)
+    sides = {"text": text, "vision": vision}
+    faults = [fault for side, part in sides.items() if part for fault in part_faults(side, part)]
     if type(width) is not int or width < 1:
         faults.append(f"projection_dim is {width!r}")
     if faults:
         path = directory / (OPEN_CONFIG if is_open else "config.json")
         raise UserError(f"{path}: {'; '.join(faults)}")
-    return ClipConfig(ClipTextConfig(**text), ClipVisionConfig(**vision), width, dtype)
+    return ClipConfig(
+        None if text is None else ClipTextConfig(**text),
+        None if vision is None else ClipVisionConfig(**vision),
+        width,
+        dtype,
+    )
 
 
 def abstract_clip(config: ClipConfig) -> Clip:
@@ -140,13 +174,15 @@ def abstract_clip(config: ClipConfig) -> Clip:
 
 
 def load_clip(checkpoint_dir: str | Path, dtype: str = "float32") -> Clip:
-    """Load a CLIP checkpoint, text and image encoder, into Flax.
+    """Load a CLIP checkpoint, text and image encoder or one of them, into Flax.
 
     Args:
         checkpoint_dir: directory with config.json and one or more safetensors files, as saved by
-            transformers' `CLIPModel`; or with open_clip_config.json and open_clip_model.safetensors
-            or model.safetensors, as saved by OpenCLIP. If both are complete, transformers' files
-            are read. Or the id of one on the hub (see `local_checkpoint`).
+            transformers' `CLIPModel`, its `CLIPTextModelWithProjection` or
+            `CLIPVisionModelWithProjection`, or MetaCLIP 2's classes; or with open_clip_config.json
+            and open_clip_model.safetensors or model.safetensors, as saved by OpenCLIP. If both are
+            complete, transformers' files are read. Or the id of one on the hub (see
+            `local_checkpoint`).
         dtype: dtype of the weights and activations, `float32` or `bfloat16`.
 
     Raises:
@@ -158,6 +194,7 @@ def load_clip(checkpoint_dir: str | Path, dtype: str = "float32") -> Clip:
     config, table, checkpoint = _open(checkpoint_dir, dtype)
     graphdef, abstract = nnx.split(abstract_clip(config))
     with checkpoint:
+        check_projections(checkpoint)
         state = to_flax(table, checkpoint, "", abstract, ignored=POSITION_IDS)
     return nnx.merge(graphdef, state)
 
@@ -166,7 +203,18 @@ def verify_clip(checkpoint_dir: str | Path) -> None:
     """Check all that `load_clip` checks, without keeping the weights; raises as it."""
     config, table, checkpoint = _open(checkpoint_dir, "float32")
     with checkpoint:
+        check_projections(checkpoint)
         verify(table, checkpoint, "", nnx.state(abstract_clip(config)), ignored=POSITION_IDS)
+
+
+def check_projections(checkpoint: Checkpoint) -> None:
+    """Refuse one encoder without its projection, such as a `CLIPTextModel`.
+
+    Raises:
+        CheckpointError: it has none.
+    """
+    if checkpoint.file is None:
+        locate(checkpoint, CLIPS[str(read_model_type(checkpoint.directory))])
 
 
 def _open(
@@ -179,11 +227,20 @@ def _open(
     return config, table, DequantizedCheckpoint(directory, file)
 
 
-def is_clip(checkpoint_dir: str | Path) -> bool:
-    """Whether a checkpoint is a CLIP, by transformers' config.json or OpenCLIP's config file.
+def clip_projections(checkpoint_dir: str | Path) -> tuple[str, ...]:
+    """CLIP's projections in a checkpoint, by its config alone; empty if it is no CLIP.
 
     Raises:
-        UserError: the directory does not exist, or neither file gives a model type.
+        UserError: the directory does not exist, or neither config gives a model type.
     """
     directory = local_checkpoint(checkpoint_dir, "none")
-    return open_clip_weights(directory) is not None or read_model_type(directory) == "clip"
+    if open_clip_weights(directory) is not None:
+        return LINEARS
+    model_type = read_model_type(directory)
+    family = CLIPS.get(model_type) if isinstance(model_type, str) else None
+    return family.projections if family else ()
+
+
+def is_clip(checkpoint_dir: str | Path) -> bool:
+    """Whether a checkpoint is a CLIP or one of its encoders, by its config (`clip_projections`)."""
+    return bool(clip_projections(checkpoint_dir))

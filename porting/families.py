@@ -169,6 +169,9 @@ CLIPS = {
     "clip": ClipFamily(),
     "clip_text_model": ClipFamily(PROJECTIONS[:1]),
     "clip_vision_model": ClipFamily(PROJECTIONS[1:]),
+    "metaclip_2": ClipFamily(),
+    "metaclip_2_text_model": ClipFamily(PROJECTIONS[:1]),
+    "metaclip_2_vision_model": ClipFamily(PROJECTIONS[1:]),
 }
 
 _TRANSFORMERS = "transformers.models.{0}.modeling_{0}"
@@ -206,6 +209,11 @@ HF_CLASSES = {
             "clip_text_model": "CLIPTextModelWithProjection",
             "clip_vision_model": "CLIPVisionModelWithProjection",
         },
+        "metaclip_2": {
+            "metaclip_2": "MetaClip2Model",
+            "metaclip_2_text_model": "MetaClip2TextModelWithProjection",
+            "metaclip_2_vision_model": "MetaClip2VisionModelWithProjection",
+        },
     }.items()
     for model_type, name in classes.items()
 }
@@ -221,9 +229,11 @@ def family_of(model_type: object, where: str) -> Family:
     Raises:
         UserError: the model_type is not supported; lists those that are.
     """
-    if not isinstance(model_type, str) or model_type not in FAMILIES:
+    if isinstance(model_type, str) and model_type in FAMILIES:
+        return FAMILIES[model_type]
+    if isinstance(model_type, str) and model_type in CLIPS:
         raise unknown(model_type, where, "Qwen3 vision tower", FAMILIES)
-    return FAMILIES[model_type]
+    raise unknown(model_type, where, "Qwen3 vision tower or CLIP projection", [*FAMILIES, *CLIPS])
 
 
 def adaptable_family_of(model_type: object, where: str) -> Family | ClipFamily:

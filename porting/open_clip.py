@@ -7,13 +7,17 @@ from collections.abc import Collection
 from pathlib import Path
 from typing import Any
 
-from jax_unlearn.models.clip.model import OLD_EOS, ClipConfig
+from jax_unlearn.models.clip.model import ClipConfig
 from jax_unlearn.runtime.errors import UserError
+from jax_unlearn.runtime.hub import OPEN_CONFIG
 from jax_unlearn.runtime.text_files import read_json, read_text
 from porting.checkpoint import SINGLE
 from porting.weight_table import Rule, flat_kernel, linear, norm, transposed
 
-OPEN_CONFIG, OPEN_WEIGHTS = "open_clip_config.json", "open_clip_model.safetensors"
+OPEN_WEIGHTS = "open_clip_model.safetensors"
+# eos_token_id in configs from before transformers handled CLIP's end-of-text token (PR #24773): a
+# text ends at its highest id, as in OpenCLIP, whose config has no such field.
+OLD_EOS = 2
 # OpenCLIP's parameters [D_in, E], by the names of transformers' Linears.
 OPEN_PROJECTIONS = {"text_projection": "text_projection", "visual_projection": "visual.proj"}
 
@@ -91,7 +95,8 @@ def plain_faults(where: str, part: dict[str, Any], read: Collection[str]) -> lis
 
 def text_part(text: dict[str, Any], act: str) -> dict[str, Any]:
     sizes = {"vocab_size": text["vocab_size"], "max_position_embeddings": text["context_length"]}
-    return sizes | {"eos_token_id": OLD_EOS} | _part(text, text["heads"], act)
+    end = {"eos_token_id": OLD_EOS, "highest_ends": True}
+    return sizes | end | _part(text, text["heads"], act)
 
 
 def vision_part(vision: dict[str, Any], act: str) -> dict[str, Any]:
@@ -118,19 +123,20 @@ def open_clip_table(config: ClipConfig) -> list[Rule]:
 
     The projections are parameters [d, E], in the layout of Flax's kernels.
     """
-    size, channels = config.vision.patch_size, config.vision.num_channels
-    kernel = flat_kernel((config.vision.hidden_size, channels, size, size))
+    text, vision = config.text_side(), config.vision_side()
+    size, channels = vision.patch_size, vision.num_channels
+    kernel = flat_kernel((vision.hidden_size, channels, size, size))
     return [
         Rule("token_embedding.weight", "text_model.token_embedding.embedding"),
         Rule("positional_embedding", "text_model.position_embedding.embedding"),
-        *block_rules("", "text_model", config.text.num_hidden_layers),
+        *block_rules("", "text_model", text.num_hidden_layers),
         *norm("ln_final", "text_model.final_layer_norm"),
         Rule("text_projection", "text_projection.kernel"),
         Rule("visual.class_embedding", "vision_model.class_embedding"),
         Rule("visual.conv1.weight", "vision_model.patch_embedding.kernel", kernel),
         Rule("visual.positional_embedding", "vision_model.position_embedding.embedding"),
         *norm("visual.ln_pre", "vision_model.pre_layrnorm"),
-        *block_rules("visual.", "vision_model", config.vision.num_hidden_layers),
+        *block_rules("visual.", "vision_model", vision.num_hidden_layers),
         *norm("visual.ln_post", "vision_model.post_layernorm"),
         Rule("visual.proj", "visual_projection.kernel"),
         Rule("logit_scale", "logit_scale"),

@@ -69,6 +69,7 @@ CLASSES = {
     "clip": "CLIPModel",
     "clip_text_model": "CLIPTextModelWithProjection",
     "clip_vision_model": "CLIPVisionModelWithProjection",
+    "metaclip_2": "MetaClip2Model",
 }
 # Qwen3-Omni's other parts: what hears, what speaks, and what makes sound of it.
 AUDIO = {

@@ -6,11 +6,12 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, Generic, TypeVar
 
+from jax_unlearn.data.class_names import FolderNames, matches
 from jax_unlearn.data.digests import read_contents
 from jax_unlearn.data.folders import find_images
 from jax_unlearn.data.images import ImageFile
-from jax_unlearn.data.prompts import Prompt, check_apart, prompts, read_names
-from jax_unlearn.data.scan import LeftOut, printable
+from jax_unlearn.data.prompts import Key, Prompt, check_apart, fold_name, prompts, read_names
+from jax_unlearn.data.scan import LeftOut
 from jax_unlearn.data.splits import check_disjoint, split_held_out
 from jax_unlearn.runtime.errors import UserError
 from jax_unlearn.runtime.used_if import used_if
@@ -43,7 +44,8 @@ class SampleSettings:
     """CLIP: the prompt used in evaluation, with {} in place of the name."""
     images: Path | None = used_if(None, source=NAMES)
     """CLIP's text side: folder of images to classify before and after, in sub-folders named as in
-    --forget-text and --preserve-text."""
+    --forget-text and --preserve-text; underscores count as spaces if no sub-folder has the name
+    otherwise."""
     other_images: tuple[Path, ...] = used_if((), source=NAMES)
     """CLIP's text side: folders of other data sets, each classified among its own sub-folders."""
     forget_held_out: Path | None = used_if(None, source=IMAGES)
@@ -54,7 +56,10 @@ class SampleSettings:
     --preserve."""
     concept: str | None = used_if(None, source=IMAGES)
     """Forget the classes whose names contain all these words and keep the others; --forget and
-    --preserve may then be one folder."""
+    --preserve may then be one folder. Underscores count as spaces if no class matches otherwise."""
+    names: Path | None = used_if(None, reads_images=True)
+    """Names of sub-folders, such as n02123045: a text file with a folder, a tab and its name in
+    each line."""
     questions: Path | None = used_if(None, source="qwen_images")
     """JSON list of {question, answers: {class: answer}} for `evaluate --vlm`."""
     statistics: Path | None = None
@@ -107,16 +112,20 @@ def collect(config: SampleSettings, seed: int) -> Dataset[Any]:
     return collect_prompts(config) if config.forget_text else collect_images(config, seed)
 
 
-def collect_prompts(config: SampleSettings) -> Dataset[Prompt]:
+def collect_prompts(config: SampleSettings, key: Key = fold_name) -> Dataset[Prompt]:
     """Collect prompts: for training from --train-templates, held out from --template.
+
+    Args:
+        config: the names and templates.
+        key: equal for two names that are the same to the model.
 
     Raises:
         UserError: a list has no names, a name occurs twice or in both lists, or a template does not
             have exactly one {}.
     """
-    forget = read_names(config.forget_text, "--forget-text")
-    preserve = read_names(config.preserve_text, "--preserve-text")
-    check_apart(forget, preserve)
+    forget = read_names(config.forget_text, "--forget-text", key)
+    preserve = read_names(config.preserve_text, "--preserve-text", key)
+    check_apart(forget, preserve, key)
     train, test = config.train_templates, [config.template]
     return Dataset(
         prompts(forget, train),
@@ -138,8 +147,8 @@ def collect_images(config: SampleSettings, seed: int, strict: bool = False) -> D
 
     Raises:
         UserError: a folder is missing, empty or inside the other, no class matches the concept,
-            there are too few images to hold one out, an image or a class is in two groups, or with
-            `strict` an image cannot be read.
+            --names lists none of the sub-folders, there are too few images to hold one out, an
+            image or a class is in two groups, or with `strict` an image cannot be read.
     """
     if config.forget is None or config.preserve is None:
         raise UserError(
@@ -148,14 +157,15 @@ def collect_images(config: SampleSettings, seed: int, strict: bool = False) -> D
         )
     if config.concept is None:
         check_folders_disjoint(config.forget, config.preserve)
-    found, left_out = ReadableFiles(strict), LeftOut()
+    found, left_out, names = ReadableFiles(strict), LeftOut(), FolderNames.read(config.names)
     sides = [
-        _side(config.concept, folder, held_out, forget, seed, found, left_out)
+        _side(config.concept, folder, held_out, forget, seed, found, left_out, names)
         for folder, held_out, forget in (
             (config.forget, config.forget_held_out, True),
             (config.preserve, config.preserve_held_out, False),
         )
     ]
+    names.check_used()
     (forget, forget_test), (preserve, preserve_test) = sides
     groups = {
         "to forget": forget,
@@ -219,12 +229,13 @@ def _side(
     seed: int,
     readable: ReadableFiles,
     left_out: LeftOut,
+    names: FolderNames,
 ) -> tuple[list[ImageFile], list[ImageFile]]:
     """(training images, held-out images) of one side."""
 
     def images(folder: Path) -> list[ImageFile]:
         default = "forget" if forget else "preserve"
-        files = find_images(folder, default, left_out)
+        files = names.apply(find_images(folder, default, left_out))
         return readable.select(_choose(files, concept, forget, folder), folder)
 
     files = images(folder)
@@ -237,8 +248,8 @@ def _choose(
     """The files whose class matches the concept, or, to preserve, those whose class does not."""
     if concept is None:
         return list(files)
-    words = set(printable(concept).lower().split())
-    chosen = [file for file in files if (words <= set(file.label.lower().split())) == forget]
+    matching = matches(concept, (file.label for file in files))
+    chosen = [file for file in files if (file.label in matching) == forget]
     if not chosen:
         classes = ", ".join(sorted({file.label for file in files}))
         which = "is" if forget else "is not"

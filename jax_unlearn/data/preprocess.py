@@ -1,4 +1,4 @@
-"""Preprocess images as a checkpoint's image processor does, with Pillow and NumPy.
+"""Preprocess images as a Qwen3 checkpoint's image processor does, with Pillow and NumPy.
 
 Gives the same arrays as transformers' processors with the PIL backend, bit for bit
 (tests/data/test_preprocess.py), without transformers or torch.
@@ -17,7 +17,6 @@ from jax_unlearn.models.qwen3_vision.config import VisionConfig
 from jax_unlearn.runtime.errors import UserError
 
 QWEN = ("Qwen2VLImageProcessor", "Qwen3VLImageProcessor")
-CLIP = ("CLIPImageProcessor", "CLIPFeatureExtractor")
 # Largest aspect ratio that the towers accept.
 LONGEST_ASPECT = 200
 
@@ -138,7 +137,7 @@ def read_preprocessor(checkpoint_dir: Path) -> Preprocessor:
     Raises:
         UserError: the file is missing, or is not of a Qwen processor.
     """
-    config = ProcessorConfig(checkpoint_dir, QWEN)
+    config = ProcessorConfig.of(checkpoint_dir, QWEN)
     patch, merge = config.whole("patch_size", 14), config.whole("merge_size", 2)
     frames = config.whole("temporal_patch_size", 2)
     return Preprocessor(config.pixels(), patch, merge, frames, *areas(config))
@@ -162,82 +161,3 @@ def areas(config: ProcessorConfig) -> tuple[int, int]:
         for key, value in zip(keys, own, strict=True)
     ]
     return found[0], found[1]
-
-
-@dataclass(frozen=True)
-class CropPreprocessor:
-    """Resizes and crops an image to the size of CLIP's image encoder.
-
-    pixels: resampling and normalisation. shortest: length of the shorter side after resizing; or
-    size: (height, width) after resizing. crop: (height, width), or None without cropping.
-    """
-
-    pixels: PixelSettings
-    shortest: int | None
-    size: tuple[int, int] | None
-    crop: tuple[int, int] | None
-
-    def __call__(self, image: Image.Image) -> Float[np.ndarray, "c h w"]:
-        """The pixel values of an image."""
-        image = image.convert("RGB")
-        if self.pixels.resample is not None:
-            height, width = self.size or self._by_shortest(image.height, image.width)
-            image = image.resize((width, height), self.pixels.resample)
-        return self.pixels.normalised(self._cropped(image) if self.crop else image)
-
-    def _by_shortest(self, height: int, width: int) -> tuple[int, int]:
-        assert self.shortest is not None
-        long = int(self.shortest * max(height, width) / min(height, width))
-        return (long, self.shortest) if width <= height else (self.shortest, long)
-
-    def _cropped(self, image: Image.Image) -> Image.Image:
-        """The centre of the image; a smaller image is padded with black."""
-        assert self.crop is not None
-        (height, width), (crop_height, crop_width) = (image.height, image.width), self.crop
-        top, left = (
-            (have - want) // 2 for have, want in ((height, crop_height), (width, crop_width))
-        )
-        # An odd margin around a smaller image is larger at the top and left.
-        return image.crop((left, top, left + crop_width, top + crop_height))
-
-    def blank(self, size: tuple[int, int]) -> Image.Image:
-        """A uniform image of `size` (width, height) that is zero after normalisation."""
-        return self.pixels.blank(size)
-
-
-def load_clip_preprocessor(checkpoint_dir: Path, side: int) -> CropPreprocessor:
-    """The image processor of a CLIP checkpoint.
-
-    Args:
-        checkpoint_dir: the checkpoint.
-        side: height and width of the images that the encoder takes.
-
-    Raises:
-        UserError: the file is missing, is not of a CLIP processor, or gives another size.
-    """
-    config = ProcessorConfig(checkpoint_dir, CLIP)
-    pixels, size = config.pixels(), config.values.get("size", 224)
-    shortest, both = None, None
-    if isinstance(size, dict) and {"height", "width"} <= set(size):
-        both = config.positive("size", size["height"]), config.positive("size", size["width"])
-    elif isinstance(size, dict) and set(size) == {"shortest_edge"}:
-        shortest = config.positive("size", size["shortest_edge"])
-    elif isinstance(size, dict):
-        raise config.refusal(
-            f"size has {sorted(size)}, and shortest_edge, or height and width, are read"
-        )
-    else:
-        shortest = config.positive("size", size)
-    crop = config.values.get("crop_size", 224) if config.flag("do_center_crop") else None
-    if isinstance(crop, dict):
-        keys = ("height", "width")
-        crop = tuple(config.positive("crop_size", crop.get(key)) for key in keys)
-    elif crop is not None:
-        crop = (config.positive("crop_size", crop),) * 2
-    found = CropPreprocessor(pixels, shortest, both, crop)
-    shape = found(Image.new("RGB", (2 * side + 1, side))).shape
-    if shape != (3, side, side):
-        raise config.refusal(
-            f"gives images of {shape[2]} × {shape[1]} pixels, and the tower takes {side} × {side}"
-        )
-    return found

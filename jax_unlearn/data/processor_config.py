@@ -3,7 +3,7 @@
 import math
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, TypeVar
+from typing import Any
 
 import numpy as np
 from jaxtyping import Float
@@ -18,8 +18,6 @@ PROCESSOR, IMAGE_PROCESSOR = "processor_config.json", "preprocessor_config.json"
 CHANNELS = 3
 # Normalisation of OpenAI's CLIP, the default of transformers' processors.
 CLIP_MEAN, CLIP_STD = (0.48145466, 0.4578275, 0.40821073), (0.26862954, 0.26130258, 0.27577711)
-
-T = TypeVar("T")
 
 
 @dataclass(frozen=True)
@@ -54,21 +52,28 @@ class PixelSettings:
 
 
 class ProcessorConfig:
-    """The settings of an image processor in a checkpoint's JSON.
+    """The settings of an image processor, with the file that they are from."""
 
-    Args:
-        checkpoint: the checkpoint.
-        kinds: beginnings of the class names of supported processors.
+    def __init__(self, path: Path, values: dict[str, Any]) -> None:
+        self.path, self.values = path, values
 
-    Raises:
-        UserError: the file is missing, is not JSON, or is of another processor; names the file.
-    """
+    @classmethod
+    def of(cls, checkpoint: Path, kinds: tuple[str, ...]) -> "ProcessorConfig":
+        """The settings in a checkpoint's JSON.
 
-    def __init__(self, checkpoint: Path, kinds: tuple[str, ...]) -> None:
-        self.path, self.values = read_values(checkpoint)
-        kind = self.values.get("image_processor_type", self.values.get("feature_extractor_type"))
+        Args:
+            checkpoint: the checkpoint.
+            kinds: beginnings of the class names of supported processors.
+
+        Raises:
+            UserError: the file is missing, is not JSON, or is of another processor; names the file.
+        """
+        config = cls(*read_values(checkpoint))
+        names = ("image_processor_type", "feature_extractor_type")
+        kind = config.values.get(names[0], config.values.get(names[1]))
         if kind is not None and not str(kind).startswith(kinds):
-            raise self.refusal(f"is of {kind!r}, and {' or '.join(kinds)} is read here")
+            raise config.refusal(f"is of {kind!r}, and {' or '.join(kinds)} is read here")
+        return config
 
     def refusal(self, what: str) -> UserError:
         return UserError(f"{self.path}: {what}; use the file of the model's original directory")
@@ -99,15 +104,31 @@ class ProcessorConfig:
             UserError: a setting has an invalid value.
         """
         normalise = self.flag("do_normalize")
-        std = self._channels("image_std", CLIP_STD) if normalise else None
-        if std is not None and not np.all(std):
-            raise self.refusal("image_std is zero, and pixels are divided by it")
         return PixelSettings(
             self._resample() if self.flag("do_resize") else None,
             self._number("rescale_factor", 1 / 255) if self.flag("do_rescale") else None,
-            self._channels("image_mean", CLIP_MEAN) if normalise else None,
-            std,
+            self.channels("image_mean", CLIP_MEAN) if normalise else None,
+            self.divisors("image_std", CLIP_STD) if normalise else None,
         )
+
+    def one_of(self, name: str, known: tuple[str, ...]) -> str:
+        """A setting that is one of these words, the first by default.
+
+        Raises:
+            UserError: it is not.
+        """
+        value = self.values.get(name)
+        value = known[0] if value is None else value
+        if value not in known:
+            raise self.refusal(f"{name} is {value!r}, and must be {' or '.join(known)}")
+        return str(value)
+
+    def divisors(self, name: str, default: tuple[float, ...]) -> Float[np.ndarray, " c"]:
+        """`channels`, none of them zero."""
+        found = self.channels(name, default)
+        if not np.all(found):
+            raise self.refusal(f"{name} is zero, and pixels are divided by it")
+        return found
 
     def _resample(self) -> int:
         value = self.values.get("resample")
@@ -129,7 +150,7 @@ class ProcessorConfig:
             raise self.refusal(f"{name} is {value!r}, and must be a number")
         return float(value)
 
-    def _channels(self, name: str, default: tuple[float, ...]) -> Float[np.ndarray, " c"]:
+    def channels(self, name: str, default: tuple[float, ...]) -> Float[np.ndarray, " c"]:
         """One number per channel; a single number is used for all channels."""
         value = self.values.get(name)
         value = list(default) if value is None else value
@@ -152,6 +173,14 @@ def processor_file(checkpoint: Path) -> Path:
     if not own.is_file():
         raise UserError(f"{own}: no such file; copy it from the model's original directory")
     return own
+
+
+def has_processor(checkpoint: Path) -> bool:
+    """Whether a checkpoint has a file of transformers with the image processor's settings."""
+    directory = local_checkpoint(checkpoint, "none")
+    nested = directory / PROCESSOR
+    in_nested = nested.is_file() and "image_processor" in read_object(nested)
+    return in_nested or (directory / IMAGE_PROCESSOR).is_file()
 
 
 def read_values(checkpoint: Path) -> tuple[Path, dict[str, Any]]:

@@ -1,7 +1,9 @@
 """Prompts made of class names, the training and evaluation samples of CLIP's text side."""
 
 import hashlib
-from collections.abc import Iterable, Sequence
+import unicodedata
+from collections import Counter
+from collections.abc import Callable, Hashable, Iterable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -9,6 +11,9 @@ from jax_unlearn.runtime.errors import UserError
 from jax_unlearn.runtime.text_files import read_text
 
 SLOT = "{}"
+
+# Equal for two names that are the same to a model.
+Key = Callable[[str], Hashable]
 
 
 @dataclass(frozen=True)
@@ -24,12 +29,21 @@ class Prompt:
         return hashlib.sha256(self.text.encode()).digest()
 
 
-def read_names(given: Sequence[str], option: str) -> list[str]:
+def fold_name(name: str) -> str:
+    """A name in NFC and lower case with single spaces, as CLIP's own tokenizer reads it.
+
+    Not casefolded: that tokenizer has other tokens for straße than for strasse.
+    """
+    return " ".join(unicodedata.normalize("NFC", name).lower().split())
+
+
+def read_names(given: Sequence[str], option: str, key: Key = fold_name) -> list[str]:
     """The given names, or the names in a text file, one per line; empty lines are ignored.
 
     Args:
         given: names, or a single path that ends in .txt.
         option: the command-line option, for messages.
+        key: equal for two names that are the same to the model.
 
     Raises:
         UserError: the file cannot be read, there is no name, or a name occurs twice.
@@ -48,28 +62,26 @@ def read_names(given: Sequence[str], option: str) -> list[str]:
     where = path or option
     if not names:
         raise UserError(f"{where}: holds no name; give one per line")
-    if twice := sorted(
-        {name for name in names if [*map(fold_name, names)].count(fold_name(name)) > 1}
-    ):
-        raise UserError(f"{where}: {twice[0]!r} is there twice; remove one")
+    counts = Counter(map(key, names))
+    if twice := sorted(name for name in names if counts[key(name)] > 1):
+        same = next(name for name in names if key(name) == key(twice[0]))
+        as_other = "" if same == twice[0] else f", as {same!r} is the same to the model"
+        raise UserError(f"{where}: {twice[0]!r} is there twice{as_other}; remove one")
     return names
 
 
-def fold_name(name: str) -> str:
-    """A name in lower case with single spaces; CLIP's tokenizer ignores case and extra spaces."""
-    return " ".join(name.casefold().split())
-
-
-def check_apart(forget: Iterable[str], preserve: Iterable[str]) -> None:
-    """Check that no name is both in `forget` and in `preserve`.
+def check_apart(forget: Iterable[str], preserve: Iterable[str], key: Key = fold_name) -> None:
+    """Check that no name is both in `forget` and in `preserve`; `key` as in `read_names`.
 
     Raises:
         UserError: a name is in both.
     """
-    kept = set(map(fold_name, preserve))
-    if both := sorted(name for name in forget if fold_name(name) in kept):
+    kept = {key(name): name for name in preserve}
+    if both := sorted(name for name in forget if key(name) in kept):
+        name, other = both[0], kept[key(both[0])]
+        as_other = "" if name == other else f", the latter as {other!r}"
         raise UserError(
-            f"--forget-text and --preserve-text both have {both[0]!r}; remove it from one"
+            f"--forget-text and --preserve-text both have {name!r}{as_other}; remove it from one"
         )
 
 

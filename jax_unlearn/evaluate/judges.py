@@ -104,7 +104,7 @@ class ZeroShotJudge:
     def __init__(self, extracted: Extracted, samples: SampleSettings) -> None:
         self.extracted, self.samples = extracted, samples
         self.test = extracted.test
-        (self.text,), (self.visual,) = extracted.linears, extracted.judged_linears
+        (self.text,), self.visual = extracted.linears, extracted.judged_linears
         folders = shown_folders(samples)
         self.shown = {f: extracted.judged[f"shown.{i}"] for i, f in enumerate(folders)}
         others = [*dict.fromkeys(samples.other_images)]
@@ -153,7 +153,8 @@ class ZeroShotJudge:
         """Embeddings of a folder's images whose class is among the names."""
         features = self.shown[folder]
         known = np.isin(features.labels, names.labels)
-        embeddings = self.visual.output(features.taps[self.visual.name].x)
+        (visual,) = self.visual
+        embeddings = visual.output(features.taps[visual.name].x)
         return Named(embeddings[known], features.labels[known])
 
     def _other(self, folder: Path, adapter: LoraAdapter) -> dict[str, float]:

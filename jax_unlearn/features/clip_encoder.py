@@ -1,6 +1,6 @@
 """Encode texts and images with CLIP and the checkpoint's tokenizer and image processor."""
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Hashable, Iterator, Sequence
 from functools import cached_property
 from itertools import islice
 from pathlib import Path
@@ -13,10 +13,11 @@ from jaxtyping import Float
 from PIL import Image
 from rich.console import Console
 
+from jax_unlearn.data.clip_preprocess import CropPreprocessor, load_clip_preprocessor
 from jax_unlearn.data.images import ImageFile, ImageReader
-from jax_unlearn.data.preprocess import CropPreprocessor, load_clip_preprocessor
 from jax_unlearn.data.prompts import Prompt
 from jax_unlearn.features.samples import SampleFeatures, TapRows
+from jax_unlearn.models.clip.encoders import ClipTextConfig
 from jax_unlearn.models.clip.model import LINEARS, Clip, ClipFeatures
 from jax_unlearn.models.frozen_linear import FrozenLinear
 from jax_unlearn.runtime.errors import UserError
@@ -25,63 +26,136 @@ from jax_unlearn.runtime.progress import progress_bar
 
 TEXT, IMAGE = LINEARS
 BATCH = 64
+# Texts are padded to 8, 12, 16, … tokens, so that few programs are compiled.
+FEWEST, STEP = 8, 4
+# Two texts with different tokens in any tokenizer.
+PROBES = ("cat", "dog")
+COPY = (
+    "copy tokenizer.json, or vocab.json and merges.txt, and tokenizer_config.json from the model's "
+    "original directory"
+)
 
 Rows = Float[np.ndarray, "n _"]
 
 
-def load_tokenizer(checkpoint: Path) -> Any:
+def load_tokenizer(checkpoint: Path, text: ClipTextConfig) -> Any:
     """A checkpoint's tokenizer.
 
+    Without its files transformers may build one with an empty vocabulary, which gives every name
+    the same tokens; that is refused too.
+
+    Args:
+        checkpoint: the checkpoint.
+        text: settings of its text encoder.
+
     Raises:
-        UserError: its files are missing or cannot be read.
+        UserError: its files are missing or cannot be read, or are of another model.
     """
     # Imported here because transformers imports torch if it is installed (see `no_torch`).
     from transformers import AutoTokenizer
 
     options: dict[str, Any] = {"local_files_only": True, "trust_remote_code": False}
     try:
-        return AutoTokenizer.from_pretrained(local_checkpoint(checkpoint, "none"), **options)
+        found = AutoTokenizer.from_pretrained(local_checkpoint(checkpoint, "none"), **options)
     except (KeyError, OSError, TypeError, ValueError) as error:
-        text = " ".join(str(error).split())
-        raise UserError(
-            f"{checkpoint}: its tokenizer cannot be read ({text}); copy its files from the "
-            "model's original directory"
-        ) from error
+        why = f"cannot be read ({' '.join(str(error).split())})"
+        raise UserError(f"{checkpoint}: its tokenizer {why}; {COPY}") from error
+    if fault := tokenizer_fault(found, text):
+        raise UserError(f"{checkpoint}: its tokenizer {fault}; {COPY}")
+    return found
+
+
+def tokenizer_fault(tokenizer: Any, text: ClipTextConfig) -> str | None:
+    """Why a tokenizer cannot be that of a text encoder; None if it can."""
+    one, other = tokenizer(list(PROBES), verbose=False)["input_ids"]
+    ids = [*one, *other]
+    if one == other or not one:
+        return "has no vocabulary: every name would be the same to the model"
+    if max(ids) >= text.vocab_size:
+        return f"has an id {max(ids)}, and the model {text.vocab_size} tokens"
+    if tokenizer.pad_token_id is None:
+        return "has no token to pad with"
+    if text.highest_ends and max(one) != one[-1]:
+        return "does not end a text with its highest id, where the model reads its features"
+    if not text.highest_ends and text.eos_token_id not in one:
+        return (
+            f"does not end a text with id {text.eos_token_id}, where the model reads its features"
+        )
+    return None
 
 
 class ClipEncoder:
-    """A CLIP model with its tokenizer and image processor; runs batches of one shape.
+    """A CLIP model with its tokenizer and image processor; runs batches of a few shapes.
+
+    Both are loaded at first use, so that a run on names needs no image processor, and a run on
+    images without names no tokenizer.
 
     Args:
         clip: the model.
         checkpoint: the checkpoint, with its tokenizer and image processor.
         console: where the progress bar is drawn.
-
-    Raises:
-        UserError: the tokenizer is missing.
     """
 
     def __init__(self, clip: Clip, checkpoint: Path, console: Console) -> None:
         self.clip, self.console = clip, console
         self.checkpoint = local_checkpoint(checkpoint, "none")
-        self.tokenizer = load_tokenizer(checkpoint)
 
-    def tokens(self, texts: Sequence[str]) -> tuple[np.ndarray, np.ndarray]:
-        """(input_ids, attention_mask), both [n, context], padded to the context length.
+    def has(self, projection: str) -> bool:
+        """Whether the model has this projection and its encoder."""
+        return projection in self.clip.config.linears
+
+    def check_reads(self, names: bool, images: bool) -> None:
+        """Load what a run needs to read names and images, before any work is done.
+
+        Raises:
+            UserError: a file is missing or of another model; names it.
+        """
+        for name, needed in (("tokenizer", names), ("processor", images)):
+            if needed:
+                getattr(self, name)
+
+    @cached_property
+    def tokenizer(self) -> Any:
+        """The checkpoint's tokenizer; raises as `load_tokenizer`."""
+        return load_tokenizer(self.checkpoint, self.clip.config.text_side())
+
+    def key(self, name: str) -> Hashable:
+        """A name's tokens: equal for names that are the same to the model."""
+        return tuple(self.tokenizer(name, verbose=False)["input_ids"])
+
+    def lengths(self, texts: Sequence[str]) -> list[int]:
+        """Number of tokens of each text.
 
         Raises:
             UserError: a text is longer than the context.
         """
-        context = self.clip.config.text.max_position_embeddings
-        for text, ids in zip(
-            texts, self.tokenizer(list(texts), verbose=False)["input_ids"], strict=True
-        ):
-            if len(ids) > context:
+        context = self.clip.config.text_side().max_position_embeddings
+        found = [len(ids) for ids in self.tokenizer(list(texts), verbose=False)["input_ids"]]
+        for text, length in zip(texts, found, strict=True):
+            if length > context:
                 raise UserError(
-                    f"{text!r} has {len(ids)} tokens, and the model takes {context}; shorten it"
+                    f"{text!r} has {length} tokens, and the model takes {context}; shorten it"
                 )
+        return found
+
+    def tokens(self, texts: Sequence[str]) -> tuple[np.ndarray, np.ndarray]:
+        """(input_ids, attention_mask), both [n, places]: padded to 8, 12, 16, … tokens.
+
+        The features do not depend on the number of places: attention is causal, and the
+        end-of-text token is before the padding.
+
+        Raises:
+            UserError: a text is longer than the context.
+        """
+        text, longest = self.clip.config.text_side(), max(self.lengths(texts))
+        places = min(text.max_position_embeddings, max(FEWEST, -(-longest // STEP) * STEP))
+        if self.tokenizer.padding_side != "right" or (
+            text.highest_ends and self.tokenizer.pad_token_id > self.tokenizer.eos_token_id
+        ):
+            # The features then depend on the places, and are defined for the whole context only.
+            places = text.max_position_embeddings
         out = self.tokenizer(
-            list(texts), padding="max_length", max_length=context, return_tensors="np"
+            list(texts), padding="max_length", max_length=places, return_tensors="np"
         )
         return out["input_ids"], out["attention_mask"]
 
@@ -101,12 +175,15 @@ class ClipEncoder:
 
     def text_taps(self, texts: Sequence[str]) -> Rows:
         """Inputs of `text_projection`, [n, d]."""
-        ids, mask = self.tokens(texts)
-        rows = [
-            self.clip.encode_text(padded(ids[i : i + BATCH]), padded(mask[i : i + BATCH]))
-            for i in range(0, len(ids), BATCH)
-        ]
-        return concatenated([out.taps[TEXT] for out in rows], len(texts))
+        order = np.argsort(self.lengths(texts), kind="stable")
+        # Texts of like length share a batch, which is padded to the longest.
+        rows = np.empty((len(texts), self.clip.config.text_side().hidden_size), np.float32)
+        for start in range(0, len(order), BATCH):
+            chosen = order[start : start + BATCH]
+            ids, mask = self.tokens([texts[i] for i in chosen])
+            taps = self.clip.encode_text(padded(ids), padded(mask)).taps[TEXT]
+            rows[chosen] = np.asarray(taps, np.float32)[: len(chosen)]
+        return rows
 
     def images(
         self, files: Sequence[ImageFile], reader: ImageReader, description: str
@@ -134,7 +211,7 @@ class ClipEncoder:
 
     def blank(self) -> Image.Image:
         """A uniform image that is zero after normalisation."""
-        side = self.clip.config.vision.image_size
+        side = self.clip.config.vision_side().image_size
         return self.processor.blank((side, side))
 
     @cached_property
@@ -144,7 +221,7 @@ class ClipEncoder:
         Raises:
             UserError: it is missing, or belongs to another model.
         """
-        return load_clip_preprocessor(self.checkpoint, self.clip.config.vision.image_size)
+        return load_clip_preprocessor(self.checkpoint, self.clip.config.vision_side().image_size)
 
 
 def padded(x: np.ndarray) -> np.ndarray:

@@ -128,6 +128,7 @@ def write_peft(command: Export, config: RunConfig, metrics: Metrics) -> None:
         name_base(fresh, command.base_model)
         if not command.bias:
             remove_bias(fresh)
+            metrics = metrics | {"adapter": metrics["adapter"] | {"bias": False}}
         checkpoint = cached_checkpoint(config.samples.checkpoint)
         card = adapter_card(config, metrics, base_of(fresh), checkpoint)
         if not command.bias:

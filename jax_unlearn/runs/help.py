@@ -39,6 +39,7 @@ GROUPS = {
     "images": (
         "forget_held_out",
         "preserve_held_out",
+        "names",
         "max_pixels",
         "granularity",
         "keep_means",

@@ -113,6 +113,7 @@ def page(data: Mapping[str, Any], kind: str, form: str, config: RunConfig, metri
     from huggingface_hub import ModelCard, ModelCardData
 
     fitted, name = metrics["adapter"], concept(config, metrics)
+    where = [*facts(form, is_of_clip(metrics)), *of_bias(form, metrics)]
     lines = [
         f"# Forgets “{name}”",
         f"{kind}, changed so that the model stops naming “{name}” in what it sees. Made with "
@@ -124,12 +125,22 @@ def page(data: Mapping[str, Any], kind: str, form: str, config: RunConfig, metri
         "## Limits",
         *limits(metrics),
         "## Where it acts",
-        "\n".join(f"* {line}." for line in facts(form, is_of_clip(metrics))),
+        "\n".join(f"* {line}." for line in where),
         "`jax-unlearn compare BASE RESULT IMAGE…` measures whether the edit is in what is served.",
     ]
     text = "\n\n".join(lines)
     card = str(ModelCard(f"---\n{ModelCardData(**data).to_yaml()}\n---\n\n{text}"))
     return encodable(card) + "\n"
+
+
+def of_bias(form: str, metrics: Metrics) -> list[str]:
+    """A line for an adapter with a bias (LEACE), which one of PEFT's functions loses."""
+    if form != "peft" or not metrics["adapter"].get("bias"):
+        return []
+    return [
+        "PEFT's `add_weighted_adapter` drops the bias of this adapter without a word; to combine "
+        'it with another one, make both active (`set_adapter(["one", "two"])`), or merge both'
+    ]
 
 
 def is_of_clip(metrics: Metrics) -> bool:

@@ -55,6 +55,7 @@ def describe_adapter(adapter: LoraAdapter, directory: Path) -> Metrics:
         "rank": adapter.rank,
         "alpha": adapter.alpha,
         "targets": list(adapter.pairs),
+        "bias": any(pair.bias is not None for pair in adapter.pairs.values()),
         "bytes": sum(file.stat().st_size for file in directory.iterdir()),
     }
 

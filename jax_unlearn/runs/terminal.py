@@ -60,7 +60,7 @@ def made(metrics: Metrics, out: Path) -> list[str]:
     adapter = metrics["adapter"]
     linears = ", ".join(adapter["targets"])
     steps = {f"open {out / 'report.html'}": "figures, curves and images"}
-    if "paths" in metrics and "vlm" not in metrics:
+    if "paths" in metrics and not {"vlm", "zero_shot"} & set(metrics):
         steps[f"jax-unlearn evaluate {out} --vlm"] = "ask the model itself, which was not done yet"
     steps[f"jax-unlearn export {out} --out DIRECTORY"] = "the changed model, to serve"
     return [f"{out}: a change of rank {adapter['rank']} of {linears}", *next_steps(steps)]

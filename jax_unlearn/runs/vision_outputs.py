@@ -9,10 +9,10 @@ from jaxtyping import Float
 from PIL import Image
 
 import porting
+from jax_unlearn.data.clip_preprocess import load_clip_preprocessor
 from jax_unlearn.data.images import UNREADABLE, read_image, reason
-from jax_unlearn.data.preprocess import load_clip_preprocessor, load_preprocessor
+from jax_unlearn.data.preprocess import load_preprocessor
 from jax_unlearn.features.extractor import ExtractionSettings
-from jax_unlearn.models.clip.model import LINEARS as CLIP_LINEARS
 from jax_unlearn.models.lora import LoraAdapter
 from jax_unlearn.runtime.errors import UserError
 
@@ -70,11 +70,11 @@ class QwenVision:
 
 
 class ClipVision:
-    """CLIP: the embeddings of images, and of texts of random tokens."""
+    """CLIP or one of its encoders: the embeddings of images, and of texts of random tokens."""
 
     def __init__(self, checkpoint: Path) -> None:
         self.clip, self.checkpoint = porting.load_clip(checkpoint), checkpoint
-        self.linears = CLIP_LINEARS
+        self.linears = self.clip.config.linears
 
     def outputs(
         self,
@@ -83,16 +83,18 @@ class ClipVision:
         processor: Path | None = None,
     ) -> Outputs:
         """Embeddings by the projection's name; arguments as of `QwenVision.outputs`."""
-        text, side = self.clip.config.text, self.clip.config.vision.image_size
-        preprocess = load_clip_preprocessor(processor or self.checkpoint, side)
-        pixels = np.stack([preprocess(image) for image in images])
-        shape = (TEXTS, text.max_position_embeddings)
-        ids = np.random.default_rng(0).integers(0, text.vocab_size, shape)
-        ids[:, -1] = text.eos_token_id
-        return {
-            "visual_projection": np.asarray(self.clip.encode_image(pixels, adapter).embeds),
-            "text_projection": np.asarray(self.clip.encode_text(ids, None, adapter).embeds),
-        }
+        text, vision = self.clip.config.text, self.clip.config.vision
+        found = {}
+        if vision is not None:
+            preprocess = load_clip_preprocessor(processor or self.checkpoint, vision.image_size)
+            pixels = np.stack([preprocess(image) for image in images])
+            found["visual_projection"] = self.clip.encode_image(pixels, adapter).embeds
+        if text is not None:
+            shape = (TEXTS, text.max_position_embeddings)
+            ids = np.random.default_rng(0).integers(0, text.vocab_size, shape)
+            ids[:, -1] = text.vocab_size - 1 if text.highest_ends else text.eos_token_id
+            found["text_projection"] = self.clip.encode_text(ids, None, adapter).embeds
+        return {name: np.asarray(embeds) for name, embeds in found.items()}
 
 
 def open_vision(checkpoint: Path) -> QwenVision | ClipVision:

@@ -9,6 +9,8 @@ from jax_unlearn.runtime.errors import UserError
 from jax_unlearn.runtime.text_files import read_json
 
 SINGLE, INDEX = "model.safetensors", "model.safetensors.index.json"
+# Config of a checkpoint of OpenCLIP.
+OPEN_CONFIG = "open_clip_config.json"
 # ORGANISATION/NAME, with @REVISION: a branch, a tag or a commit.
 ID = re.compile(r"(?P<repository>[\w][\w.-]*/[\w][\w.-]*)(@(?P<revision>[\w][\w./-]*))?")
 # Configs, tokenizer, chat template and card; not those in folders, which are of other formats.
@@ -63,7 +65,7 @@ def local_checkpoint(checkpoint: str | Path, weights: Weights = "vision") -> Pat
         return directory
     if (directory / INDEX).is_file():
         return download(repository, revision, shards_of(directory / INDEX, weights))
-    single = "*.safetensors" if (directory / "open_clip_config.json").is_file() else SINGLE
+    single = "*.safetensors" if (directory / OPEN_CONFIG).is_file() else SINGLE
     return download(repository, revision, (single,))
 
 

@@ -11,7 +11,7 @@ pytest.importorskip("torch")
 
 import torch
 
-from benchmarks.speed import jit_vs_eager, time_to_objective
+from benchmarks.speed import clip_names, jit_vs_eager, time_to_objective
 from benchmarks.speed.contestants import (
     ALGEBRA,
     COMPILED,
@@ -251,3 +251,15 @@ def test_a_goal_that_is_not_reached_is_shown_so(tmp_path):
     lines = time_to_objective.table(results).splitlines()
     (line,) = (line for line in lines if line.startswith(f"| {PUBLISHED}"))
     assert "| not reached |" in line
+
+
+def test_names_of_clip_are_those_of_transformers(tmp_path, capsys):
+    clip_names.make_model(tmp_path, layers=1)
+    texts = clip_names.prompts(40)
+    assert len(set(texts)) == 80
+    for side in clip_names.SIDES:
+        clip_names.WORK[side](tmp_path, texts)
+        found = json.loads(capsys.readouterr().out.splitlines()[-1])
+        assert found["seconds"] > 0
+    theirs, ours = (np.load(tmp_path / f"{side}.npy") for side in clip_names.SIDES)
+    np.testing.assert_allclose(ours, theirs, atol=1e-4 * np.abs(theirs).max())

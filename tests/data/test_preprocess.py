@@ -8,7 +8,8 @@ import pytest
 from PIL import Image
 from transformers import AutoImageProcessor
 
-from jax_unlearn.data.preprocess import load_clip_preprocessor, load_preprocessor
+from jax_unlearn.data.clip_preprocess import load_clip_preprocessor
+from jax_unlearn.data.preprocess import load_preprocessor
 from jax_unlearn.runtime.assets import ASSETS, CLIP_ASSETS
 from jax_unlearn.runtime.errors import UserError
 from porting.qwen3_vision import vision_config

@@ -11,6 +11,7 @@ from flax import nnx
 from transformers import CLIPConfig, CLIPModel
 
 from jax_unlearn.models.clip import encoders
+from jax_unlearn.models.clip.encoders import ClipTextConfig
 from jax_unlearn.models.clip.model import eot_positions, text_forward
 from porting import load_clip
 from porting.clip import abstract_clip, clip_config
@@ -135,7 +136,7 @@ def test_every_kind_of_text(case, kind):
     every = np.ones(ids.shape) if mask is None else mask
     hidden = theirs.text_model_output.last_hidden_state
     close_to_largest(seen_tokens(ours.last_hidden_state, every), seen_tokens(hidden, every))
-    ends = np.asarray(eot_positions(jnp.asarray(ids), clip.config.text.eos_token_id))
+    ends = np.asarray(eot_positions(jnp.asarray(ids), clip.config.text))
     # What Hugging Face makes of a text whose end is masked means nothing.
     valid = every[np.arange(len(ids)), ends] > 0
     close_to_largest(ours.embeds[valid], inner["text_projection"][1][valid])
@@ -153,8 +154,9 @@ def test_bool_masks_and_jax_arrays_are_taken(case):
 
 def test_the_ends_by_both_rules():
     ids = jnp.asarray([[1, 40, 49, 40, 3], [49, 1, 40, 49, 40], [7, 7, 7, 7, 7]])
-    assert eot_positions(ids, 40).tolist() == [1, 2, 0]
-    assert eot_positions(ids, 2).tolist() == [2, 0, 0]
+    config = ClipTextConfig(8, 8, 1, 1, vocab_size=50, max_position_embeddings=5, eos_token_id=40)
+    assert eot_positions(ids, config).tolist() == [1, 2, 0]
+    assert eot_positions(ids, replace(config, highest_ends=True)).tolist() == [2, 0, 0]
 
 
 def test_padding_does_not_leak(case):

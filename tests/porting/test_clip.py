@@ -16,6 +16,7 @@ from safetensors.numpy import load_file, save_file
 import porting
 from jax_unlearn.models.lora import LoraAdapter
 from jax_unlearn.runtime.errors import UserError
+from jax_unlearn.runtime.hub import OPEN_CONFIG
 from porting import (
     CheckpointError,
     is_clip,
@@ -27,10 +28,11 @@ from porting import (
 )
 from porting.checkpoint import SINGLE
 from porting.clip import clip_config, clip_table
-from porting.open_clip import OPEN_CONFIG, OPEN_PROJECTIONS, OPEN_WEIGHTS, open_clip_table
+from porting.open_clip import OPEN_PROJECTIONS, OPEN_WEIGHTS, open_clip_table
 from porting.peft import CONFIG, WEIGHTS
 from porting.weight_table import to_torch
 from tests import tiny
+from tests.open_clip import open_clip_tensors
 from tests.tiny import close_to_largest
 
 TEXT, VISUAL = "text_projection", "visual_projection"
@@ -186,7 +188,7 @@ def test_each_loader_knows_the_others_checkpoints(clip_dir, tiny_dir, tmp_path):
     message = faults(clip_dir, load_vision_tower)
     assert "model_type 'clip' has no Qwen3 vision tower that we know" in message
     message = faults(tiny_dir)
-    assert "model_type is 'qwen3_vl'; load_clip takes 'clip', load_vision_tower the" in message
+    assert "model_type is 'qwen3_vl'; load_clip takes clip, clip_text_model, clip_vision" in message
     assert (is_clip(clip_dir), is_clip(tiny_dir)) == (True, False)
     assert "no such directory" in faults(tmp_path / "nowhere")
     assert "no such directory" in faults(tmp_path / "nowhere", is_clip)
@@ -194,49 +196,6 @@ def test_each_loader_knows_the_others_checkpoints(clip_dir, tiny_dir, tmp_path):
 
 
 # OpenCLIP.
-
-BLOCK = {
-    "ln_1": "layer_norm1",
-    "ln_2": "layer_norm2",
-    "mlp.c_fc": "mlp.fc1",
-    "mlp.c_proj": "mlp.fc2",
-    "attn.out_proj": "self_attn.out_proj",
-}
-
-
-def open_block(tensors, torch_prefix):
-    """One block by OpenCLIP's names: q, k and v are one parameter."""
-    found = {}
-    for kind in ("weight", "bias"):
-        for ours, theirs in BLOCK.items():
-            found[f"{ours}.{kind}"] = tensors[f"{torch_prefix}.{theirs}.{kind}"]
-        parts = [tensors[f"{torch_prefix}.self_attn.{name}_proj.{kind}"] for name in "qkv"]
-        found[f"attn.in_proj_{kind}"] = np.concatenate(parts)
-    return found
-
-
-def open_clip_tensors(tensors):
-    """Hugging Face's weights by OpenCLIP's names, written by hand: its package is not here."""
-    text, vision = "text_model.embeddings", "vision_model.embeddings"
-    found = {
-        "logit_scale": tensors["logit_scale"],
-        "token_embedding.weight": tensors[f"{text}.token_embedding.weight"],
-        "positional_embedding": tensors[f"{text}.position_embedding.weight"],
-        "text_projection": np.ascontiguousarray(tensors["text_projection.weight"].T),
-        "visual.class_embedding": tensors[f"{vision}.class_embedding"],
-        "visual.conv1.weight": tensors[f"{vision}.patch_embedding.weight"],
-        "visual.positional_embedding": tensors[f"{vision}.position_embedding.weight"],
-        "visual.proj": np.ascontiguousarray(tensors["visual_projection.weight"].T),
-    }
-    for kind in ("weight", "bias"):
-        found[f"ln_final.{kind}"] = tensors[f"text_model.final_layer_norm.{kind}"]
-        found[f"visual.ln_pre.{kind}"] = tensors[f"vision_model.pre_layrnorm.{kind}"]
-        found[f"visual.ln_post.{kind}"] = tensors[f"vision_model.post_layernorm.{kind}"]
-    for side, prefix, depth in (("text", "", 3), ("vision", "visual.", 2)):
-        for i in range(depth):
-            parts = open_block(tensors, f"{side}_model.encoder.layers.{i}")
-            found |= {f"{prefix}transformer.resblocks.{i}.{k}": v for k, v in parts.items()}
-    return found
 
 
 def open_model(quick_gelu):
@@ -367,7 +326,9 @@ def test_faults_of_open_clips_tensors(open_dir):
         "visual.proj is missing",
     ]
     (open_dir / OPEN_WEIGHTS).unlink()
-    assert "model.safetensors" in faults(open_dir)
+    assert "no model.safetensors here" in faults(open_dir)
+    (open_dir / "open_clip_pytorch_model.bin").write_bytes(b"a pickle")
+    assert "open_clip_pytorch_model.bin is a pickle, which can run code" in faults(open_dir)
 
 
 # Adapters.
@@ -538,7 +499,6 @@ def test_one_side_saved_alone(name, clip, clip_dir, tmp_path):
     else:
         theirs = model(pixel_values=torch.from_numpy(PIXELS)).image_embeds
         close_to_largest(clip.encode_image(PIXELS, adapter).embeds, theirs)
-    assert "load_clip takes 'clip'" in faults(tmp_path / "base")
     other = VISUAL if name == TEXT else TEXT
     with pytest.raises(UserError, match=f"{other} is not CLIP's {name}"):
         save_peft(
@@ -551,6 +511,7 @@ def test_a_tower_without_its_projection(clip, clip_dir, tmp_path):
     model.save_pretrained(tmp_path / "base")
     with pytest.raises(CheckpointError, match="holds no text_projection; save the model with"):
         save_peft(adapter_of(clip, TEXT), tmp_path / "a", base_model_name_or_path=tmp_path / "base")
+    assert "holds no text_projection; save the model with its proj" in faults(tmp_path / "base")
 
 
 def test_clip_config_reads_no_weights(clip_dir, tmp_path):

@@ -342,7 +342,7 @@ def test_what_needs_the_encoders_is_refused(options, run, alone, tmp_path, capsy
             ("dog",),
             KEPT,
             ("--images", ASSETS / "images" / "test" / "rocket"),
-            "is one of the names",
+            "has no image of dog, so that nothing could show that it is forgotten",
         ),
         (("very " * 40,), KEPT, (), "tokens, and the model takes 32; shorten it"),
         (("dog",), KEPT, ("--template", "a photo"), "needs one {}"),

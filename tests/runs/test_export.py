@@ -67,7 +67,8 @@ def test_the_card_of_an_adapter(run, folder):
     refitted = metrics["refitted"]
     row = f"{refitted['accuracy_before']:.3f} | {refitted['accuracy_after']:.3f}"
     assert f"| a probe fitted after the edit names it | {row} |" in text
-    for part in ("Forgets “red triangle”", "Hidden, not erased", "--enable-tower-connector-lora"):
+    lost = "`add_weighted_adapter` drops the bias of this adapter"
+    for part in ("Forgets “red triangle”", "Hidden, not erased", "-tower-connector-lora", lost):
         assert part in text
     assert str(folder) not in text
     assert (
@@ -125,7 +126,9 @@ def test_an_adapter_without_its_bias(run, folder, tmp_path, capsys):
     assert "lora_bias" not in json.loads((out / "adapter_config.json").read_text())
     assert read_facts(out) == read_facts(run / "adapter")
     assert len(load_file(out / "adapter_model.safetensors")) == 2 * len(full.pairs)
-    assert "The bias of this adapter was dropped" in (out / "README.md").read_text()
+    card = (out / "README.md").read_text()
+    assert "The bias of this adapter was dropped" in card
+    assert "add_weighted_adapter" not in card
     main(arguments(folder, tmp_path / "run", epochs=1))
     capsys.readouterr()
     again = ["export", str(tmp_path / "run"), "--out", str(tmp_path / "x"), "--format", "peft"]

@@ -147,7 +147,9 @@ def other_value(name, base, root):
         "preserve_held_out": root / "preserve-held-out",
         "images": root / "drawings",
         "other_images": (root / "drawings",),
+        "names": root / "names.tsv",
     }
+    folders["names"].write_text("red circle\tblue circle\n")
     if name in ("forget_held_out", "preserve_held_out"):
         # Other images of the same classes.
         side, classes = (name.split("_")[0], SHAPES[:2] if "forget_" in name else SHAPES[2:])
@@ -226,7 +228,7 @@ def test_every_setting_changes_the_result_or_is_refused(mode, places):
 
 def test_every_setting_has_a_value_here(places):
     known = {*VALUES, *OTHERWISE, "forget", "preserve", "forget_held_out", "preserve_held_out"}
-    assert {*NAMES} == known | {"images", "other_images"}
+    assert {*NAMES} == known | {"images", "other_images", "names"}
     assert {*leaf_fields(ExecutionSettings)} == {*EXECUTION, "out"}
 
 

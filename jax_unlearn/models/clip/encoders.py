@@ -31,12 +31,13 @@ class ClipEncoderConfig:
 class ClipTextConfig(ClipEncoderConfig):
     """Settings of the text transformer.
 
-    eos_token_id: 2 means that a text ends at its highest id (see `eot_positions`).
+    A text ends at its first eos_token_id; with `highest_ends`, at its first highest id.
     """
 
     vocab_size: int
     max_position_embeddings: int
     eos_token_id: int
+    highest_ends: bool = False
 
 
 @dataclass(frozen=True, kw_only=True)

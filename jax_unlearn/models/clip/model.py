@@ -23,18 +23,45 @@ from jax_unlearn.models.tower_jit import tower_jit
 
 # The Linears that an adapter may change.
 LINEARS = ("text_projection", "visual_projection")
-# eos_token_id in configs from before transformers handled CLIP's end-of-text token (PR #24773).
-OLD_EOS = 2
 
 
 @dataclass(frozen=True)
 class ClipConfig:
-    """The model's shape. E, the embedding width, is `projection_dim`."""
+    """The model's shape. E, the embedding width, is `projection_dim`.
 
-    text: ClipTextConfig
-    vision: ClipVisionConfig
+    text, vision: settings of the encoders; None if the model has no such encoder.
+    """
+
+    text: ClipTextConfig | None
+    vision: ClipVisionConfig | None
     projection_dim: int
     dtype: str = "float32"
+
+    @property
+    def linears(self) -> tuple[str, ...]:
+        """The projections of its encoders."""
+        sides = zip(LINEARS, (self.text, self.vision), strict=True)
+        return tuple(name for name, side in sides if side is not None)
+
+    def text_side(self) -> ClipTextConfig:
+        """Settings of the text encoder.
+
+        Raises:
+            ValueError: there is none.
+        """
+        if self.text is None:
+            raise ValueError("this CLIP has no text encoder, and takes images alone")
+        return self.text
+
+    def vision_side(self) -> ClipVisionConfig:
+        """Settings of the image encoder.
+
+        Raises:
+            ValueError: there is none.
+        """
+        if self.vision is None:
+            raise ValueError("this CLIP has no image encoder, and takes texts alone")
+        return self.vision
 
 
 @jax.tree_util.register_dataclass
@@ -52,28 +79,31 @@ class ClipFeatures:
     taps: dict[str, Float[Array, "n d"]]
 
 
-def eot_positions(input_ids: Int[Array, "n l"], eos_token_id: int) -> Int[Array, " n"]:
+def eot_positions(input_ids: Int[Array, "n l"], config: ClipTextConfig) -> Int[Array, " n"]:
     """Index of each text's end-of-text token, by transformers' rules for old and new configs.
 
     0 for a text without that token, as in transformers.
     """
-    marks = input_ids if eos_token_id == OLD_EOS else input_ids == eos_token_id
+    marks = input_ids if config.highest_ends else input_ids == config.eos_token_id
     return marks.argmax(axis=-1)
 
 
 class Clip(nnx.Module):
-    """CLIP; its encoders take the arrays of HF's tokenizer and image processor."""
+    """CLIP, or one of its encoders; they take the arrays of HF's tokenizer and image processor."""
 
     def __init__(self, config: ClipConfig, *, rngs: nnx.Rngs):
         self.config = config
         dtype, width = config.dtype, config.projection_dim
         linear = partial(nnx.Linear, use_bias=False, dtype=dtype, param_dtype=dtype, rngs=rngs)
-        self.text_model = ClipText(config.text, dtype, rngs=rngs)
-        self.vision_model = ClipVision(config.vision, dtype, rngs=rngs)
-        self.text_projection = linear(config.text.hidden_size, width)
-        self.visual_projection = linear(config.vision.hidden_size, width)
-        # Always float32, since it is an exponent.
-        self.logit_scale = nnx.Param(jnp.zeros((), jnp.float32))
+        if config.text is not None:
+            self.text_model = ClipText(config.text, dtype, rngs=rngs)
+            self.text_projection = linear(config.text.hidden_size, width)
+        if config.vision is not None:
+            self.vision_model = ClipVision(config.vision, dtype, rngs=rngs)
+            self.visual_projection = linear(config.vision.hidden_size, width)
+        if config.linears == LINEARS:
+            # Always float32, since it is an exponent.
+            self.logit_scale = nnx.Param(jnp.zeros((), jnp.float32))
 
     def encode_text(
         self,
@@ -90,13 +120,14 @@ class Clip(nnx.Module):
             adapter: low-rank changes of the projections; only `text_projection` is used.
 
         Raises:
-            ValueError: there is no text, one is too long, an id is not in the vocabulary, an array
-                has another shape, or the adapter names another Linear.
+            ValueError: there is no text encoder or no text, one is too long, an id is not in the
+                vocabulary, an array has another shape, or the adapter names another Linear.
         """
+        config = self.config.text_side()
         check_linears(adapter.pairs if adapter else ())
         ids = input_ids if isinstance(input_ids, jax.Array) else numbers("input_ids", input_ids)
         if not isinstance(ids, jax.core.Tracer):
-            check_ids(np.asarray(ids), self.config.text)
+            check_ids(np.asarray(ids), config)
         if attention_mask is None:
             mask: Any = np.ones(ids.shape, bool)
         elif isinstance(attention_mask, jax.Array):
@@ -116,11 +147,11 @@ class Clip(nnx.Module):
         """Features of n images, [n, channels, image_size, image_size], of any array type.
 
         Raises:
-            ValueError: there is no image, they have another size, or the adapter names another
-                Linear.
+            ValueError: there is no image encoder or no image, they have another size, or the
+                adapter names another Linear.
         """
+        config = self.config.vision_side()
         check_linears(adapter.pairs if adapter else ())
-        config = self.config.vision
         sizes = {"channels": config.num_channels, "height": config.image_size}
         sizes["width"] = config.image_size
         pixels = float_array("pixel_values", pixel_values, ("n", *sizes), sizes)
@@ -143,9 +174,9 @@ class Clip(nnx.Module):
         """(weight, bias) of a projection as float32 [E, d] and [E]; the bias is zero.
 
         Raises:
-            ValueError: CLIP has no projection of that name.
+            ValueError: CLIP, or this encoder of it, has no projection of that name.
         """
-        check_linears([name])
+        check_linears([name], self.config.linears)
         weight = np.asarray(getattr(self, name).kernel[...], np.float32).T
         return weight, np.zeros(len(weight), np.float32)
 
@@ -158,7 +189,7 @@ class Clip(nnx.Module):
         """The text encoder, to be called under jit (see `text_forward`)."""
         with matmul_precision(self.config.dtype):
             x = self.text_model(input_ids, attention_mask)
-            ends = eot_positions(input_ids, self.config.text.eos_token_id)
+            ends = eot_positions(input_ids, self.config.text_side())
             return self.project("text_projection", x, x[jnp.arange(len(x)), ends], adapter)
 
     def image_features(
@@ -210,10 +241,10 @@ def normalised(embeds: Float[Array | np.ndarray, "n e"]) -> Float[Array, "n e"]:
     return rows / jnp.linalg.norm(rows, axis=-1, keepdims=True)
 
 
-def check_linears(names: Iterable[str]) -> None:
+def check_linears(names: Iterable[str], known: Iterable[str] = LINEARS) -> None:
     """Raise ValueError for an unknown name, whose change would otherwise be ignored silently."""
-    if unknown := sorted(set(names) - set(LINEARS)):
-        raise ValueError(f"CLIP has no Linear {', '.join(unknown)}; it has {[*LINEARS]}")
+    if unknown := sorted(set(names) - set(known)):
+        raise ValueError(f"CLIP has no Linear {', '.join(unknown)}; it has {[*known]}")
 
 
 def check_ids(input_ids: np.ndarray, config: ClipTextConfig) -> None:

@@ -7,7 +7,8 @@ from pathlib import Path
 from typing import Any
 
 from jax_unlearn.data.batches import PATCHES
-from jax_unlearn.data.preprocess import load_clip_preprocessor, load_preprocessor
+from jax_unlearn.data.clip_preprocess import load_clip_preprocessor
+from jax_unlearn.data.preprocess import load_preprocessor
 from jax_unlearn.features.clip_encoder import load_tokenizer
 from jax_unlearn.features.extractor import ExtractionSettings
 from jax_unlearn.models.clip.encoders import ClipTextConfig, ClipVisionConfig
@@ -55,26 +56,30 @@ def inspect(
 
 
 def inspect_clip(directory: Path) -> dict[str, Any]:
-    """The facts of a CLIP: its text and image encoders, each with an adaptable projection."""
+    """The facts of a CLIP: its text and image encoder or one of them, with their projections."""
     verify_clip(directory)
     config = clip_config(directory)
     local = local_checkpoint(directory)
     with DequantizedCheckpoint(local, open_clip_weights(local)) as checkpoint:
         sizes = {key: math.prod(checkpoint.shape(key)) for key in checkpoint}
         dtypes = sorted({checkpoint.dtype(key) for key in checkpoint})
-    text, vision = config.text, config.vision
-    widths = {"text_projection": text.hidden_size, "visual_projection": vision.hidden_size}
-    return {
+    text, vision, width = config.text, config.vision, config.projection_dim
+    facts: dict[str, Any] = {
         "family": "clip",
         "dtype": ", ".join(dtypes),
         "parameters": sum(sizes.values()),
-        "text": f"{layers(text)}, at most {text.max_position_embeddings} tokens",
-        "vision": f"{layers(vision)}, {vision.image_size} pixels in patches of {vision.patch_size}",
-        "E (projection_dim)": config.projection_dim,
-        "adaptable Linears": {k: f"{d} → {config.projection_dim}" for k, d in widths.items()},
-        "reads names": answer(lambda: load_tokenizer(directory)),
-        "reads images": answer(lambda: load_clip_preprocessor(directory, vision.image_size)),
     }
+    linears, reads = {}, {}
+    if text is not None:
+        facts["text"] = f"{layers(text)}, at most {text.max_position_embeddings} tokens"
+        linears["text_projection"] = f"{text.hidden_size} → {width}"
+        reads["reads names"] = answer(lambda: load_tokenizer(directory, text))
+    if vision is not None:
+        side = vision.image_size
+        facts["vision"] = f"{layers(vision)}, {side} pixels in patches of {vision.patch_size}"
+        linears["visual_projection"] = f"{vision.hidden_size} → {width}"
+        reads["reads images"] = answer(lambda: load_clip_preprocessor(directory, side))
+    return facts | {"E (projection_dim)": width, "adaptable Linears": linears, **reads}
 
 
 def answer(load: Callable[[], object]) -> str:

@@ -12,14 +12,19 @@ import porting
 from jax_unlearn.data.dataset import SampleSettings
 from jax_unlearn.features.extracted import SourceKind
 from jax_unlearn.features.statistics_file import statistics_kind
+from jax_unlearn.models.clip.model import LINEARS as PROJECTIONS
 from jax_unlearn.objective.merger import FIRST
 from jax_unlearn.runs.settings.config import Optimizer, RunConfig, build, flat
 from jax_unlearn.runs.settings.sweep_config import TRIES, SweepConfig, sweep_of
 from jax_unlearn.runtime.errors import UserError
+from jax_unlearn.runtime.hub import local_checkpoint
 from jax_unlearn.runtime.used_if import conditions_of, leaf_fields, option
 from jax_unlearn.solvers.config import MOST
 from jax_unlearn.solvers.config import check_values as check_solver
 from jax_unlearn.solvers.grid import refuse_held_out
+from porting.adaptable_linears import read_model_type
+from porting.clip import clip_projections
+from porting.families import CLIPS
 
 SMALLEST_BATCH, LARGEST_BATCH = 256, 2**24
 OF_SOURCE: dict[str, str] = {
@@ -132,13 +137,47 @@ def check_run(config: RunConfig, start: RunConfig) -> None:
     Raises:
         UserError: a setting is refused; names the option.
     """
-    if config.samples.forget_text and not porting.is_clip(config.samples.checkpoint):
-        raise UserError(f"{config.samples.checkpoint}: --forget-text needs a CLIP checkpoint")
+    check_encoders(config.samples)
     # A sweep's own settings start from their defaults.
     refuse_unused(config, facts_of(config), build(type(config), {}, start))
     check_select(config, start)
     check_values(config)
     check_sweep(config, start)
+
+
+def check_encoders(samples: SampleSettings) -> None:
+    """Check that a checkpoint has the encoders that the samples need.
+
+    Raises:
+        UserError: it is no CLIP and names are given, or it lacks one of CLIP's encoders.
+    """
+    if samples.statistics and not samples.forget_text:
+        # The checkpoint may no longer exist.
+        return
+    text, visual = PROJECTIONS
+    found, where = clip_projections(samples.checkpoint), samples.checkpoint
+    if not found and samples.forget_text:
+        found_type, taken = read_model_type(local_checkpoint(where, "none")), ", ".join(CLIPS)
+        raise UserError(
+            f"{where}: --forget-text needs a CLIP checkpoint, and its model_type is "
+            f"{found_type!r}; taken: {taken}"
+        )
+    if samples.forget_text and text not in found:
+        raise UserError(
+            f"{where}: is CLIP's image encoder alone, and names need the text encoder; give images "
+            "with --forget and --preserve"
+        )
+    if found and not samples.forget_text and visual not in found:
+        raise UserError(
+            f"{where}: is CLIP's text encoder alone, and images need the image encoder; give names "
+            "with --forget-text and --preserve-text"
+        )
+    for name in ("images", "other_images"):
+        if getattr(samples, name) and found and visual not in found:
+            raise UserError(
+                f"{option(name)}: {where} is CLIP's text encoder alone, which reads no image; "
+                "leave it out"
+            )
 
 
 def check_select(config: RunConfig, start: RunConfig) -> None:

@@ -6,9 +6,9 @@ import numpy as np
 from rich.console import Console
 
 import porting
+from jax_unlearn.data.class_names import folder_prompts
 from jax_unlearn.data.dataset import collect_images
 from jax_unlearn.data.images import ImageFile, ImageReader
-from jax_unlearn.data.prompts import prompts
 from jax_unlearn.features.clip_encoder import IMAGE, TEXT, ClipEncoder
 from jax_unlearn.features.extracted import Extracted
 from jax_unlearn.features.samples import SampleFeatures, Sides
@@ -38,6 +38,7 @@ class ClipImages:
         self.dataset = collect_images(samples, config.solver.seed, config.execution.strict)
         clip = porting.load_clip(samples.checkpoint, config.extraction.dtype)
         self.encoder = ClipEncoder(clip, samples.checkpoint, console)
+        self.encoder.check_reads(names=bool(self._named()), images=True)
         self.linears = (self.encoder.projection(IMAGE),)
         self.reader = ImageReader(config.execution.strict, [*self.dataset.unreadable])
         self.config = config
@@ -59,16 +60,24 @@ class ClipImages:
             test=test,
             empty={IMAGE: projection.output(np.asarray(blank, np.float32))[0]},
             counts=sample_counts(data, self.reader.skipped),
-            judged_linears=(encoder.projection(TEXT),),
+            judged_linears=(encoder.projection(TEXT),) if encoder.has(TEXT) else (),
             judged={"names": names} if names else {},
         )
 
-    def _names(self) -> SampleFeatures | None:
-        """Features of prompts of the classes; None if folders without sub-folders give no names."""
+    def _named(self) -> list[str]:
+        """The classes; none if folders without sub-folders or a model without texts have no names.
+
+        Without the text encoder no name can be encoded.
+        """
         labels = self.dataset.labels()
-        if {"forget", "preserve"} & set(labels):
+        flat = {"forget", "preserve"} & set(labels)
+        return labels if self.encoder.has(TEXT) and not flat else []
+
+    def _names(self) -> SampleFeatures | None:
+        """Features of prompts of the classes; None if they have no names."""
+        if not (labels := self._named()):
             return None
-        return self.encoder.texts(prompts(labels, [self.config.samples.template]))
+        return self.encoder.texts(folder_prompts(labels, self.config.samples.template))
 
     def _sides(
         self, forget: Sequence[ImageFile], preserve: Sequence[ImageFile], what: str

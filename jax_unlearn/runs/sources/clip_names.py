@@ -2,15 +2,17 @@
 
 import warnings
 from collections.abc import Sequence
+from dataclasses import replace
 from pathlib import Path
 
 from rich.console import Console
 
 import porting
+from jax_unlearn.data.class_names import FolderNames, folder_prompts, match_folders
 from jax_unlearn.data.dataset import collect_prompts
 from jax_unlearn.data.folders import find_images
 from jax_unlearn.data.images import ImageFile, ImageReader
-from jax_unlearn.data.prompts import prompts
+from jax_unlearn.data.prompts import Key
 from jax_unlearn.evaluate.judges import shown_folders
 from jax_unlearn.features.clip_encoder import IMAGE, TEXT, ClipEncoder
 from jax_unlearn.features.extracted import Extracted
@@ -39,9 +41,11 @@ class ClipNames:
 
     def __init__(self, config: RunConfig, console: Console) -> None:
         samples = config.samples
-        self.dataset = collect_prompts(samples)
         clip = porting.load_clip(samples.checkpoint, config.extraction.dtype)
         self.encoder = ClipEncoder(clip, samples.checkpoint, console)
+        folders = shown_folders(samples)
+        self.encoder.check_reads(names=True, images=bool(folders))
+        self.dataset = collect_prompts(samples, self.encoder.key)
         self.linears = (self.encoder.projection(TEXT),)
         self.reader = ImageReader(config.execution.strict)
         # Names instead of a file of names, so that the run does not depend on the file.
@@ -50,11 +54,15 @@ class ClipNames:
             for group in (self.dataset.forget, self.dataset.preserve)
         ]
         self.config = config.replace(forget_text=names[0], preserve_text=names[1])
-        left_out = self.dataset.left_out
-        folders = shown_folders(samples)
-        self.image_files = {f: find_images(f, f.name, left_out) for f in folders}
-        if samples.images:
-            check_images(samples.images, self.image_files[samples.images], [*names[0], *names[1]])
+        left_out, folder_names = self.dataset.left_out, FolderNames.read(samples.names)
+        self.image_files = {
+            f: folder_names.apply(find_images(f, f.name, left_out)) for f in folders
+        }
+        folder_names.check_used()
+        if folder := samples.images:
+            self.image_files[folder] = named_images(
+                folder, self.image_files[folder], names[0], names[1], self.encoder.key
+            )
 
     def fingerprint(self) -> Facts:
         return fingerprint(self.config, self.dataset, self.encoder.contents(), 1)
@@ -64,7 +72,7 @@ class ClipNames:
         encoder, data, samples = self.encoder, self.dataset, self.config.samples
         others = {
             f"others.{i}": encoder.texts(
-                prompts(class_names(self.image_files[folder]), [samples.template])
+                folder_prompts(class_names(self.image_files[folder]), samples.template)
             )
             for i, folder in enumerate(dict.fromkeys(samples.other_images))
         }
@@ -80,7 +88,7 @@ class ClipNames:
             test=Sides(encoder.texts(data.forget_held_out), encoder.texts(data.preserve_held_out)),
             empty={TEXT: projection.output(encoder.text_taps([""]))[0]},
             counts=sample_counts(data, self.reader.skipped),
-            judged_linears=(encoder.projection(IMAGE),),
+            judged_linears=(encoder.projection(IMAGE),) if encoder.has(IMAGE) else (),
             judged=shown | others,
         )
 
@@ -89,19 +97,39 @@ def class_names(files: Sequence[ImageFile]) -> list[str]:
     return sorted({file.label for file in files})
 
 
-def check_images(folder: Path, files: Sequence[ImageFile], names: Sequence[str]) -> None:
-    """Warn about names without a sub-folder, and sub-folders that are not among the names.
+def named_images(
+    folder: Path,
+    files: Sequence[ImageFile],
+    forget: Sequence[str],
+    preserve: Sequence[str],
+    key: Key,
+) -> list[ImageFile]:
+    """The images with the names of their sub-folders, as they are in the lists.
+
+    Warns about names to keep without a sub-folder, and sub-folders that are not among the names.
+
+    Args:
+        folder: the folder, for messages.
+        files: its images.
+        forget: the names to forget.
+        preserve: the names to keep.
+        key: equal for two names that are the same to the model.
 
     Raises:
-        UserError: no sub-folder is named like one of the names.
+        UserError: a name to forget has no image.
     """
-    found = set(class_names(files))
-    if not found & set(names):
-        raise UserError(f"{folder}: none of its sub-folders is one of the names; rename them")
-    if missing := sorted(set(names) - found):
+    names = match_folders(class_names(files), (*forget, *preserve), key)
+    found = set(names.values())
+    if unseen := [name for name in forget if name not in found]:
+        raise UserError(
+            f"{folder}: has no image of {', '.join(unseen)}, so that nothing could show that it is "
+            "forgotten; rename its sub-folder, give --names FILE, or leave out --images"
+        )
+    if missing := sorted(set(preserve) - found):
         warnings.warn(f"{folder} has no images of {', '.join(missing)}", stacklevel=2)
-    if spare := sorted(found - set(names)):
+    if spare := sorted(set(class_names(files)) - set(names)):
         warnings.warn(
             f"{folder}: left out sub-folders that are not among the names: {', '.join(spare)}",
             stacklevel=2,
         )
+    return [replace(file, label=names.get(file.label, file.label)) for file in files]
