@@ -197,7 +197,7 @@ def test_a_tower_with_its_projection_is_a_checkpoint(tmp_path, capsys):
         (text, of_names, "text_projection"),
         (vision, of_images, "visual_projection"),
     ):
-        out = tmp_path / checkpoint.name / "run"
+        out = tmp_path / f"run of {checkpoint.name}"
         main([str(w) for w in ["run", "--checkpoint", checkpoint, "--out", out, *options]])
         assert json.loads((out / "metrics.json").read_text())["adapter"]["targets"] == [projection]
         merged = tmp_path / f"merged-{checkpoint.name}"
