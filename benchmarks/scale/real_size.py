@@ -25,6 +25,7 @@ from transformers import Qwen3VLConfig, Qwen3VLForConditionalGeneration
 
 from benchmarks.harness import RESULTS, write
 from benchmarks.markdown import caption, table_of
+from benchmarks.scale.accelerator import PREPROCESSOR
 from benchmarks.speed.tower import machine
 
 VISION = {
@@ -45,15 +46,6 @@ TEXT = {
     "head_dim": 128,
     "vocab_size": 151936,
     "tie_word_embeddings": True,
-}
-PROCESSOR = {
-    "image_processor_type": "Qwen2VLImageProcessorFast",
-    "patch_size": 16,
-    "merge_size": 2,
-    "temporal_patch_size": 2,
-    "image_mean": [0.5] * 3,
-    "image_std": [0.5] * 3,
-    "size": {"shortest_edge": 65536, "longest_edge": 16777216},
 }
 SHARD_BYTES = 2 * 10**9
 SIDE = 256
@@ -110,7 +102,7 @@ def make_checkpoint(directory: Path) -> None:
     config = Qwen3VLConfig(vision_config=VISION, text_config=TEXT, tie_word_embeddings=True)
     config.architectures = ["Qwen3VLForConditionalGeneration"]
     config.save_pretrained(directory)
-    (directory / "preprocessor_config.json").write_text(json.dumps(PROCESSOR))
+    (directory / "preprocessor_config.json").write_text(json.dumps(PREPROCESSOR))
     with torch.device("meta"):
         model = Qwen3VLForConditionalGeneration(config)
     shapes = {

@@ -32,6 +32,7 @@ def test_rows_do_not_depend_on_how_many_are_asked_for():
     np.testing.assert_array_equal(source.unit_vectors(9000)[:4], source.unit_vectors(4000))
 
 
+@pytest.mark.slow
 def test_scaling(tmp_path):
     out = tmp_path / "scaling.json"
     sizes = "--d-in 24 --e 16 --cases 200x20 400x40 --steps 2 --rounds 2"

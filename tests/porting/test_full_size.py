@@ -9,19 +9,11 @@ import pytest
 import torch
 from flax import nnx
 
+from benchmarks.scale.real_size import VISION
 from porting import load_vision_tower
 from porting.qwen3_vision import abstract_tower
 from tests import tiny
 
-SHAPE = {
-    "depth": 24,
-    "hidden_size": 1024,
-    "intermediate_size": 4096,
-    "num_heads": 16,
-    "out_hidden_size": 2048,
-    "num_position_embeddings": 2304,
-    "deepstack_visual_indexes": [5, 11, 17],
-}
 # Few patches: the size that matters here is the tower's.
 GRIDS = {
     "one image": [[1, 2, 4]],
@@ -49,7 +41,7 @@ def omni_key(key):
 def hf_tower(family, weights):
     """The family's real class at full size. It takes over the tensors that it has a place for."""
     cls = type(tiny.tower_of(tiny.model(tiny.family_config(family))))
-    shape = dict(SHAPE)
+    shape = dict(VISION)
     if family not in tiny.DEEPSTACK:
         del shape["deepstack_visual_indexes"]
         weights = {k: v for k, v in weights.items() if "deepstack" not in k}
@@ -68,7 +60,7 @@ def random_weights():
     """One set for all the classes, by Qwen3-VL's names: a 1.6 GB model six times is too much."""
     cls = type(tiny.tower_of(tiny.model(tiny.config())))
     with torch.device("meta"):
-        shapes = {k: v.shape for k, v in cls(cls.config_class(**SHAPE)).state_dict().items()}
+        shapes = {k: v.shape for k, v in cls(cls.config_class(**VISION)).state_dict().items()}
     generator = torch.Generator().manual_seed(0)
     weights = {}
     for key, shape in shapes.items():

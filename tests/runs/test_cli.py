@@ -34,7 +34,7 @@ def test_a_run_leaves_every_file_of_the_contract(run):
     assert metrics["preserve"].keys() == {"accuracy_before", "accuracy_after"}
     assert metrics["refitted"].keys() == {"accuracy_before", "accuracy_after"}
     assert metrics["seconds"].keys() >= {"extract", "optimise", "total"}
-    assert metrics["adapter"].keys() == {"rank", "alpha", "targets", "bytes"}
+    assert metrics["adapter"].keys() == {"rank", "alpha", "targets", "bias", "bytes"}
     assert len(metrics["adapter"]["targets"]) == 3
     assert metrics["objective"]["total"] < metrics["objective"]["initial"]
     counts = {key: metrics["samples"][key] for key in ("forget", "forget_held_out", "preserve")}

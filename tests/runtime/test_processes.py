@@ -67,9 +67,9 @@ def slow(*arguments):
         if "1" in sys.argv[sys.argv.index("--process-id"):][:2]:
             time.sleep(5)
         yield batches
-def said(harvest):
+def said(passed):
     print("waiting", file=sys.stderr, flush=True)
-    share(harvest)
+    share(passed)
 Extractor.run, PassState.share = slow, said
 from jax_unlearn.runs.cli import main
 main(sys.argv[1:])

@@ -1,4 +1,4 @@
-"""LEACE through a run: what it comes to in the loss, and what a probe reads after it."""
+"""LEACE through a run: its loss, and what a probe reads after it."""
 
 import re
 

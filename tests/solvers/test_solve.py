@@ -157,7 +157,11 @@ def adam_in_float64(part, config):
         return jax.tree.map(np.asarray, state.best)
 
 
-@pytest.mark.parametrize("group", GROUPS, ids=range(len(GROUPS)))
+# The others of the same kind are behind `slow`.
+SOME = [pytest.param(g, marks=[pytest.mark.slow] if i > 1 else []) for i, g in enumerate(GROUPS)]
+
+
+@pytest.mark.parametrize("group", SOME, ids=range(len(GROUPS)))
 def test_it_is_as_low_as_five_thousand_epochs_of_adam(group):
     shape, kinds, rank, alpha, reduction = group
     for seed in range(10):

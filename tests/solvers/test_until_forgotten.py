@@ -38,8 +38,8 @@ def test_it_stops_at_the_first_that_is_enough(problem):
 
 def test_a_rise_ends_the_published_search_only(problem, monkeypatch):
     monkeypatch.setattr("jax_unlearn.solvers.until_forgotten.MOST", 3)
-    # λ_f < 0 pushes the forget rows away from the target: the norm rises.
-    away = config(lambda_forget=-3.0, lambda_weight=0.0, learning_rate=0.1)
+    # A step that is far too long: the norm rises.
+    away = config(lambda_forget=0.01, lambda_weight=0.0, learning_rate=10.0, select="last")
     assert search(problem, away, 0.5, rise_counts=True).trials == 1
     found = search(problem, away, 0.5)
     assert (found.trials, found.reached) == (3, False)
