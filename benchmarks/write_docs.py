@@ -11,10 +11,10 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from benchmarks import settings_page
+from benchmarks import settings_page, versions
 from benchmarks.forgetting import clip_names, linears, optimisers, targets, tradeoff
 from benchmarks.markdown import Row, replace, table_of
-from benchmarks.scale import accelerator, chips, many_images, processes
+from benchmarks.scale import accelerator, chips, many_images, processes, real_size
 from benchmarks.shipped.clip import exam as clip_exam
 from benchmarks.shipped.qwen3_vl import exam
 from benchmarks.speed import clip_names as clip_speed
@@ -22,6 +22,7 @@ from benchmarks.speed import (
     demo,
     jit_vs_eager,
     rows,
+    startup,
     sweep,
     time_to_objective,
     tower,
@@ -95,6 +96,7 @@ BLOCKS = (
     Block(FORGETTING, "readers", ("forgetting",), targets.readers),
     Block("docs/results/clip.md", "clip", ("clip_forgetting",), clip_names.table),
     Block(SPEED, "demo", ("demo",), demo.table),
+    Block(SPEED, "startup", ("startup",), startup.table),
     Block(SPEED, "tower", ("tower",), tower.table),
     Block(SPEED, "clip names", ("clip_names_speed",), clip_speed.table),
     Block(SPEED, "jit", ("jit_vs_eager",), jit_vs_eager.table),
@@ -103,12 +105,14 @@ BLOCKS = (
     Block(SPEED, "sweep", ("sweep",), sweep.table),
     Block(SPEED, "place", ("where_to_solve",), where_to_solve.table),
     Block(SCALE, "many images", ("many_images",), many_images.table),
+    Block(SCALE, "real size", ("real_size",), real_size.table),
     Block(SCALE, "processes", ("processes",), processes.table),
     Block(SCALE, "accelerator", ("accelerator",), accelerator.table),
     Block(SCALE, "scale", ("scale",), chips.table),
     Block("docs/shipped-models.md", "exam", ("exam",), exam.table),
     Block("docs/shipped-models.md", "clip exam", ("clip_exam",), clip_exam.table),
     Block("docs/serve.md", "clients", (), clients),
+    Block("docs/input.md", "versions", ("versions",), versions.table),
     Block("docs/settings.md", "settings", (), settings_page.settings),
 )
 PAGES = tuple(dict.fromkeys(block.page for block in BLOCKS))
