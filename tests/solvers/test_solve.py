@@ -312,8 +312,9 @@ def test_fewer_rows_than_columns_are_the_same_problem_with_rows_of_zeros(seed, k
     assert reduce(padded).moments.cross.shape == (40, 12)
     narrow, wide = (solve({NAME: one}, config) for one in (part, padded))
     start = narrow.history[0]["total"]
+    # Without a weight term the loss can be zero; the iterations then end at 2e-7 of the start.
     assert narrow.history[-1]["total"] == pytest.approx(
-        wide.history[-1]["total"], rel=1e-6, abs=1e-7 * start
+        wide.history[-1]["total"], rel=1e-6, abs=1e-6 * start
     )
     assert loss_of(narrow, part, config) == pytest.approx(
         loss_of(wide, part, config), rel=1e-5, abs=1e-6 * start
