@@ -7,7 +7,7 @@ from pathlib import Path
 
 from jax_unlearn.models.lora import LoraAdapter
 from porting.adaptable_linears import has_weights, locate_in, open_weights
-from porting.checkpoint import PIECE, Checkpoint, byte_ranges
+from porting.checkpoint import Checkpoint
 
 
 def linear_digests(checkpoint_dir: str | Path, linears: Iterable[str]) -> dict[str, str]:
@@ -49,11 +49,5 @@ def _digest(checkpoint: Checkpoint, stem: str) -> str:
     for key in sorted(key for key in checkpoint if key.startswith(stem)):
         shape, dtype = checkpoint.shape(key), checkpoint.dtype(key)
         total.update(f"{key.removeprefix(stem)} {dtype} {shape}\n".encode())
-        shard = checkpoint.shard_of[key]
-        start, end = byte_ranges(shard)[key]
-        with shard.open("rb") as file:
-            file.seek(start)
-            while start < end and (piece := file.read(min(PIECE, end - start))):
-                total.update(piece)
-                start += len(piece)
+        total.update(checkpoint.stored(key).tobytes())
     return total.hexdigest()

@@ -43,9 +43,9 @@ def main(arguments: Sequence[str] | None = None) -> None:
         sys.exit(0 if given else 2)
     if given[0] == "--version":
         # Imported here because the metadata of all packages is searched.
-        from importlib.metadata import version
+        from jax_unlearn.runtime.version import VERSION
 
-        print(f"{PROGRAM} {version('jax-unlearn')}")
+        print(f"{PROGRAM} {VERSION}")
         return
     from rich.console import Console
 

@@ -53,17 +53,6 @@ def edit_index(directory, **changes):
     (directory / INDEX).write_text(json.dumps(index))
 
 
-@pytest.fixture(scope="module")
-def tensors(tiny_dir):
-    return load_file(tiny_dir / SINGLE)
-
-
-@pytest.fixture
-def copy(tiny_dir, tmp_path):
-    """A checkpoint of one's own, to spoil."""
-    return shutil.copytree(tiny_dir, tmp_path / "copy")
-
-
 @pytest.fixture
 def rewrite(copy, tensors):
     """Write the checkpoint again with some tensors changed; None takes one out."""

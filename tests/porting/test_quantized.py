@@ -6,7 +6,7 @@ from pathlib import Path
 import ml_dtypes
 import numpy as np
 import pytest
-from safetensors.numpy import load_file, save_file
+from safetensors.numpy import save_file
 
 from jax_unlearn.models.lora import LoraAdapter
 from porting import CheckpointError, load_vision_tower, merge_checkpoint
@@ -18,16 +18,6 @@ from tests import tiny
 # quantised maxima; fp4) and `int8_vectorwise_quant`, each with what its inverse returns.
 RECORDED = Path(__file__).parent / "bitsandbytes.safetensors"
 MODULE = "model.visual.merger.linear_fc2"
-
-
-@pytest.fixture(scope="module")
-def tensors(tiny_dir):
-    return load_file(tiny_dir / SINGLE)
-
-
-@pytest.fixture
-def copy(tiny_dir, tmp_path):
-    return shutil.copytree(tiny_dir, tmp_path / "copy")
 
 
 @pytest.mark.parametrize("name", ["nf4", "nf4_nested", "fp4", "int8"])
