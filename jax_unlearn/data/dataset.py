@@ -2,7 +2,7 @@
 
 import hashlib
 from collections.abc import Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any, Generic, TypeVar
 
@@ -16,7 +16,10 @@ from jax_unlearn.data.splits import check_disjoint, split_held_out
 from jax_unlearn.runtime.errors import UserError
 from jax_unlearn.runtime.used_if import used_if
 
+# The class of all images of a folder given by --stand-in.
+STAND_IN_LABEL = "stand-in"
 GROUPS = ("forget", "preserve", "forget_held_out", "preserve_held_out")
+STAND_IN_GROUPS = ("stand_in", "stand_in_held_out")
 IMAGES = ("qwen_images", "clip_images")
 NAMES = "clip_names"
 
@@ -57,6 +60,9 @@ class SampleSettings:
     concept: str | None = used_if(None, source=IMAGES)
     """Forget the classes whose names contain all these words and keep the others; --forget and
     --preserve may then be one folder. Underscores count as spaces if no class matches otherwise."""
+    stand_in: str | None = used_if(None, source=IMAGES, target="stand_in")
+    """With --target stand_in: words of the classes to keep that take the concept's place, or a
+    folder of images that do; by default the nearest class."""
     names: Path | None = used_if(None, reads_images=True)
     """Names of sub-folders, such as n02123045: a text file with a folder, a tab and its name in
     each line."""
@@ -72,7 +78,10 @@ class SampleSettings:
 class Dataset(Generic[S]):
     """The images or prompts of a run; the held-out ones are used for evaluation only.
 
-    unreadable: (name, reason) of images that cannot be read; left_out: other files in the folders.
+    Attributes:
+        unreadable: (name, reason) of images that cannot be read.
+        left_out: other files in the folders.
+        stand_in, stand_in_held_out: images of a folder given by --stand-in.
     """
 
     forget: list[S]
@@ -81,10 +90,13 @@ class Dataset(Generic[S]):
     preserve_held_out: list[S]
     unreadable: Sequence[tuple[str, str]] = ()
     left_out: LeftOut = field(default_factory=LeftOut)
+    stand_in: list[S] = field(default_factory=list)
+    stand_in_held_out: list[S] = field(default_factory=list)
 
     def groups(self) -> dict[str, list[S]]:
-        """The groups by their names in metrics.json."""
-        return {name: getattr(self, name) for name in GROUPS}
+        """The groups by their names in metrics.json; those of --stand-in if it is a folder."""
+        names = (*GROUPS, *STAND_IN_GROUPS) if self.stand_in else GROUPS
+        return {name: getattr(self, name) for name in names}
 
     def labels(self) -> list[str]:
         """Sorted classes of the held-out samples, the ones that evaluation asks about."""
@@ -165,6 +177,11 @@ def collect_images(config: SampleSettings, seed: int, strict: bool = False) -> D
             (config.preserve, config.preserve_held_out, False),
         )
     ]
+    stand_in: tuple[list[ImageFile], list[ImageFile]] = ([], [])
+    if folder := stand_in_folder(config, sides[1][0]):
+        files = find_images(folder, STAND_IN_LABEL, left_out)
+        one_class = [replace(file, label=STAND_IN_LABEL) for file in files]
+        stand_in = split_held_out(found.select(one_class, folder), seed)
     names.check_used()
     (forget, forget_test), (preserve, preserve_test) = sides
     groups = {
@@ -172,6 +189,8 @@ def collect_images(config: SampleSettings, seed: int, strict: bool = False) -> D
         "to preserve": preserve,
         "held out to test forgetting": forget_test,
         "held out to test preserving": preserve_test,
+        "of the stand-in": stand_in[0],
+        "held out of the stand-in": stand_in[1],
     }
     check_disjoint(groups)
     both = {f.label for f in forget + forget_test} & {f.label for f in preserve + preserve_test}
@@ -180,7 +199,27 @@ def collect_images(config: SampleSettings, seed: int, strict: bool = False) -> D
             f"{config.forget} and {config.preserve} both have a class {min(both)!r}: sub-folders "
             "are classes; rename one"
         )
-    return Dataset(forget, preserve, forget_test, preserve_test, found.unreadable, left_out)
+    four = (forget, preserve, forget_test, preserve_test)
+    return Dataset(*four, found.unreadable, left_out, *stand_in)
+
+
+def stand_in_folder(config: SampleSettings, preserve: Sequence[ImageFile]) -> Path | None:
+    """The folder that --stand-in names, unless it names classes to keep.
+
+    Raises:
+        UserError: it names neither.
+    """
+    if config.stand_in is None:
+        return None
+    labels = sorted({file.label for file in preserve})
+    if matches(config.stand_in, labels):
+        return None
+    if not (folder := Path(config.stand_in)).is_dir():
+        raise UserError(
+            f"--stand-in {config.stand_in}: is neither a folder nor among the classes to keep: "
+            f"{', '.join(labels)}"
+        )
+    return folder
 
 
 def check_folders_disjoint(forget: Path, preserve: Path) -> None:

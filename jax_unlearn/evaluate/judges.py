@@ -10,6 +10,7 @@ from jax_unlearn.data.dataset import SampleSettings
 from jax_unlearn.data.images import ImageFile
 from jax_unlearn.evaluate.probes import Split, drift, read_splits
 from jax_unlearn.evaluate.score import Score, fit_probes, score
+from jax_unlearn.evaluate.two_classes import reidentify
 from jax_unlearn.evaluate.zero_shot import compare
 from jax_unlearn.features.extracted import Extracted
 from jax_unlearn.features.samples import Sides, images
@@ -67,6 +68,7 @@ class ProbeJudge:
         """The accuracy of the probes, and with CLIP zero-shot accuracy."""
         test = splits(self.extracted, self.test, adapter)
         read = read_splits(splits(self.extracted, self.train, adapter), test)
+        read["reidentification"] = reidentify(self.extracted, adapter)
         names = self.extracted.judged.get("names")
         if names is None:
             return read

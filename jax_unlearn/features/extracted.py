@@ -8,6 +8,7 @@ import numpy as np
 from jaxtyping import Float
 
 from jax_unlearn.features.samples import SampleFeatures, Sides
+from jax_unlearn.features.stand_in import Counterpart, StandIn
 from jax_unlearn.models.clip.model import LINEARS
 from jax_unlearn.models.frozen_linear import FrozenLinear, projector_name
 from jax_unlearn.runtime.errors import UserError
@@ -30,6 +31,9 @@ class Extracted:
         judged: further features needed for evaluation, by name: CLIP's images (`shown.0`, …), names
             of other data sets (`others.0`, …), the names of the classes (`names`).
         counts: number of samples in each group, the skipped ones, and a fingerprint.
+        counterparts: the class to keep that each concept is compared with, or moved onto.
+        stand_ins: for each of them, the images that take the concept's place; empty unless the
+            target is stand_in.
         throughput: throughput of the passes of the tower; empty if no tower was run.
     """
 
@@ -40,6 +44,8 @@ class Extracted:
     counts: Mapping[str, Any]
     judged_linears: tuple[FrozenLinear, ...] = ()
     judged: Mapping[str, SampleFeatures] = field(default_factory=dict)
+    counterparts: tuple[Counterpart, ...] = ()
+    stand_ins: tuple[StandIn, ...] = ()
     throughput: Mapping[str, int | float] = field(default_factory=dict)
 
     @property

@@ -46,8 +46,9 @@ CLIP = ("clip_images", "clip_names")
 class ExtractionSettings:
     """How the frozen tower is run over the samples, and which of its rows are kept."""
 
-    granularity: Granularity = used_if("images", source=QWEN)
-    """Rows of the loss: every token, or the mean of each image's tokens."""
+    granularity: Granularity = used_if("images", source=QWEN, whole_images=False)
+    """Rows of the loss: every token, or the mean of each image's tokens. The target stand_in always
+    uses both."""
     max_pixels: int = used_if(2**20, source=QWEN)
     """Scale larger images down to this area, in pixels."""
     dtype: Literal["float32", "bfloat16"] = "float32"
@@ -114,6 +115,7 @@ class Extractor:
         statistics: SideStatistics | None = None,
         keep: Collection[ImageFile] | None = None,
         stage: Stage | None = None,
+        sampled: Collection[ImageFile] = (),
     ) -> SampleFeatures:
         """One pass over the files, each process over its share.
 
@@ -126,6 +128,7 @@ class Extractor:
             statistics: see `PassState`.
             keep: see `PassState`.
             stage: snapshots to resume from and save to.
+            sampled: see `PassState`.
 
         Returns:
             The features, with samples and rows in the order of the files.
@@ -134,7 +137,7 @@ class Extractor:
             UserError: no file can be read; or one cannot and the reader is strict.
         """
         stage = stage or NoSnapshots()
-        state = PassState(files, self.names, tokens, keep, statistics)
+        state = PassState(files, self.names, tokens, keep, statistics, sampled)
         steps = self.plan(state, reader)
         if saved := stage.load():
             if saved.facts["plan"] != state.plan:
@@ -176,7 +179,7 @@ class Extractor:
         side = self.config.table_side
         packed, slots = pack(pixels, grid, merge=merge, side=side, rows=rows, length=length)
         whole = jax.tree.map(lambda x: np.concatenate([x] * self.devices), packed)
-        step = self.step([Batch([Item(0, len(pixels))], rows, length)], [slots], {})
+        step = self.step([Batch([Item(0, len(pixels))], rows, length)], [slots], {}, whole)
         return next(step.images(self.tower(whole), {}))[1]
 
     def plan(self, state: PassState, reader: ImageReader) -> list[list[Batch]]:
@@ -228,8 +231,8 @@ class Extractor:
             self.work.add(step.batches, self.devices)
             if state.statistics and self.on_device:
                 state.statistics.add_step(taps, step.files().ravel())
-            for index, rows in step.images(taps, means):
-                state.add(index, rows)
+            for index, rows, grid in step.images(taps, means):
+                state.add(index, rows, grid)
             if step.failed:
                 state.skip(step.failed)
                 self.report(state, reader)
@@ -257,7 +260,7 @@ class Extractor:
         """
         before = None
         for batches, (packed, slots, failed) in zip(steps, loaded, strict=True):
-            step, taps = self.step(batches, slots, failed), self.tower(packed)
+            step, taps = self.step(batches, slots, failed, packed), self.tower(packed)
             now = step, taps, self.means(state, step, taps)
             if before:
                 yield before
@@ -270,9 +273,12 @@ class Extractor:
         batches: Sequence[Batch],
         slots: Sequence[Int[np.ndarray, " patches"]],
         failed: dict[int, str],
+        packed: PackedPatches,
     ) -> TokenOwners:
         block = self.config.spatial_merge_size**2
-        return TokenOwners(batches, slots, failed, self.devices, block)
+        of_devices = np.asarray(packed.coordinates).reshape(self.devices, -1, 2)
+        coordinates = [of_devices[number][own] for number, own in enumerate(slots)]
+        return TokenOwners(batches, slots, coordinates, failed, self.devices, block)
 
     def tower(self, packed: PackedPatches) -> dict[str, Float[Array, "n d_in"]]:
         """Dispatch one batch per device; returns its taps, concatenated, without waiting."""

@@ -52,12 +52,15 @@ class SampleFeatures:
         statistics: statistics of the rows of the loss, for each projector whose change is linear;
             with `select="held_out"` a pair, of the images to fit and of those to choose by.
         choosing: which samples are to choose by; None without `select="held_out"`.
+        tokens: a few tokens of some samples at the Mergers' last Linears (`token_sample`); `image`
+            is the index of the sample.
     """
 
     files: tuple[Sample, ...]
     taps: dict[str, TapRows]
     statistics: dict[str, tuple[Statistics, ...]] = field(default_factory=dict)
     choosing: Bool[np.ndarray, " n"] | None = None
+    tokens: dict[str, TapRows] = field(default_factory=dict)
 
     @property
     def labels(self) -> np.ndarray:
@@ -69,6 +72,20 @@ class SampleFeatures:
             name: tap.image_means() if ends_merger(name) else tap for name, tap in self.taps.items()
         }
         return replace(self, taps=taps)
+
+    def chosen(self, index: Int[np.ndarray, " n"]) -> "SampleFeatures":
+        """The features of some samples, which have one row each, in this order; no statistics."""
+        taps = {
+            name: TapRows(tap.x[index], np.arange(len(index))) for name, tap in self.taps.items()
+        }
+        tokens = {}
+        for name, sampled in self.tokens.items():
+            rows = [np.flatnonzero(sampled.image == i) for i in index]
+            counts = [len(own) for own in rows]
+            places = np.concatenate([np.zeros(0, int), *rows])
+            tokens[name] = TapRows(sampled.x[places], np.repeat(np.arange(len(index)), counts))
+        files = tuple(self.files[i] for i in index)
+        return SampleFeatures(files, taps, tokens=tokens)
 
     def choosing_rows(self, name: str) -> Bool[np.ndarray, " rows"]:
         """Which rows of a tap belong to images to choose by."""

@@ -96,6 +96,12 @@ class Statistics:
         assert self.rows is not None
         return gram(self.rows.x)
 
+    def gram_with_ones(self) -> Float64[np.ndarray, "wide wide"]:
+        """The Gram matrix of [X 1], [D_in + 1, D_in + 1]."""
+        total = self.total[:, None]
+        corner = np.full((1, 1), float(self.count))
+        return np.block([[self.full_gram(), total], [total.T, corner]])
+
     def numbered(self, places: Int[np.ndarray, " images"]) -> "Statistics":
         """Renumber the images: each becomes its position in the sorted `places`."""
         if self.rows is None or not self.by_image:

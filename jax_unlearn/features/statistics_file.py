@@ -2,7 +2,7 @@
 
 import json
 from collections.abc import Mapping
-from dataclasses import dataclass
+from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
 
@@ -15,6 +15,7 @@ from jax_unlearn.data.images import ImageFile
 from jax_unlearn.data.prompts import Prompt
 from jax_unlearn.features.extracted import KINDS, Extracted, SourceKind, kind_of
 from jax_unlearn.features.samples import Sample, SampleFeatures, Sides, TapRows
+from jax_unlearn.features.stand_in import Counterpart, StandIn
 from jax_unlearn.features.statistics import Statistics
 from jax_unlearn.models.frozen_linear import FrozenLinear
 from jax_unlearn.models.qwen3_vision.config import LINEARS
@@ -23,7 +24,7 @@ from jax_unlearn.runtime.errors import UserError
 
 FILE = "statistics.safetensors"
 PARTS = ("weight", "bias")
-FACTS = ("paths", "summed", "samples", "groups")
+FACTS = ("paths", "summed", "samples", "groups", "counterparts", "stand_ins")
 
 
 def save_statistics(directory: Path, extracted: Extracted, most: int | None = None) -> int:
@@ -43,11 +44,15 @@ def save_statistics(directory: Path, extracted: Extracted, most: int | None = No
             f"path.{one.projector}.weight": one.weight,
             f"path.{one.projector}.bias": one.bias,
         }
+    for number, stand_in in enumerate(extracted.stand_ins):
+        arrays |= stand_in.arrays(f"stand_in.{number}")
     facts = {
         "paths": [one.projector for one in linears],
         "summed": list(train.forget.statistics),
         "samples": dict(extracted.counts),
         "groups": {group: describe(of_group) for group, of_group in features.items()},
+        "counterparts": [asdict(one) for one in extracted.counterparts],
+        "stand_ins": len(extracted.stand_ins),
     }
     size = sum(array.nbytes for array in arrays.values())
     if most is not None and size > most:
@@ -63,6 +68,8 @@ def feature_arrays(group: str, features: SampleFeatures) -> dict[str, np.ndarray
     arrays: dict[str, np.ndarray] = {}
     for name, tap in features.taps.items():
         arrays |= {f"{group}.{name}.x": tap.x, f"{group}.{name}.image": tap.image}
+    for name, tokens in features.tokens.items():
+        arrays |= {f"{group}.{name}.tokens": tokens.x, f"{group}.{name}.of_image": tokens.image}
     for name, parts in features.statistics.items():
         for number, part in enumerate(parts):
             arrays |= part.arrays(f"{group}.{name}.{number}")
@@ -125,7 +132,12 @@ class StatisticsFile:
             if f"{group}.{name}.0.count" in arrays
         }
         rows = {n: TapRows(arrays[f"{group}.{n}.x"], arrays[f"{group}.{n}.image"]) for n in taps}
-        return SampleFeatures(tuple(self.samples(group)), rows, statistics, choosing)
+        tokens = {
+            n: TapRows(arrays[f"{group}.{n}.tokens"], arrays[f"{group}.{n}.of_image"])
+            for n in taps
+            if f"{group}.{n}.tokens" in arrays
+        }
+        return SampleFeatures(tuple(self.samples(group)), rows, statistics, choosing, tokens)
 
     def extracted(self) -> Extracted:
         """The `Extracted` that was saved."""
@@ -141,6 +153,16 @@ class StatisticsFile:
             counts=self.counts,
             judged_linears=linears[len(adaptable) :],
             judged={n: self.features(n) for n in self.facts["groups"] if n not in GROUPS},
+            counterparts=tuple(
+                Counterpart(
+                    one["concept"], tuple(one["forget"]), one["name"], tuple(one["preserve"])
+                )
+                for one in self.facts["counterparts"]
+            ),
+            stand_ins=tuple(
+                StandIn.of_arrays(self.arrays, f"stand_in.{number}")
+                for number in range(self.facts["stand_ins"])
+            ),
         )
 
 

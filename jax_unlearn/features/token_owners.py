@@ -1,5 +1,6 @@
 """Map the tokens of a step's batches to their images."""
 
+import math
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from functools import cached_property
@@ -9,7 +10,7 @@ from jax import Array
 from jaxtyping import Int
 
 from jax_unlearn.data.batches import Batch
-from jax_unlearn.features.pass_state import TapArrays
+from jax_unlearn.features.pass_state import Grid, TapArrays
 
 
 @dataclass(frozen=True)
@@ -19,6 +20,7 @@ class TokenOwners:
     Attributes:
         batches: batches of one shape, at most one per device.
         slots: position of each patch in its device's batch, image after image.
+        coordinates: (row, column) of each of those patches in its image.
         failed: the reason by file index for every image that could not be read.
         devices: number of devices.
         block: patches per token.
@@ -26,6 +28,7 @@ class TokenOwners:
 
     batches: Sequence[Batch]
     slots: Sequence[Int[np.ndarray, " patches"]]
+    coordinates: Sequence[Int[np.ndarray, "patches 2"]]
     failed: Mapping[int, str]
     devices: int
     block: int
@@ -59,8 +62,8 @@ class TokenOwners:
 
     def images(
         self, taps: Mapping[str, Array], means: Mapping[str, Array]
-    ) -> Iterator[tuple[int, TapArrays]]:
-        """Yields (index of the file, its tokens at each tap) for every image that was read.
+    ) -> Iterator[tuple[int, TapArrays, Grid]]:
+        """Yields (index of the file, its tokens at each tap, its grid) for every image read.
 
         Args:
             taps: the step's tokens at each tap.
@@ -75,9 +78,16 @@ class TokenOwners:
                 name: x[number][:, None] if name in means else np.split(x[number][tokens], ends)
                 for name, x in found.items()
             }
-            for i, item in enumerate(batch.items):
+            for i, (item, grid) in enumerate(zip(batch.items, self._grids(number), strict=True)):
                 if item.index not in self.failed:
-                    yield item.index, {name: rows[i] for name, rows in split.items()}
+                    yield item.index, {name: rows[i] for name, rows in split.items()}, grid
+
+    def _grids(self, number: int) -> list[Grid]:
+        """Rows and columns of tokens of each image of a batch."""
+        side = math.isqrt(self.block)
+        starts = np.cumsum([0, *(item.patches for item in self.batches[number].items[:-1])])
+        last = np.maximum.reduceat(self.coordinates[number], starts)
+        return [(int(row) // side + 1, int(column) // side + 1) for row, column in last]
 
     def _tokens(self, number: int) -> Int[np.ndarray, " tokens"]:
         """Position of each token in its device's batch, image after image."""

@@ -19,6 +19,8 @@ from jax_unlearn.objective.targets import (
     DRAWN,
     DRAWN_FOR_NAMES,
     NEIGHBOURS,
+    STAND_IN,
+    TARGETS,
     Outputs,
     Target,
     TargetKind,
@@ -28,8 +30,12 @@ from jax_unlearn.runtime.errors import UserError
 from jax_unlearn.runtime.used_if import used_if
 
 LinearName = Literal["linear_fc1", "linear_fc2"]
-# Optimisers that fit to a target; LEACE has none.
+# Optimisers that fit to a target; LEACE has none, and the stand-in target has its own solver.
 FITTED = ("closed_form", "adam")
+WITH_TARGET = (*FITTED, STAND_IN)
+Strength = Literal["gentle", "strong"]
+# λ_preserve / λ_forget of each strength.
+STRENGTHS: dict[Strength, float] = {"gentle": 3.0, "strong": 0.3}
 # Streams folded into the seed's key; the adapter's init uses the key itself.
 TARGET_STREAM, NOISE_STREAM = 1, 2
 # The published scheme adds 0.5 · N(0, 1) to the embedding of "" until it names another class.
@@ -43,11 +49,17 @@ class ObjectiveSettings:
     targets: tuple[str, ...] = ("all",)
     """Mergers to adapt: all, or any of merger (the main one), deepstack_merger_list.0, …; with CLIP
     text_projection for names, visual_projection for images."""
-    linears: tuple[LinearName, ...] = used_if(("linear_fc2",), source="qwen_images")
+    linears: tuple[LinearName, ...] = used_if(("linear_fc2",), source="qwen_images", target=TARGETS)
     """Linears of those Mergers to adapt. With linear_fc1 every step runs the rest of the Merger on
     all tokens, which takes many times the memory and time."""
-    target: TargetKind = used_if("near", optimizer=FITTED)
-    """Target embeddings of the forget rows."""
+    target: TargetKind = used_if("near", optimizer=WITH_TARGET)
+    """Target embeddings of the forget rows: one for all images, or with stand_in the embedding of
+    an image of another class, matched by everything except the class, so that labelled images do
+    not find the concept again; it needs some hundred images of both."""
+    strength: Strength | None = used_if(None, target=STAND_IN, sweep=False)
+    """With --target stand_in, in place of --lambda-forget and --lambda-preserve, of which only the
+    ratio counts there: gentle (1 to 3) moves images to keep less, strong (1 to 0.3) hides the
+    concept better."""
     near_step: float = used_if(1.5, target="near", optimizer=FITTED)
     """With --target near: length of the step from forget images towards the most similar preserve
     images, 1 ending at them. More than 1 also covers images that show the concept less clearly than
@@ -148,6 +160,7 @@ def targets_of(
                 blank.get(projector.name),
                 similar,
             )
+            assert settings.target != "stand_in"
             yield projector, neutral_target(settings.target, outputs, subkey, settings.near_step)
 
 

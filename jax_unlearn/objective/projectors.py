@@ -103,7 +103,13 @@ def linear_change(
     linear: FrozenLinear, samples: SampleFeatures, adapter: LoraAdapter
 ) -> Float[np.ndarray, "n e"]:
     """The adapter's change of a Linear's outputs; zeros if it is not adapted."""
-    x = samples.taps[linear.name].x
+    return rows_change(linear, samples.taps[linear.name].x, adapter)
+
+
+def rows_change(
+    linear: FrozenLinear, x: Float[np.ndarray, "n d_in"], adapter: LoraAdapter
+) -> Float[np.ndarray, "n e"]:
+    """As `linear_change`, of rows x at the Linear's input."""
     if linear.name not in adapter.pairs:
         return np.zeros((len(x), len(linear.weight)), np.float32)
     return np.asarray(lora_delta(jnp.asarray(x), adapter.pairs[linear.name], adapter.scale))

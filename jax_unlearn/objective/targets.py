@@ -14,8 +14,11 @@ import numpy as np
 from jax import Array
 from jaxtyping import Float, Int
 
-TargetKind = Literal["random", "matched", "mean", "blank", "shift", "near", "twin"]
-TARGETS: tuple[TargetKind, ...] = get_args(TargetKind)
+NeutralKind = Literal["random", "matched", "mean", "blank", "shift", "near", "twin"]
+# stand_in is no target of single rows; it has a solver of its own (`solvers.stand_in`).
+TargetKind = Literal["random", "matched", "mean", "blank", "shift", "near", "twin", "stand_in"]
+STAND_IN: Literal["stand_in"] = "stand_in"
+TARGETS: tuple[NeutralKind, ...] = get_args(NeutralKind)
 NEIGHBOURS = 10
 # Targets that depend on the seed; for CLIP's names also `blank`, which has noise added.
 DRAWN: tuple[TargetKind, ...] = ("random", "matched")
@@ -70,7 +73,7 @@ class Target:
 
 
 def neutral_target(
-    kind: TargetKind, outputs: Outputs, key: Array, near_step: float = 1.5
+    kind: NeutralKind, outputs: Outputs, key: Array, near_step: float = 1.5
 ) -> Target:
     """The target of the forget rows.
 

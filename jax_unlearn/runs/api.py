@@ -145,6 +145,7 @@ def unlearn(
         out=Path(out),
         forget_text=values.get("forget_text", ()),
         statistics=values.get("statistics"),
+        target=values.get("target"),
     )
     run(start.replace(**values), Console(stderr=True, quiet=not progress), start)
     return Run(Path(out))

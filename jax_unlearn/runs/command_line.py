@@ -26,7 +26,7 @@ from jax_unlearn.runs.settings.checks import refuse_preset, refuse_unused
 from jax_unlearn.runs.settings.config import RunConfig, build, read_config
 from jax_unlearn.runs.settings.config_file import OF_RUN, options_in
 from jax_unlearn.runs.settings.presets import Preset, start_settings
-from jax_unlearn.runs.settings.sweep_config import SweepConfig
+from jax_unlearn.runs.settings.sweep_config import SweepConfig, sweep_start
 from jax_unlearn.runs.terminal import finish, finish_sweep, print_table
 from jax_unlearn.runtime.errors import UserError
 from jax_unlearn.runtime.no_torch import without_torch
@@ -195,10 +195,11 @@ def parse_run(kind: type[Any], arguments: Sequence[str]) -> tuple[Any, RunConfig
             checkpoint=first.checkpoint,
             forget_text=first.forget_text,
             statistics=first.statistics,
+            target=first.target,
         )
     else:
         start, required = RunConfig.of(checkpoint=Path(), out=Path()), ["checkpoint", "out"]
-    default = build(kind, {}, start)
+    default = build(kind, sweep_start(start) if kind is SweepConfig else {}, start)
     for name in required:
         group = default.samples if name == "checkpoint" else default.execution
         # Bypasses the frozen dataclass: tyro requires an option whose default is MISSING.
@@ -250,6 +251,7 @@ def deciding_options() -> argparse.ArgumentParser:
     parser.add_argument("--config", type=Path)
     parser.add_argument("--checkpoint", type=Path)
     parser.add_argument("--statistics", type=Path)
+    parser.add_argument("--target")
     parser.add_argument("--forget-text", "--forget_text", nargs="*", default=())
     return parser
 

@@ -18,6 +18,8 @@ GROUPS = {
     "preserve": "the images to preserve",
     "forget_held_out": "the images held out to test forgetting",
     "preserve_held_out": "the images held out to test preserving",
+    "stand_in": "the images of the stand-in",
+    "stand_in_held_out": "the images held out of the stand-in",
 }
 
 
@@ -72,8 +74,10 @@ def differences(theirs: Facts, ours: Facts, when: tuple[str, str]) -> list[str]:
         if theirs["settings"].get(name) != value
     ]
     for name, what in GROUPS.items():
-        if theirs["samples"][name] != ours["samples"][name]:
-            counts = f"{theirs['counts'][name]} {they}, {ours['counts'][name]} {we}"
+        if theirs["samples"].get(name) != ours["samples"].get(name):
+            counts = ", ".join(
+                f"{one['counts'].get(name, 0)} {side}" for one, side in ((theirs, they), (ours, we))
+            )
             changed.append(f"{what} differ: {counts}")
     if theirs["contents"] != ours["contents"]:
         changed.append(f"{ours['settings']['checkpoint']}: other weights {they} than {we}")

@@ -1,5 +1,6 @@
 """Fit an adapter to the extracted features, with the solver chosen by the settings."""
 
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from functools import partial
 from typing import Any
@@ -10,7 +11,9 @@ from rich.console import Console
 from jax_unlearn.features.extracted import Extracted
 from jax_unlearn.objective.linear import describe
 from jax_unlearn.objective.loss import Problem
-from jax_unlearn.objective.problem import adapted_in, problems, targets_of
+from jax_unlearn.objective.problem import STRENGTHS, adapted_in, problems, targets_of
+from jax_unlearn.objective.stand_in import StandInRows, stand_in_rows
+from jax_unlearn.objective.targets import STAND_IN
 from jax_unlearn.runs.settings.checks import optimizer_of
 from jax_unlearn.runs.settings.config import RunConfig, SolverSettings
 from jax_unlearn.runtime.errors import UserError
@@ -21,7 +24,8 @@ from jax_unlearn.solvers.closed_form.moments import with_moments
 from jax_unlearn.solvers.closed_form.solve import solve
 from jax_unlearn.solvers.leace import Erasable, erase
 from jax_unlearn.solvers.result import Result, Row
-from jax_unlearn.solvers.until_forgotten import ForgetSearch, Optimise, search
+from jax_unlearn.solvers.stand_in import ROUNDS, fit_stand_in, preserve_weight
+from jax_unlearn.solvers.until_forgotten import ForgetSearch, Optimise, fall_of, search
 
 
 @dataclass(frozen=True)
@@ -55,6 +59,8 @@ def fit_adapter(
             settings.
     """
     optimizer, solver = optimizer_of(config), config.solver
+    if optimizer == STAND_IN:
+        return fit_to_stand_in(extracted, config, console)
     held_out: Problem | None = None
     optimise: Optimise
     if optimizer == "leace":
@@ -77,6 +83,61 @@ def fit_adapter(
     adam = optimizer == "adam"
     found = run_search(fit, held_out, solver, console, optimise, stage if adam else None)
     return FittedAdapter(found, rows)
+
+
+def fit_to_stand_in(extracted: Extracted, config: RunConfig, console: Console) -> FittedAdapter:
+    """Fit the stand-in target, which has a solver of its own.
+
+    Raises:
+        UserError: as `concepts_of`.
+    """
+    concepts = concepts_of(extracted, config)
+    for one, rows in zip(extracted.counterparts, concepts, strict=True):
+        some = next(iter(rows.values()))
+        sizes = f"{len(some.forget)} images to forget, {len(some.stand_in)} of the stand-in"
+        console.out(f"{one.concept} → {one.name}: {sizes}")
+    with progress_bar(console) as bar:
+        task = bar.add_task("Fitting", total=ROUNDS * len(concepts))
+        result = fit_stand_in(
+            concepts,
+            config.solver.rank,
+            preserve_weight_of(config),
+            progress=lambda done: bar.update(task, completed=done),
+        )
+    found = ForgetSearch(result, config.solver.lambda_forget, 1, fall_of(result), True)
+    described = {name: describe_rows(concepts, name) for name in concepts[0]}
+    return FittedAdapter(found, described)
+
+
+def concepts_of(extracted: Extracted, config: RunConfig) -> list[dict[str, StandInRows]]:
+    """The input of the stand-in solver for each concept.
+
+    Raises:
+        UserError: the features were extracted for another target.
+    """
+    adapted = adapted_in(config.objective, extracted)
+    if not extracted.stand_ins:
+        raise UserError(
+            "--target stand_in: these features have no stand-in images; extract with the same "
+            "--target"
+        )
+    return [stand_in_rows(extracted, one, adapted) for one in extracted.stand_ins]
+
+
+def preserve_weight_of(config: RunConfig) -> float:
+    """λ of the stand-in solver, from --strength or the weights of the loss."""
+    strength = config.objective.strength
+    return STRENGTHS[strength] if strength else preserve_weight(config.solver)
+
+
+def describe_rows(concepts: Sequence[Mapping[str, StandInRows]], name: str) -> dict[str, str]:
+    """What a Linear was fitted to, in words."""
+    rows = [one[name] for one in concepts]
+    tokens = ", and sampled tokens" if rows[0].tokens else ""
+    return {
+        "forget": f"{sum(len(one.forget) for one in rows)} image means{tokens}",
+        "preserve": f"{rows[0].preserve_rows} image means{tokens}",
+    }
 
 
 def erasable(extracted: Extracted, config: RunConfig) -> dict[str, Erasable]:

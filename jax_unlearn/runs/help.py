@@ -46,7 +46,14 @@ GROUPS = {
         "strict",
         "questions",
     ),
-    "what is adapted, and towards what": ("targets", "linears", "target", "near_step"),
+    "what is adapted, and towards what": (
+        "targets",
+        "linears",
+        "target",
+        "near_step",
+        "stand_in",
+        "strength",
+    ),
     "the loss": (
         "rank",
         "alpha",

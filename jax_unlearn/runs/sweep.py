@@ -1,22 +1,26 @@
 """Sweep: fit and score many settings, find the Pareto front, and choose one."""
 
-from collections.abc import Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import asdict, dataclass
 from typing import Any
 
+import numpy as np
 from rich.console import Console
 
 from jax_unlearn.evaluate.judges import Judge
 from jax_unlearn.evaluate.score import Score
 from jax_unlearn.features.extracted import Extracted
-from jax_unlearn.objective.loss import Problem
+from jax_unlearn.objective.loss import TERMS, Problem
 from jax_unlearn.objective.problem import problems
-from jax_unlearn.objective.targets import TargetKind
+from jax_unlearn.objective.stand_in import StandInRows
+from jax_unlearn.objective.targets import STAND_IN, TargetKind
+from jax_unlearn.runs.fit_adapter import concepts_of
 from jax_unlearn.runs.settings.checks import optimizer_of
 from jax_unlearn.runs.settings.sweep_config import Prefer, SweepConfig
 from jax_unlearn.runtime.progress import progress_bar
 from jax_unlearn.solvers.grid import Setting, Trained
 from jax_unlearn.solvers.many_settings import solve_all, train_all
+from jax_unlearn.solvers.stand_in import fit_stand_in, preserve_weight
 
 # A setting forgets enough if at most this share of the previously named samples is still named.
 FORGOTTEN = 0.1
@@ -83,10 +87,15 @@ def explore(extracted: Extracted, judge: Judge, config: SweepConfig, console: Co
 
     with progress_bar(console) as bar:
         task = bar.add_task(f"Training {len(settings)} settings", total=len(settings))
-        optimise = train_all if optimizer == "adam" else solve_all
-        trained = optimise(
-            problem_of, settings, config.solver, lambda done: bar.update(task, completed=done)
-        )
+
+        def progress(done: int) -> None:
+            bar.update(task, completed=done)
+
+        if optimizer == STAND_IN:
+            trained = fit_each(concepts_of(extracted, config), settings, progress)
+        else:
+            optimise = train_all if optimizer == "adam" else solve_all
+            trained = optimise(problem_of, settings, config.solver, progress)
         bar.reset(task, description=f"Measuring {len(settings)} settings")
         points = []
         for one in trained:
@@ -94,6 +103,21 @@ def explore(extracted: Extracted, judge: Judge, config: SweepConfig, console: Co
             bar.advance(task)
     chosen, reached = choose(points, config.sweep.forget_at_most, config.sweep.prefer)
     return TradeOff(points, front(points), chosen, reached)
+
+
+def fit_each(
+    concepts: Sequence[Mapping[str, StandInRows]],
+    settings: Sequence[Setting],
+    progress: Callable[[int], None],
+) -> list[Trained]:
+    """Fit the stand-in target with each setting."""
+    trained = []
+    for setting in settings:
+        result = fit_stand_in(concepts, setting.rank, preserve_weight(setting))
+        terms = np.array([result.history[result.epoch][name] for name in TERMS])
+        trained.append(Trained(setting, result.adapter, terms, False))
+        progress(len(trained))
+    return trained
 
 
 def front(points: Sequence[Point]) -> list[Point]:

@@ -16,20 +16,22 @@ from jax_unlearn.runtime.used_if import option, used_if
 Select = Literal["best", "last", "held_out"]
 # Optimisers of the loss; LEACE has neither a rank nor weights of a loss.
 FITTED = ("closed_form", "adam")
+# The stand-in target's own solver has a rank and two weights.
+WITH_RANK = (*FITTED, "stand_in")
 
 
 @dataclass(frozen=True)
 class SolverConfig:
     """Settings of `train` and `solve`; the defaults were chosen by measurement."""
 
-    rank: int = used_if(5, optimizer=FITTED)
-    """Rank of the change."""
+    rank: int = used_if(5, optimizer=WITH_RANK)
+    """Rank of the change; 32 by default with --target stand_in."""
     alpha: float | None = used_if(None, optimizer=FITTED)
     """Numerator of the scale alpha / rank; by default the rank, so that the scale is 1."""
-    lambda_forget: float = used_if(1.3, optimizer=FITTED)
-    """Weight of the forget term."""
-    lambda_preserve: float = used_if(2.5, optimizer=FITTED)
-    """Weight of the preserve term."""
+    lambda_forget: float = used_if(1.3, optimizer=WITH_RANK, strength=None)
+    """Weight of the forget term; 1 by default with --target stand_in."""
+    lambda_preserve: float = used_if(2.5, optimizer=WITH_RANK, strength=None)
+    """Weight of the preserve term; 1 by default with --target stand_in."""
     lambda_weight: float = used_if(1.0, optimizer=FITTED)
     """Weight of the norm of B A."""
     reduction: Reduction = used_if("mean", optimizer=FITTED)

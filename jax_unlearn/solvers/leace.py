@@ -144,7 +144,7 @@ class Erasable:
         rows = forget.equivalent_rows()
         x_f = np.column_stack([rows.x, rows.ones]).astype(np.float32)
         residual = residual_of(rows, self.target, self.weight, self.bias).astype(np.float32)
-        x_p = factor(gram_with_ones(preserve), preserve.noise).astype(np.float32)
+        x_p = factor(preserve.gram_with_ones(), preserve.noise).astype(np.float32)
         counts = float(forget.count), float(preserve.count)
         return LinearProblem(jnp.asarray(x_f), jnp.asarray(residual), jnp.asarray(x_p), *counts)
 
@@ -185,13 +185,6 @@ def erase(projectors: Mapping[str, Erasable], weights: LossWeights) -> Result:
 def moments(parts: Sequence[Statistics]) -> RowMoments:
     """The moments of all rows of one side."""
     return reduce(RowMoments.merged, (RowMoments(s.count, s.mean, s.full_gram()) for s in parts))
-
-
-def gram_with_ones(statistics: Statistics) -> Float64[np.ndarray, "wide wide"]:
-    """The Gram matrix of [X 1]."""
-    total = statistics.total[:, None]
-    corner = np.full((1, 1), float(statistics.count))
-    return np.block([[statistics.full_gram(), total], [total.T, corner]])
 
 
 def with_ones(pair: LoraPair) -> LoraPair:

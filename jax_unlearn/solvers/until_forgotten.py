@@ -65,10 +65,15 @@ def search(
             continue
         begin(trial)
         result = optimise(problem, config, held_out=held_out, progress=progress)
-        first, last = result.history[0]["forget"], result.history[result.epoch]["forget"]
-        fall = 1 - last / first if first else 0.0
+        fall = fall_of(result)
         reached = fraction is None or (abs(fall) if rise_counts else fall) >= fraction
         if reached or result.stopped or trial == MOST:
             break
         config = replace(config, lambda_forget=config.lambda_forget + STEP)
     return ForgetSearch(result, config.lambda_forget, trial, fall, reached)
+
+
+def fall_of(result: Result) -> float:
+    """1 − (forget norm after) / (forget norm before)."""
+    first, last = result.history[0]["forget"], result.history[result.epoch]["forget"]
+    return 1 - last / first if first else 0.0

@@ -14,7 +14,8 @@ from jax_unlearn.features.extracted import SourceKind
 from jax_unlearn.features.statistics_file import statistics_kind
 from jax_unlearn.models.clip.model import LINEARS as PROJECTIONS
 from jax_unlearn.objective.merger import FIRST
-from jax_unlearn.runs.settings.config import Optimizer, RunConfig, build, flat
+from jax_unlearn.objective.targets import STAND_IN
+from jax_unlearn.runs.settings.config import RunConfig, Solver, build, flat
 from jax_unlearn.runs.settings.sweep_config import TRIES, SweepConfig, sweep_of
 from jax_unlearn.runtime.errors import UserError
 from jax_unlearn.runtime.hub import local_checkpoint
@@ -44,6 +45,8 @@ REASONS: dict[str, str] = {
     "shows_images": "this run has no image to show",
     "vlm": "it needs --vlm",
     "plan": "it needs --plan",
+    "strength": "--strength sets it",
+    "whole_images": "--target stand_in uses image means and tokens",
     "draws": "LEACE draws nothing, and nothing is held out with the seed",
     "command": "it is not an option of this command",
 }
@@ -59,8 +62,10 @@ def source_of(samples: SampleSettings) -> SourceKind:
     return "clip_images" if porting.is_clip(samples.checkpoint) else "qwen_images"
 
 
-def optimizer_of(config: RunConfig) -> Optimizer:
+def optimizer_of(config: RunConfig) -> Solver:
     """The chosen solver; by default the closed form, or Adam if linear_fc1 is adapted."""
+    if config.objective.target == STAND_IN:
+        return "stand_in"
     adapts_fc1 = FIRST in config.objective.linears
     return config.solver.optimizer or ("adam" if adapts_fc1 else "closed_form")
 
@@ -78,6 +83,8 @@ def facts_of(config: RunConfig) -> dict[str, Any]:
         "source": source,
         "optimizer": optimizer,
         "target": config.objective.target,
+        "strength": config.objective.strength,
+        "whole_images": config.objective.target == STAND_IN,
         "saved": saved,
         "distributed": config.execution.distributed,
         "until_forgotten": config.solver.until_forgotten is not None,
@@ -122,6 +129,8 @@ def _reason(fact: str, allowed: tuple[Any, ...], actual: Any) -> str:
         return f"it is for {kinds}, and this run is of {OF_SOURCE[actual]}"
     if fact == "format":
         return f"it is for --format {' or '.join(allowed)}, and the format is {actual}"
+    if fact == "optimizer" and actual == STAND_IN:
+        return f"it is for --optimizer {' or '.join(allowed)}, and --target stand_in has its own"
     if fact in ("optimizer", "target"):
         return f"it is for --{fact} {' or '.join(allowed)}, and this run's is {actual}"
     return REASONS[fact]
@@ -141,6 +150,7 @@ def check_run(config: RunConfig, start: RunConfig) -> None:
     # A sweep's own settings start from their defaults.
     refuse_unused(config, facts_of(config), build(type(config), {}, start))
     check_select(config, start)
+    check_target(config)
     check_values(config)
     check_sweep(config, start)
 
@@ -178,6 +188,22 @@ def check_encoders(samples: SampleSettings) -> None:
                 f"{option(name)}: {where} is CLIP's text encoder alone, which reads no image; "
                 "leave it out"
             )
+
+
+def check_target(config: RunConfig) -> None:
+    """Check that the target has a meaning for the samples.
+
+    Raises:
+        UserError: it has none.
+    """
+    if config.objective.target == STAND_IN and config.samples.forget_text:
+        raise UserError(
+            "--target stand_in: needs many images of a class, and a name has a few prompts; leave "
+            "it out"
+        )
+    tried = sweep_of(config)
+    if tried and {*tried.sweep.target_kinds} - {config.objective.target} >= {STAND_IN}:
+        raise UserError("--target-kinds stand_in: is swept alone; give --target stand_in instead")
 
 
 def check_select(config: RunConfig, start: RunConfig) -> None:

@@ -8,7 +8,8 @@ from typing import Any, Literal, Union, get_args, get_origin, get_type_hints
 
 from jax_unlearn.data.dataset import SampleSettings
 from jax_unlearn.features.extractor import ExtractionSettings
-from jax_unlearn.objective.problem import FITTED, ObjectiveSettings
+from jax_unlearn.objective.problem import FITTED, WITH_TARGET, ObjectiveSettings
+from jax_unlearn.objective.targets import TARGETS
 from jax_unlearn.runtime.errors import UserError
 from jax_unlearn.runtime.hub import hub_id
 from jax_unlearn.runtime.text_files import read_json
@@ -16,6 +17,8 @@ from jax_unlearn.runtime.used_if import leaf_fields, used_if
 from jax_unlearn.solvers.config import SolverConfig
 
 Optimizer = Literal["closed_form", "adam", "leace"]
+# How a run is fitted: the stand-in target has its own solver.
+Solver = Literal["closed_form", "adam", "leace", "stand_in"]
 Tracker = Literal["tensorboard", "wandb"]
 
 
@@ -23,7 +26,7 @@ Tracker = Literal["tensorboard", "wandb"]
 class SolverSettings(SolverConfig):
     """Which solver fits the adapter, and its settings."""
 
-    optimizer: Optimizer | None = None
+    optimizer: Optimizer | None = used_if(None, target=TARGETS)
     """closed_form solves for the adapter, adam trains it; leace removes what a linear probe can
     read, by a change of rank 1 and of the bias, without λ's, target and rank. By default
     closed_form, or adam if linear_fc1 is adapted."""
@@ -33,7 +36,7 @@ class SolverSettings(SolverConfig):
     count_rise: bool = used_if(False, until_forgotten=True)
     """With --until-forgotten: a rise of the forget norm by that share also ends the search, as in
     the published code."""
-    auto: bool = used_if(False, optimizer=FITTED, command="run")
+    auto: bool = used_if(False, optimizer=WITH_TARGET, command="run")
     """Choose --lambda-forget, --lambda-preserve and --rank by a sweep over its default values."""
 
 

@@ -51,6 +51,11 @@ CLIP_FAITHFUL: dict[str, Any] = CLIP_RN50 | {"select": "last", "count_rise": Tru
 # images, shifts all names by one vector, which works for a single name only.
 CLIP_DEFAULT: dict[str, Any] = {"target": "blank", "lambda_preserve": 1.0}
 
+# Measured on drawings (benchmarks/forgetting/stand_in.py).
+OF_TARGET: dict[str, dict[str, Any]] = {
+    "stand_in": {"target": "stand_in", "rank": 32, "lambda_forget": 1.0, "lambda_preserve": 1.0}
+}
+
 PRESETS: dict[SourceKind, dict[str, dict[str, Any]]] = {
     "qwen_images": {"default": {}, "faithful": FAITHFUL},
     "clip_images": {"default": {}, "faithful": CLIP_IMAGES},
@@ -87,6 +92,7 @@ def start_settings(
     out: Path = Path(),
     forget_text: Sequence[str] = (),
     statistics: Path | None = None,
+    target: str | None = None,
 ) -> RunConfig:
     """The initial settings of a run: those of a preset, or of an earlier run.
 
@@ -96,6 +102,7 @@ def start_settings(
         out: directory of the run.
         forget_text: names to forget, for CLIP.
         statistics: directory of an earlier run, whose settings replace the defaults.
+        target: the target, if it is given; some have defaults of their own.
 
     Raises:
         UserError: the preset is not for such a run, `checkpoint` is not a checkpoint, or
@@ -104,11 +111,14 @@ def start_settings(
     if statistics is not None:
         if preset != "default":
             raise UserError("--preset: --statistics starts from the earlier run; leave it out")
-        return read_config(statistics).replace(out=out, statistics=statistics)
+        earlier = read_config(statistics).replace(out=out, statistics=statistics)
+        same = target in (None, earlier.objective.target)
+        return earlier if same else earlier.replace(**OF_TARGET.get(str(target), {}))
     assert checkpoint is not None
     given = {"checkpoint": checkpoint, "out": out, "forget_text": tuple(forget_text)}
     plain = RunConfig.of(**given)
-    return plain.replace(**preset_settings(preset, source_of(plain.samples)))
+    settings = preset_settings(preset, source_of(plain.samples))
+    return plain.replace(**settings | OF_TARGET.get(str(target), {}))
 
 
 def start_of(config: RunConfig) -> RunConfig:
@@ -119,4 +129,5 @@ def start_of(config: RunConfig) -> RunConfig:
         out=config.execution.out,
         forget_text=samples.forget_text,
         statistics=samples.statistics,
+        target=config.objective.target,
     )

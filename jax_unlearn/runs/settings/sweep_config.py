@@ -4,12 +4,13 @@ from dataclasses import dataclass, field
 from typing import Any, Literal
 
 from jax_unlearn.features.extracted import SourceKind
-from jax_unlearn.objective.problem import drawn_targets
-from jax_unlearn.objective.targets import TARGETS, TargetKind
-from jax_unlearn.runs.settings.config import Optimizer, RunConfig, build, flat
+from jax_unlearn.objective.problem import FITTED, drawn_targets
+from jax_unlearn.objective.targets import STAND_IN, TARGETS, TargetKind
+from jax_unlearn.runs.settings.config import RunConfig, Solver, build, flat
 from jax_unlearn.runtime.errors import UserError
 from jax_unlearn.runtime.used_if import used_if
 from jax_unlearn.solvers.grid import Grid, Setting
+from jax_unlearn.solvers.stand_in import preserve_weight
 
 Prefer = Literal["drift", "preserve"]
 
@@ -27,13 +28,13 @@ class SweepSettings:
     """Values of --lambda-forget."""
     lambda_preserves: tuple[float, ...] = (0.4, 1.0, 2.5, 6.0)
     """Values of --lambda-preserve."""
-    lambda_weights: tuple[float, ...] = ()
+    lambda_weights: tuple[float, ...] = used_if((), optimizer=FITTED)
     """Values of --lambda-weight."""
     learning_rates: tuple[float, ...] = used_if((), optimizer="adam")
     """Values of --learning-rate."""
     ranks: tuple[int, ...] = (1, 5)
-    """Values of --rank. With the closed form, near and shift give a change of rank 1 and are tried
-    with the smallest rank only."""
+    """Values of --rank; 8 and 32 by default with --target stand_in. With the closed form, near and
+    shift give a change of rank 1 and are tried with the smallest rank only."""
     seeds: tuple[int, ...] = ()
     """Values of --seed, for drawn targets and for the adapter's init."""
     sample: int | None = None
@@ -76,13 +77,13 @@ class SweepConfig(RunConfig):
         values = {base: getattr(tried, name) or (own[base],) for name, base in TRIES.items()}
         return Grid(**values)
 
-    def settings(self, source: SourceKind, optimizer: Optimizer) -> list[Setting]:
+    def settings(self, source: SourceKind, optimizer: Solver) -> list[Setting]:
         """The settings that the sweep tries, without any two that give the same adapter.
 
         Raises:
             UserError: a list is empty, or seeds are given for targets that do not depend on them.
         """
-        closed = optimizer == "closed_form"
+        closed = optimizer != "adam"
         # For every target, Adam's init and additional starts depend on the seed.
         by_seed = drawn_targets(source) if closed and self.solver.starts == 1 else TARGETS
         grid = self.grid()
@@ -90,7 +91,12 @@ class SweepConfig(RunConfig):
             raise UserError(
                 "--seeds: these targets do not depend on the seed in closed form; give one value"
             )
-        return grid.settings(self.sweep.sample, by_seed, one_rank=closed)
+        found = grid.settings(self.sweep.sample, by_seed, one_rank=closed)
+        if optimizer == STAND_IN:
+            # Only the ratio of the weights counts.
+            ratios = {(preserve_weight(one), one.rank): one for one in found[::-1]}
+            found = [one for one in found if one in ratios.values()]
+        return found
 
 
 def flat_names(group: Any) -> list[str]:
@@ -101,5 +107,10 @@ def sweep_of(config: RunConfig) -> SweepConfig | None:
     """The sweep of a `sweep` command or of `run --auto`; None for any other run."""
     if isinstance(config, SweepConfig):
         return config
-    found: SweepConfig = build(SweepConfig, {"auto": False}, config)
+    found: SweepConfig = build(SweepConfig, {"auto": False} | sweep_start(config), config)
     return found if config.solver.auto else None
+
+
+def sweep_start(start: RunConfig) -> dict[str, Any]:
+    """Default values of a sweep that depend on the run's settings."""
+    return {"ranks": (8, 32)} if start.objective.target == STAND_IN else {}

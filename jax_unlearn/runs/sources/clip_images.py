@@ -12,6 +12,11 @@ from jax_unlearn.data.images import ImageFile, ImageReader
 from jax_unlearn.features.clip_encoder import IMAGE, TEXT, ClipEncoder
 from jax_unlearn.features.extracted import Extracted
 from jax_unlearn.features.samples import SampleFeatures, Sides
+from jax_unlearn.features.stand_in import Counterpart, StandIn
+from jax_unlearn.objective.counterparts import counterparts
+from jax_unlearn.objective.projectors import projectors_of
+from jax_unlearn.objective.stand_in import stand_in_of
+from jax_unlearn.objective.targets import STAND_IN
 from jax_unlearn.runs.fingerprint import fingerprint
 from jax_unlearn.runs.settings.config import RunConfig
 from jax_unlearn.runs.sources.source import (
@@ -21,6 +26,7 @@ from jax_unlearn.runs.sources.source import (
     unsaved,
     with_statistics,
 )
+from jax_unlearn.runs.sources.stand_in import images_of, resolved, stand_in_files
 from jax_unlearn.runtime.resume import Facts
 
 
@@ -41,7 +47,7 @@ class ClipImages:
         self.encoder.check_reads(names=bool(self._named()), images=True)
         self.linears = (self.encoder.projection(IMAGE),)
         self.reader = ImageReader(config.execution.strict, [*self.dataset.unreadable])
-        self.config = config
+        self.config = resolved(config, self.dataset)
 
     def fingerprint(self) -> Facts:
         return fingerprint(self.config, self.dataset, self.encoder.contents(), 1)
@@ -51,6 +57,16 @@ class ClipImages:
         data, encoder = self.dataset, self.encoder
         names = self._names()
         train = self._sides(data.forget, data.preserve, "Training")
+        samples = self.config.samples
+        projectors = projectors_of(self.linears)
+        pairs = counterparts(projectors, train, samples.concept, samples.stand_in)
+        stand_ins: tuple[StandIn, ...] = ()
+        judged = {"names": names} if names else {}
+        if self.config.objective.target == STAND_IN:
+            stand_ins = tuple(self._stand_in(train, pair) for pair in pairs)
+            if held_out := data.stand_in_held_out:
+                what = "Held-out images of the stand-in"
+                judged[STAND_IN] = encoder.images(held_out, self.reader, what)
         test = self._sides(data.forget_held_out, data.preserve_held_out, "Held-out")
         blank = encoder.image_batch([encoder.blank()]).taps[IMAGE]
         (projection,) = self.linears
@@ -61,8 +77,21 @@ class ClipImages:
             empty={IMAGE: projection.output(np.asarray(blank, np.float32))[0]},
             counts=sample_counts(data, self.reader.skipped),
             judged_linears=(encoder.projection(TEXT),) if encoder.has(TEXT) else (),
-            judged={"names": names} if names else {},
+            judged=judged,
+            counterparts=pairs,
+            stand_ins=stand_ins,
         )
+
+    def _stand_in(self, train: Sides, pair: Counterpart) -> StandIn:
+        """The images that take the place of a concept; each is one row, without tokens."""
+        files = stand_in_files(self.linears, train, pair, self.dataset)
+        if self.dataset.stand_in:
+            features = self.encoder.images(files, self.reader, "Stand-in images")
+        else:
+            chosen = set(files)
+            places = [i for i, file in enumerate(train.preserve.files) if file in chosen]
+            features = train.preserve.chosen(np.array(places))
+        return stand_in_of(self.linears, train.forget, images_of(train, pair), features)
 
     def _named(self) -> list[str]:
         """The classes; none if folders without sub-folders or a model without texts have no names.

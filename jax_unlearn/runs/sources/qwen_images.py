@@ -15,19 +15,27 @@ from jax_unlearn.data.processor_config import processor_file
 from jax_unlearn.features.extracted import Extracted
 from jax_unlearn.features.extractor import Extractor
 from jax_unlearn.features.samples import SampleFeatures, Sides, images
+from jax_unlearn.features.stand_in import Counterpart, StandIn
 from jax_unlearn.features.streaming import SideStatistics
+from jax_unlearn.objective.counterparts import counterparts
 from jax_unlearn.objective.problem import linears_to_adapt
 from jax_unlearn.objective.projectors import (
     adapted_linears,
     frozen_linears,
     projectors_of,
 )
+from jax_unlearn.objective.stand_in import stand_in_of
+from jax_unlearn.objective.targets import STAND_IN
 from jax_unlearn.runs.fingerprint import fingerprint
 from jax_unlearn.runs.settings.config import RunConfig
 from jax_unlearn.runs.sources.source import StageOf, sample_counts, split_seed, unsaved
+from jax_unlearn.runs.sources.stand_in import images_of, resolved, stand_in_files
 from jax_unlearn.runtime.hub import local_checkpoint
 from jax_unlearn.runtime.mesh import make_mesh, shape_of
 from jax_unlearn.runtime.resume import Facts
+
+# Number of images of each kind of which a few tokens are kept, for covariances and readers.
+MOST_SAMPLED = 512
 
 
 class QwenImages:
@@ -38,9 +46,10 @@ class QwenImages:
     """
 
     def __init__(self, config: RunConfig, console: Console) -> None:
-        self.config, self.console = config, console
+        self.console = console
         samples, extraction, seed = config.samples, config.extraction, config.solver.seed
         self.dataset = collect_images(samples, seed, config.execution.strict)
+        self.config = resolved(config, self.dataset)
         tower = porting.load_vision_tower(samples.checkpoint, extraction.dtype)
         preprocessor = load_preprocessor(samples.checkpoint, tower.config, extraction.max_pixels)
         objective, mergers = config.objective, tower.config.mergers
@@ -73,13 +82,23 @@ class QwenImages:
             yield path.read_bytes()
 
     def extract(self, stage_of: StageOf = unsaved) -> Extracted:
-        data = self.dataset
+        data, samples = self.dataset, self.config.samples
         train = Sides(
             self._train(data.forget, True, stage_of), self._train(data.preserve, False, stage_of)
         )
+        means = train.image_means()
+        pairs = counterparts(self.projectors, means, samples.concept, samples.stand_in)
+        stand_ins: tuple[StandIn, ...] = ()
+        judged: dict[str, SampleFeatures] = {}
+        if self.config.objective.target == STAND_IN:
+            stand_ins = self._stand_ins(train, pairs, stage_of)
+            if held_out := data.stand_in_held_out:
+                judged = {STAND_IN: self._test(held_out, STAND_IN, stage_of, held_out)}
+        moved_onto = {label for pair in pairs for label in pair.preserve}
+        compared = [f for f in data.preserve_held_out if f.label in moved_onto or not moved_onto]
         test = Sides(
-            self._test(data.forget_held_out, "forget", stage_of),
-            self._test(data.preserve_held_out, "preserve", stage_of),
+            self._test(data.forget_held_out, "forget", stage_of, data.forget_held_out),
+            self._test(data.preserve_held_out, "preserve", stage_of, compared),
         )
         return Extracted(
             linears=self.linears,
@@ -87,7 +106,34 @@ class QwenImages:
             test=test,
             empty=self._blank(train),
             counts=sample_counts(data, self.reader.skipped),
+            judged=judged,
+            counterparts=pairs,
+            stand_ins=stand_ins,
             throughput=self.extractor.work.metrics(),
+        )
+
+    def _stand_ins(
+        self, train: Sides, pairs: Sequence[Counterpart], stage_of: StageOf
+    ) -> tuple[StandIn, ...]:
+        """One more pass, over the stand-in images and some images to keep, for their tokens."""
+        data, linears = self.dataset, [one.last for one in self.projectors]
+        chosen = [stand_in_files(linears, train, pair, data) for pair in pairs]
+        kept = self._drawn(data.preserve, MOST_SAMPLED)
+        files = [*dict.fromkeys(file for group in (*chosen, kept) for file in group)]
+        found = self.extractor.extract(
+            files, self.reader, "Stand-in images", self.console,
+            stage=stage_of(STAND_IN), sampled=set(files),
+        )  # fmt: skip
+        place = {file: i for i, file in enumerate(found.files)}
+
+        def features(group: Sequence[ImageFile]) -> SampleFeatures:
+            return found.chosen(np.array([place[file] for file in group if file in place], int))
+
+        return tuple(
+            stand_in_of(
+                linears, train.forget, images_of(train, pair), features(group), features(kept)
+            )
+            for pair, group in zip(pairs, chosen, strict=True)
         )
 
     def _train(self, files: Sequence[ImageFile], forget: bool, stage_of: StageOf) -> SampleFeatures:
@@ -117,16 +163,30 @@ class QwenImages:
             statistics,
             set(self._some(files)) if some else None,
             stage_of(name),
+            set(files) if forget and config.objective.target == STAND_IN else (),
         )
 
-    def _test(self, files: Sequence[ImageFile], name: str, stage_of: StageOf) -> SampleFeatures:
-        what, stage = f"Held-out images to {name}", stage_of(f"{name}-held-out")
+    def _test(
+        self,
+        files: Sequence[ImageFile],
+        name: str,
+        stage_of: StageOf,
+        compared: Sequence[ImageFile],
+    ) -> SampleFeatures:
+        """Features of held-out images; of those in `compared` also a few tokens."""
+        what = "the stand-in" if name == STAND_IN else f"images to {name}"
+        stage = stage_of(f"{name}-held-out")
         kept, console = self._some(files), self.console
-        return self.extractor.extract(kept, self.reader, what, console, stage=stage)
+        sampled = set(self._drawn(compared, MOST_SAMPLED))
+        return self.extractor.extract(
+            kept, self.reader, f"Held-out {what}", console, stage=stage, sampled=sampled
+        )
 
     def _some(self, files: Sequence[ImageFile]) -> list[ImageFile]:
         """At most `keep_means` files, drawn with the seed."""
-        most = self.config.extraction.keep_means
+        return self._drawn(files, self.config.extraction.keep_means)
+
+    def _drawn(self, files: Sequence[ImageFile], most: int) -> list[ImageFile]:
         if len(files) <= most:
             return list(files)
         random = np.random.default_rng(self.config.solver.seed)

@@ -1,0 +1,154 @@
+"""Match each image to forget with a stand-in image, by everything except the class."""
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+import numpy as np
+from jaxtyping import Float, Float64, Int
+from scipy.optimize import linear_sum_assignment
+
+from jax_unlearn.features.extracted import Extracted
+from jax_unlearn.features.gram import gram
+from jax_unlearn.features.samples import SampleFeatures
+from jax_unlearn.features.stand_in import StandIn, TokenMoments
+from jax_unlearn.features.token_sample import by_image, deviations, having_tokens
+from jax_unlearn.models.frozen_linear import FrozenLinear
+
+# Principal components of the outputs that are compared.
+CONTEXT = 40
+# Components are scaled by (eigenvalue + FLOOR · the largest) ** −FLATTEN, so that those of large
+# variance do not decide alone, and those of hardly any do not decide at all.
+FLOOR, FLATTEN = 0.02, 0.3
+# How many times more often than on average one stand-in image may be used.
+REUSE = 2
+
+Outputs = Sequence[Float[np.ndarray, "n e"]]
+
+
+@dataclass(frozen=True)
+class StandInRows:
+    """What the edit needs of one projector's last Linear, for one concept.
+
+    Attributes:
+        weight: W [E, D].
+        bias: b [E].
+        forget: [n_f, D] means of the images to forget.
+        goal: [n_f, D] means of the stand-in image matched to each of them.
+        stand_in: [n_g, D] means of all stand-in images.
+        preserve: [D + 1, D + 1] Gram matrix of [x 1] of the means of the images to keep, divided by
+            their number.
+        preserve_rows: their number.
+        tokens: moments of the tokens; None if samples have one row each.
+    """
+
+    weight: Float[np.ndarray, "e d"]
+    bias: Float[np.ndarray, " e"]
+    forget: Float[np.ndarray, "n_f d"]
+    goal: Float[np.ndarray, "n_f d"]
+    stand_in: Float[np.ndarray, "n_g d"]
+    preserve: Float64[np.ndarray, "wide wide"]
+    preserve_rows: int
+    tokens: TokenMoments | None
+
+
+def stand_in_rows(
+    extracted: Extracted, stand_in: StandIn, adapted: Sequence[str]
+) -> dict[str, StandInRows]:
+    """The rows of each adapted Linear for one concept, by the Linear's name."""
+    train, found = extracted.train, {}
+    for linear in extracted.linears:
+        if linear.name not in adapted:
+            continue
+        (preserve,) = train.preserve.statistics[linear.name]
+        means = stand_in.means[linear.name]
+        found[linear.name] = StandInRows(
+            linear.weight,
+            linear.bias,
+            train.forget.taps[linear.name].x[stand_in.forget],
+            means[stand_in.match],
+            means,
+            preserve.gram_with_ones() / preserve.count,
+            preserve.count,
+            stand_in.tokens.get(linear.name),
+        )
+    return found
+
+
+def stand_in_of(
+    linears: Sequence[FrozenLinear],
+    forget: SampleFeatures,
+    chosen: Int[np.ndarray, " n_f"],
+    stand_in: SampleFeatures,
+    preserve: SampleFeatures | None = None,
+) -> StandIn:
+    """Match the images and sum the moments of their tokens.
+
+    Args:
+        linears: the last Linear of each projector.
+        forget: features of all images to forget, of which every one has sampled tokens if
+            `preserve` is given.
+        chosen: the images of one concept among them.
+        stand_in: features of the stand-in images.
+        preserve: features of images to keep that have sampled tokens; None if samples have one row
+            each.
+    """
+    names = [linear.name for linear in linears]
+    own = {name: forget.taps[name].x[chosen] for name in names}
+    theirs = {name: stand_in.taps[name].x for name in names}
+    outputs = [[one.output(x[one.name]) for one in linears] for x in (own, theirs)]
+    matched = match(*outputs)
+    tokens = {}
+    for name in names if preserve else ():
+        f = by_image(forget.tokens[name])[chosen]
+        g = by_image(stand_in.tokens[name])
+        r_f, r_g = deviations(f, own[name]), deviations(g, theirs[name])
+        goal = deviations(g[matched], theirs[name][matched])
+        assert preserve is not None
+        sampled = preserve.tokens[name]
+        kept = preserve.taps[name].x[having_tokens(sampled)]
+        r_p = deviations(by_image(sampled), kept)
+        tokens[name] = TokenMoments(
+            gram(r_f) / len(r_f),
+            gram(r_g) / len(r_g),
+            r_f.T.astype(np.float64) @ goal / len(r_f),
+            gram(r_p) / len(r_p),
+        )
+    return StandIn(np.asarray(chosen), matched, theirs, tokens)
+
+
+def match(forget: Outputs, stand_in: Outputs) -> Int[np.ndarray, " n_f"]:
+    """Index of the stand-in image matched to each image to forget.
+
+    The outputs of all projectors are compared after the mean of the own side is subtracted, since
+    otherwise images would be matched by what distinguishes the classes. The assignment minimises
+    the sum of squared distances; an image may be used up to REUSE times as often as on average.
+
+    Args:
+        forget: [n_f, E] original mean outputs of the images to forget, for each projector.
+        stand_in: [n_g, E] those of the stand-in images.
+    """
+    f, g = context(forget, stand_in)
+    distances = (f**2).sum(axis=1)[:, None] + (g**2).sum(axis=1) - 2 * f @ g.T
+    often = REUSE * -(-len(f) // len(g))
+    rows, columns = linear_sum_assignment(np.tile(distances, (1, often)))
+    found = np.empty(len(f), int)
+    found[rows] = columns % len(g)
+    return found
+
+
+def context(
+    forget: Outputs, stand_in: Outputs
+) -> tuple[Float[np.ndarray, "n_f k"], Float[np.ndarray, "n_g k"]]:
+    """Both sides' scaled principal components, centred by side."""
+    sides = [np.concatenate(side, axis=1).astype(np.float64) for side in (forget, stand_in)]
+    f, g = (side - side.mean(axis=0) for side in sides)
+    # Each side counts half, whatever its number of images.
+    both = np.concatenate([f / np.sqrt(2 * len(f)), g / np.sqrt(2 * len(g))])
+    _, singular, components = np.linalg.svd(both, full_matrices=False)
+    values = singular[:CONTEXT] ** 2
+    largest = float(values.max(initial=0))
+    if not largest:
+        # All images of a side are equal, and any match is as good as another.
+        return np.zeros((len(f), 1)), np.zeros((len(g), 1))
+    scale = components[:CONTEXT].T * (values + FLOOR * largest) ** -FLATTEN
+    return f @ scale, g @ scale
