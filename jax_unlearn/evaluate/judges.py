@@ -8,6 +8,7 @@ import numpy as np
 
 from jax_unlearn.data.dataset import SampleSettings
 from jax_unlearn.data.images import ImageFile
+from jax_unlearn.evaluate.drift import drift_by_class
 from jax_unlearn.evaluate.probes import Split, drift, read_splits
 from jax_unlearn.evaluate.score import Score, fit_probes, score
 from jax_unlearn.evaluate.two_classes import reidentify
@@ -69,6 +70,7 @@ class ProbeJudge:
         test = splits(self.extracted, self.test, adapter)
         read = read_splits(splits(self.extracted, self.train, adapter), test)
         read["reidentification"] = reidentify(self.extracted, adapter)
+        read["drift_by_class"] = drift_by_class(self.extracted, self.test, adapter)
         names = self.extracted.judged.get("names")
         if names is None:
             return read

@@ -11,9 +11,10 @@ from rich.console import Console
 from jax_unlearn.features.extracted import Extracted
 from jax_unlearn.objective.linear import describe
 from jax_unlearn.objective.loss import Problem
-from jax_unlearn.objective.problem import STRENGTHS, adapted_in, problems, targets_of
-from jax_unlearn.objective.stand_in import StandInRows, stand_in_rows
+from jax_unlearn.objective.problem import adapted_in, problems, targets_of
+from jax_unlearn.objective.stand_in import StandInRows
 from jax_unlearn.objective.targets import STAND_IN
+from jax_unlearn.runs.concepts import concepts_of, preserve_weight_of
 from jax_unlearn.runs.settings.checks import optimizer_of
 from jax_unlearn.runs.settings.config import RunConfig, SolverSettings
 from jax_unlearn.runtime.errors import UserError
@@ -24,7 +25,7 @@ from jax_unlearn.solvers.closed_form.moments import with_moments
 from jax_unlearn.solvers.closed_form.solve import solve
 from jax_unlearn.solvers.leace import Erasable, erase
 from jax_unlearn.solvers.result import Result, Row
-from jax_unlearn.solvers.stand_in import ROUNDS, fit_stand_in, preserve_weight
+from jax_unlearn.solvers.stand_in import ROUNDS, fit_stand_in
 from jax_unlearn.solvers.until_forgotten import ForgetSearch, Optimise, fall_of, search
 
 
@@ -92,10 +93,6 @@ def fit_to_stand_in(extracted: Extracted, config: RunConfig, console: Console) -
         UserError: as `concepts_of`.
     """
     concepts = concepts_of(extracted, config)
-    for one, rows in zip(extracted.counterparts, concepts, strict=True):
-        some = next(iter(rows.values()))
-        sizes = f"{len(some.forget)} images to forget, {len(some.stand_in)} of the stand-in"
-        console.out(f"{one.concept} → {one.name}: {sizes}")
     with progress_bar(console) as bar:
         task = bar.add_task("Fitting", total=ROUNDS * len(concepts))
         result = fit_stand_in(
@@ -107,27 +104,6 @@ def fit_to_stand_in(extracted: Extracted, config: RunConfig, console: Console) -
     found = ForgetSearch(result, config.solver.lambda_forget, 1, fall_of(result), True)
     described = {name: describe_rows(concepts, name) for name in concepts[0]}
     return FittedAdapter(found, described)
-
-
-def concepts_of(extracted: Extracted, config: RunConfig) -> list[dict[str, StandInRows]]:
-    """The input of the stand-in solver for each concept.
-
-    Raises:
-        UserError: the features were extracted for another target.
-    """
-    adapted = adapted_in(config.objective, extracted)
-    if not extracted.stand_ins:
-        raise UserError(
-            "--target stand_in: these features have no stand-in images; extract with the same "
-            "--target"
-        )
-    return [stand_in_rows(extracted, one, adapted) for one in extracted.stand_ins]
-
-
-def preserve_weight_of(config: RunConfig) -> float:
-    """λ of the stand-in solver, from --strength or the weights of the loss."""
-    strength = config.objective.strength
-    return STRENGTHS[strength] if strength else preserve_weight(config.solver)
 
 
 def describe_rows(concepts: Sequence[Mapping[str, StandInRows]], name: str) -> dict[str, str]:

@@ -15,9 +15,11 @@ from jax_unlearn.evaluate.judges import judge_of
 from jax_unlearn.evaluate.vlm.questions import load_questions
 from jax_unlearn.features.extracted import check_features
 from jax_unlearn.objective.problem import linears_to_adapt
+from jax_unlearn.objective.targets import STAND_IN
 from jax_unlearn.runs.fingerprint import differences
 from jax_unlearn.runs.fit_adapter import fit_adapter
 from jax_unlearn.runs.model_card import write_card
+from jax_unlearn.runs.preflight import in_words, preflight
 from jax_unlearn.runs.report.sweep_files import write_tradeoff
 from jax_unlearn.runs.run_directory import (
     Metrics,
@@ -210,6 +212,10 @@ def run_pipeline(prepared: PreparedRun, begun: float) -> Metrics:
     if tried := sweep_of(config):
         tradeoff = explore(extracted, judge, tried, console)
         config = config.replace(**asdict(tradeoff.chosen.setting), auto=False)
+    expected = None
+    if config.objective.target == STAND_IN:
+        expected = preflight(extracted, config)
+        console.out("\n".join(in_words(expected)))
     stage = prepared.snapshots.stage("training") if optimizer_of(config) == "adam" else None
     fitted = fit_adapter(extracted, config, console, stage, source.mesh)
     result = fitted.found.result
@@ -244,6 +250,8 @@ def run_pipeline(prepared: PreparedRun, begun: float) -> Metrics:
             "optimiser_seconds": result.seconds,
         }
         write_config(out, config)
+        if expected:
+            metrics["expected"] = expected
         if tradeoff:
             write_tradeoff(out, tradeoff)
         metrics["statistics"] = write_statistics(out, extracted, config)

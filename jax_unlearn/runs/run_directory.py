@@ -70,19 +70,33 @@ def save_metrics(
 
 
 def checks_that_mean_nothing(metrics: Metrics) -> list[str]:
-    """A warning for each check of forgetting whose "before" is no better than chance."""
+    """A warning for each check of forgetting that says nothing, or less than it seems to."""
     by = "zero-shot classification" if "zero_shot" in metrics else "a linear probe"
     forget = metrics["forget"]
     checks = [(by, forget["accuracy_before"], forget["chance"], "--concept")]
     for named in metrics["vlm"]["before"]["named"] if "vlm" in metrics else ():
         what = f"the model's answer to “{named['question']}”"
         checks.append((what, named["share"], named["chance"], "--questions"))
-    return [
+    flattered = [
+        f"{one['concept']}: only {min(one['images'].values())} held-out images of it or of "
+        f"{one['counterpart']}; the readers that look for it again were fitted on the images of "
+        f"the edit, which flatters it{expectation(one)}"
+        for one in metrics.get("reidentification", ())
+        if not one["fresh"]
+    ]
+    return flattered + [
         f"without the adapter {what} names the concept in {before:.1%} of the images, and a guess "
         f"in {chance:.1%}: this check says nothing about forgetting; choose another {option}"
         for what, before, chance, option in checks
         if before is not None and before <= chance
     ]
+
+
+def expectation(found: Metrics) -> str:
+    """What a reader of fresh images can be expected to find, where it is known."""
+    if "expected_linear" not in found:
+        return ""
+    return f": with many fresh images a linear reader may find it in {found['expected_linear']:.0%}"
 
 
 def save_digests(directory: Path, linears: Mapping[str, str]) -> None:

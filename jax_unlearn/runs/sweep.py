@@ -14,7 +14,7 @@ from jax_unlearn.objective.loss import TERMS, Problem
 from jax_unlearn.objective.problem import problems
 from jax_unlearn.objective.stand_in import StandInRows
 from jax_unlearn.objective.targets import STAND_IN, TargetKind
-from jax_unlearn.runs.fit_adapter import concepts_of
+from jax_unlearn.runs.concepts import concepts_of
 from jax_unlearn.runs.settings.checks import optimizer_of
 from jax_unlearn.runs.settings.sweep_config import Prefer, SweepConfig
 from jax_unlearn.runtime.progress import progress_bar

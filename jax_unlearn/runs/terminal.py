@@ -15,6 +15,9 @@ from jax_unlearn.runs.settings.sweep_config import SweepConfig
 from jax_unlearn.runs.sweep import TradeOff
 from jax_unlearn.runtime.errors import UserError
 
+# Number of labelled images of each side whose readers are shown.
+FEW = 10
+
 
 def show_unencodable() -> None:
     """Print characters that the terminal's encoding does not have as escapes like \\u65e5."""
@@ -119,6 +122,10 @@ def summary(metrics: Metrics) -> Table:
         again = shares(metrics["refitted"])
         table.add_row("a probe fitted after the edit names it", *again, f"{forget['chance']:.3f}")
         table.add_row("preserve, right by the first probe", *shares(preserve), chance)
+        # Runs of earlier versions do not have them.
+        for found in metrics.get("reidentification", ()):
+            if row := few_shot_row(found):
+                table.add_row(*row)
     for before, after in zip(*named(metrics), strict=True):
         share = (f"{before['share']:.3f}", f"{after['share']:.3f}", f"{before['chance']:.3f}")
         table.add_row(f"the model names it: {before['question']}", *share)
@@ -129,6 +136,19 @@ def summary(metrics: Metrics) -> Table:
             shown = [percent(vlm[when][key]) for when in ("before", "after")]
             table.add_row(f"the model, {text}", *shown, "")
     return table
+
+
+def few_shot_row(found: Metrics) -> tuple[str, str, str, str] | None:
+    """How well FEW labelled images, or fewer, tell a concept from its counterpart."""
+    curve = found["few_shot"].get("mean", {})
+    known = [k for k in curve if int(k) <= FEW]
+    if not known:
+        return None
+    k = max(known, key=int)
+    images = f"{k} labelled images of each tell" if k != "1" else "1 labelled image of each tells"
+    what = f"{images} {found['concept']} from {found['counterpart']}"
+    before, after = (f"{curve[k][when][0]:.3f}" for when in ("before", "after"))
+    return what, before, after, "0.500"
 
 
 def add_zero_shot(table: Table, zero_shot: Metrics) -> None:

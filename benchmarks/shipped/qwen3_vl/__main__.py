@@ -29,6 +29,9 @@ def main() -> None:
     start = time.time()
     torch.manual_seed(options.seed)
     torch.set_num_threads(options.threads)
+    if options.without:
+        never_saw(options)
+        return
     fresh = options.out.with_name(options.out.name + ".new")
     shutil.rmtree(fresh, ignore_errors=True)
     write_images(fresh / "images")
@@ -47,9 +50,21 @@ def main() -> None:
     _log(f"{options.out}: done in {time.time() - start:.0f} s")
 
 
+def never_saw(options: argparse.Namespace) -> None:
+    """Train without the classes of a concept, and write the checkpoint alone.
+
+    The reference for what a reader finds in embeddings of a model that never saw the concept.
+    """
+    tokenizer = build_tokenizer()
+    model = _train(tokenizer, options)
+    options.out.mkdir(parents=True)
+    _save(model, tokenizer, options.out)
+
+
 def _options() -> argparse.Namespace:
     parser = argparse.ArgumentParser(prog="benchmarks.shipped.qwen3_vl", description=__doc__)
     parser.add_argument("--out", type=Path, default=Path("jax_unlearn/assets"))
+    parser.add_argument("--without", help="leave out the classes with these words; write to --out")
     parser.add_argument("--label-steps", type=int, default=600)
     parser.add_argument("--answer-steps", type=int, default=260)
     parser.add_argument("--crops", type=int, default=1200, help="train crops of each photo")
@@ -62,7 +77,8 @@ def _train(
     tokenizer: PreTrainedTokenizerFast, options: argparse.Namespace
 ) -> Qwen3VLForConditionalGeneration:
     model = build_model(tokenizer)
-    sources = (drawings("train"), photos("train", options.crops))
+    words = options.without
+    sources = (drawings("train").without(words), photos("train", options.crops).without(words))
     held_out = {"drawings": drawings("test"), "photos": photos("test", 25)}
     varied = Sampler(sources, PHOTO_SHARE, options.seed, light=0.15)
     pretrain(BatchedTower(model.model.visual), varied, held_out, options.label_steps, _log)

@@ -25,6 +25,15 @@ class Pictures:
     def __len__(self) -> int:
         return len(self.labels)
 
+    def without(self, concept: str | None) -> "Pictures":
+        """The pictures of classes without some of a concept's words; all if it is None."""
+        if concept is None:
+            return self
+        words = set(concept.split())
+        shown = torch.tensor([words <= set(name.split()) for name in CLASSES])
+        keep = ~shown[self.labels]
+        return Pictures(self.pixels[keep], self.labels[keep], self.room[keep])
+
 
 def drawings(split: str) -> Pictures:
     """All of easy-VQA's pictures of a split whose class follows from its questions."""

@@ -60,6 +60,10 @@ def report(
             **pairs,
             vlm_rows=VLM_ROWS,
             plot=plot_history(directory / "history.jsonl"),
+            few_shot_plots=[
+                plot_few_shot(one["few_shot"]["mean"]) if one["few_shot"] else ""
+                for one in metrics.get("reidentification", ())
+            ],
             thumbs=[thumbnails(evenly_spaced(row)) for row in samples],
             settings=to_json(config),
             pct=percent,
@@ -128,6 +132,28 @@ def plot_history(path: Path) -> str:
     axes.set(xlabel="epoch", ylabel="loss")
     axes.grid(alpha=0.25)
     axes.legend(frameon=False)
+    return png(figure)
+
+
+def plot_few_shot(curve: dict[str, Any]) -> str:
+    """Plot the accuracy by number of labelled images, with its range; returns a PNG in base64."""
+    figure = Figure(figsize=(5, 3), layout="constrained")
+    axes = figure.subplots()
+    shots = [int(k) for k in curve]
+    for when in ("before", "after"):
+        mean, least, most = zip(*(curve[str(k)][when] for k in shots), strict=True)
+        axes.plot(shots, mean, marker="o", label=when)
+        axes.fill_between(shots, least, most, alpha=0.2)
+    axes.axhline(0.5, color="gray", lw=1, ls=":")
+    axes.set(xscale="log", xlabel="labelled images of each", ylabel="balanced accuracy")
+    axes.set_xticks(shots, [str(k) for k in shots])
+    axes.grid(alpha=0.25)
+    axes.legend(frameon=False)
+    return png(figure)
+
+
+def png(figure: Figure) -> str:
+    """A figure as PNG in base64."""
     buffer = io.BytesIO()
     figure.savefig(buffer, format="png", dpi=130)
     return base64.b64encode(buffer.getvalue()).decode()
