@@ -18,7 +18,7 @@ from statistics import NormalDist
 from typing import Any
 
 import numpy as np
-from jaxtyping import Bool, Float, Int
+from jaxtyping import Float, Int
 from sklearn import config_context
 from sklearn.base import BaseEstimator
 from sklearn.exceptions import ConvergenceWarning
@@ -33,7 +33,7 @@ FEWEST = 10
 # Slope of the law of `readable`, fitted by FRONTIER.md to measurements on fresh images.
 LAW = 75.0
 
-Embeddings = Float[np.ndarray, "n e"]
+Embeddings = Float[np.ndarray, "_ _"]
 # Best over these is the score of a number of labelled images.
 READERS = {
     "nearest_mean": lambda: NearestCentroid(),
@@ -113,15 +113,15 @@ class Scores:
     refitted: dict[str, dict[str, float]]
 
 
+Pair = tuple[Int[np.ndarray, " _"], Int[np.ndarray, " _"]]
+
+
 @dataclass(frozen=True)
 class SideRows:
     """Rows of both sides to test, and those to fit on; None if the rows to test are halved."""
 
-    test: tuple[Int[np.ndarray, " n"], Int[np.ndarray, " m"]]
-    fit: tuple[Int[np.ndarray, " n"], Int[np.ndarray, " m"]] | None
-
-
-Pair = tuple[np.ndarray, np.ndarray]
+    test: Pair
+    fit: Pair | None
 
 
 def splits(sides: SideRows, draws: int) -> Iterator[tuple[Pair, Pair]]:
@@ -191,6 +191,6 @@ def before_and_after(before: Mapping[str, TwoClasses], after: Mapping[str, TwoCl
     return {"few_shot": curves, "refitted": refitted}
 
 
-def enough(forget: Bool[np.ndarray, " n"], counterpart: Bool[np.ndarray, " n"]) -> bool:
-    """Whether the held-out images can be halved, to fit and to test readers."""
-    return min(int(forget.sum()), int(counterpart.sum())) >= FEWEST
+def enough(forget: int, counterpart: int) -> bool:
+    """Whether so many held-out images can be halved, to fit and to test readers."""
+    return min(forget, counterpart) >= FEWEST

@@ -20,8 +20,8 @@ POOLS: dict[str, Callable[[np.ndarray], np.ndarray]] = {
     "max": lambda tokens: tokens.max(axis=1),
     "spread": lambda tokens: tokens.std(axis=1),
 }
-Embeddings = Float[np.ndarray, "n e"]
-Mask = Bool[np.ndarray, " n"]
+Embeddings = Float[np.ndarray, "_ _"]
+Mask = Bool[np.ndarray, " _"]
 
 
 def reidentify(extracted: Extracted, adapter: LoraAdapter) -> list[dict[str, Any]]:
@@ -37,7 +37,8 @@ def of_pair(extracted: Extracted, adapter: LoraAdapter, pair: Counterpart) -> di
     kept = np.ones(len(counterpart.files), bool)
     if pair.preserve:
         kept = np.isin(counterpart.labels, pair.preserve)
-    fresh = enough(shown, kept) or own is not None
+    counts = int(shown.sum()), int(kept.sum())
+    fresh = enough(*counts) or own is not None
     groups = [(test.forget, shown), (counterpart, kept)]
     if not fresh:
         of_class = np.isin(train.preserve.labels, pair.preserve)
@@ -53,19 +54,18 @@ def of_pair(extracted: Extracted, adapter: LoraAdapter, pair: Counterpart) -> di
         for pool in POOLS if all(tokens) else ():
             for when in (0, 1):
                 found[when][pool] = two_classes([side[pool][when] for side in tokens])
-    forget, kept_number = int(shown.sum()), int(kept.sum())
     facts = {
         "concept": pair.concept,
         "counterpart": pair.name,
         "fresh": fresh,
-        "images": {"forget": forget, "counterpart": kept_number},
+        "images": dict(zip(("forget", "counterpart"), counts, strict=True)),
     }
     if extracted.stand_ins:
         number = extracted.counterparts.index(pair)
         stand_in = extracted.stand_ins[number]
         some = next(iter(stand_in.means.values()))
         facts["expected_linear"] = readable(len(stand_in.forget), len(some))
-    if not min(forget, kept_number):
+    if not min(counts):
         return facts | {"few_shot": {}, "refitted": {}}
     return facts | before_and_after(*found)
 

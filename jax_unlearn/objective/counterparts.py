@@ -10,7 +10,7 @@ from jax_unlearn.features.samples import Sides
 from jax_unlearn.features.stand_in import Counterpart
 from jax_unlearn.objective.projectors import Projector
 
-Embeddings = Float[np.ndarray, "n e"]
+Embeddings = Float[np.ndarray, "_ _"]
 
 
 def counterparts(

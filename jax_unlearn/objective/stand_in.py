@@ -22,7 +22,7 @@ FLOOR, FLATTEN = 0.02, 0.3
 # How many times more often than on average one stand-in image may be used.
 REUSE = 2
 
-Outputs = Sequence[Float[np.ndarray, "n e"]]
+Outputs = Sequence[Float[np.ndarray, "_ _"]]
 
 
 @dataclass(frozen=True)

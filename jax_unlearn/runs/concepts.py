@@ -26,4 +26,6 @@ def concepts_of(extracted: Extracted, config: RunConfig) -> list[dict[str, Stand
 def preserve_weight_of(config: RunConfig) -> float:
     """λ of the stand-in solver, from --strength or the weights of the loss."""
     strength = config.objective.strength
-    return STRENGTHS[strength] if strength else preserve_weight(config.solver)
+    if strength:
+        return STRENGTHS[strength]
+    return preserve_weight(config.solver.lambda_forget, config.solver.lambda_preserve)

@@ -113,7 +113,8 @@ def fit_each(
     """Fit the stand-in target with each setting."""
     trained = []
     for setting in settings:
-        result = fit_stand_in(concepts, setting.rank, preserve_weight(setting))
+        weight = preserve_weight(setting.lambda_forget, setting.lambda_preserve)
+        result = fit_stand_in(concepts, setting.rank, weight)
         terms = np.array([result.history[result.epoch][name] for name in TERMS])
         trained.append(Trained(setting, result.adapter, terms, False))
         progress(len(trained))

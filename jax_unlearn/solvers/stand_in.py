@@ -24,7 +24,6 @@ import time
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from functools import partial
-from typing import Protocol
 
 import numpy as np
 from jaxtyping import Float, Float64
@@ -45,19 +44,10 @@ SHRINKAGE = 0.1
 ROUNDS = 12
 # Largest number of principal components in which the joint transport is computed.
 COMPONENTS = 512
+# Share of the largest eigenvalue below which one is rounding.
+NOTHING = 1e-12
 
-
-class HasWeights(Protocol):
-    """The weights of a `SolverConfig`, or of a setting of a sweep."""
-
-    @property
-    def lambda_forget(self) -> float: ...
-
-    @property
-    def lambda_preserve(self) -> float: ...
-
-
-Matrix = Float64[np.ndarray, "rows columns"]
+Matrix = Float64[np.ndarray, "_ _"]
 
 
 class Ridge:
@@ -98,15 +88,15 @@ class Ridge:
         return LoraPair(*(np.ascontiguousarray(part, np.float32) for part in parts))
 
 
-def preserve_weight(weights: HasWeights) -> float:
-    """λ of the settings: the weight of the images to keep for each unit of those to forget.
+def preserve_weight(lambda_forget: float, lambda_preserve: float) -> float:
+    """λ: the weight of the images to keep for each unit of that of the images to forget.
 
     Raises:
         UserError: the weight of the images to forget is zero.
     """
-    if not weights.lambda_forget:
-        raise UserError("--lambda-forget 0.0: must be above 0 with --target stand_in")
-    return weights.lambda_preserve / weights.lambda_forget
+    if not lambda_forget:
+        raise UserError("--lambda-forget 0: must be above 0 with --target stand_in")
+    return lambda_preserve / lambda_forget
 
 
 def fit_stand_in(
@@ -279,7 +269,7 @@ def principal(rows: Matrix) -> Matrix:
     if len(rows) >= rows.shape[1] or rows.shape[1] <= COMPONENTS:
         return leading(rows.T @ rows)
     values, vectors = eigh(rows @ rows.T)
-    kept = values > values[-1] * len(rows) * np.finfo(np.float64).eps
+    kept = values > NOTHING * values[-1]
     kept[:-COMPONENTS] = False
     return np.asarray(rows.T @ (vectors[:, kept] / np.sqrt(values[kept])))
 

@@ -54,6 +54,8 @@ VALUES = {
     "linears": ("linear_fc1",),
     "target": "shift",
     "near_step": 0.7,
+    "stand_in": "red circle",
+    "strength": "strong",
     "rank": 2,
     "alpha": 3.0,
     "lambda_forget": 2.0,
@@ -91,7 +93,7 @@ EXECUTION = {
     "heartbeat_seconds": 5,
     "wait_seconds": 5.0,
 }
-QWEN = ("qwen closed_form", "qwen adam", "qwen leace")
+QWEN = ("qwen closed_form", "qwen adam", "qwen leace", "qwen stand_in")
 CLIP = ("names closed_form", "names adam", "names leace", "clip closed_form", "clip leace")
 MODES = (*QWEN, *CLIP, "saved closed_form", "saved adam")
 SHAPES = ("red triangle", "green triangle", "blue circle", "red circle")
@@ -127,6 +129,7 @@ def base_of(mode, root):
     kind, optimizer = mode.split()
     more = {"epochs": 12, "optimizer": "adam"} if optimizer == "adam" else {}
     more |= {"optimizer": "leace"} if optimizer == "leace" else {}
+    more |= {"target": "stand_in", "rank": 3} if optimizer == "stand_in" else {}
     if kind == "saved":
         return start_settings(statistics=root / "run", out=root / "x").replace(**more)
     checkpoint = (root if kind == "qwen" else CLIP_ASSETS) / "checkpoint"
@@ -190,8 +193,9 @@ def fall_of(config):
     return fit_adapter(extracted_of(config), config, QUIET).found.fall
 
 
-FITTED_ONLY = {*leaf_fields(SolverSettings), "target", "near_step", "targets"} - {"seed", "select"}
-SOLVED = FITTED_ONLY | {"seed", "select"}
+FITTED_ONLY = {*leaf_fields(SolverSettings), "target", "near_step", "targets", "strength"}
+FITTED_ONLY -= {"seed", "select"}
+SOLVED = FITTED_ONLY | {"seed", "select", "stand_in"}
 # Of each kind of source, the mode in which samples and extraction are tried too.
 FIRST = ("qwen closed_form", "names closed_form", "clip closed_form", "saved closed_form")
 NAMES = [name for name in leaf_fields(RunConfig) if name not in leaf_fields(ExecutionSettings)]
@@ -214,7 +218,8 @@ def test_every_setting_changes_the_result_or_is_refused(mode, places):
             if mode not in FIRST and name not in SOLVED:
                 # Features do not depend on the solver: the first mode of the kind has shown it.
                 continue
-            after = output_of(changed, base if name in FITTED_ONLY else None)
+            shared = name in FITTED_ONLY and "stand_in" not in (changed.objective.target, name)
+            after = output_of(changed, base if shared or name == "strength" else None)
         except UserError as error:
             said[name] = str(error)
             continue

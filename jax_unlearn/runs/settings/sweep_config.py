@@ -94,8 +94,11 @@ class SweepConfig(RunConfig):
         found = grid.settings(self.sweep.sample, by_seed, one_rank=closed)
         if optimizer == STAND_IN:
             # Only the ratio of the weights counts.
-            ratios = {(preserve_weight(one), one.rank): one for one in found[::-1]}
-            found = [one for one in found if one in ratios.values()]
+            first: dict[tuple[float, int], Setting] = {}
+            for one in found:
+                weight = preserve_weight(one.lambda_forget, one.lambda_preserve)
+                first.setdefault((weight, one.rank), one)
+            found = [*first.values()]
         return found
 
 
