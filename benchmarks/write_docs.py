@@ -12,7 +12,14 @@ from pathlib import Path
 from typing import Any
 
 from benchmarks import settings_page, versions
-from benchmarks.forgetting import clip_names, linears, optimisers, targets, tradeoff
+from benchmarks.forgetting import (
+    clip_names,
+    linears,
+    optimisers,
+    stand_in_tables,
+    targets,
+    tradeoff,
+)
 from benchmarks.markdown import Row, replace, table_of
 from benchmarks.scale import accelerator, chips, many_images, processes, real_size
 from benchmarks.shipped.clip import exam as clip_exam
@@ -94,6 +101,8 @@ BLOCKS = (
     Block(FORGETTING, "linears", ("linears",), linears.table),
     Block(FORGETTING, "tradeoff", ("tradeoff",), tradeoff.table),
     Block(FORGETTING, "readers", ("forgetting",), targets.readers),
+    Block("docs/results/stand-in.md", "stand in", ("stand_in",), stand_in_tables.table),
+    Block("docs/results/stand-in.md", "growth", ("stand_in",), stand_in_tables.growth_table),
     Block("docs/results/clip.md", "clip", ("clip_forgetting",), clip_names.table),
     Block(SPEED, "demo", ("demo",), demo.table),
     Block(SPEED, "startup", ("startup",), startup.table),
