@@ -9,6 +9,7 @@ import json
 import time
 from collections.abc import Iterator
 from dataclasses import dataclass
+from functools import cache
 from pathlib import Path
 from tempfile import TemporaryDirectory
 from typing import Any
@@ -50,7 +51,7 @@ SETTINGS: dict[str, dict[str, Any]] = {
     "stand_in, strong": STAND_IN | {"strength": "strong"},
 }
 # Images of the model's exam: the first of each class.
-ASKED = 10
+ASKED = 5
 NO_CHANGE = LoraAdapter({}, alpha=1.0, rank=1)
 
 
@@ -75,6 +76,7 @@ class Options:
     out: Path = RESULTS
 
 
+@cache
 def counterpart_of(concept: str) -> str:
     """The counterpart that a run on the shipped images chooses."""
     demo = demo_config(Demo(concept=concept)).replace(target="stand_in", rank=32)
@@ -251,19 +253,24 @@ def references(options: Options, console: Console) -> Iterator[dict[str, Any]]:
 def main() -> None:
     options = tyro.cli(Options)
     console = Console(stderr=True)
-    results: dict[str, Any] = {"machine": machine(), "concepts": [], "unseen": []}
+    results: dict[str, Any] = {
+        "machine": machine(),
+        "concepts": [],
+        "unseen": [],
+        "references": [],
+    }
 
     def save() -> None:
         options.out.write_text(json.dumps(results, indent=1) + "\n")
 
     results["growth"] = grown(options, console)
     save()
-    results["references"] = [*references(options, console)]
-    save()
     for part in ("unseen", "concepts"):
         for concept in getattr(options, part):
             results[part].append(measure(concept, options, console))
             save()
+    results["references"] = [*references(options, console)]
+    save()
     plot(results, options.out.with_suffix(".png"), [*SETTINGS])
 
 
