@@ -6,6 +6,9 @@ import shutil
 from pathlib import Path
 from tempfile import TemporaryDirectory
 
+# Before any module of ours, which it decorates.
+from tests import shape_checks
+
 # Before NumPy and PyTorch are there. Two processes on two cores, with two threads each, wait for
 # one another.
 os.environ.setdefault("OMP_NUM_THREADS", "1")
@@ -14,11 +17,8 @@ os.environ.setdefault("OMP_NUM_THREADS", "1")
 # run time, is compiled to bytecode anew each time.
 import flax.nnx  # noqa: F401
 import jax
-import matplotlib.figure  # noqa: F401
 import optax  # noqa: F401
 import pytest
-import sklearn.linear_model
-import sklearn.neighbors  # noqa: F401
 import tyro  # noqa: F401
 from transformers import Qwen3VLForConditionalGeneration
 
@@ -51,6 +51,11 @@ def pytest_collection_finish() -> None:
     """
     gc.collect()
     gc.freeze()
+
+
+def pytest_runtest_setup() -> None:
+    """Each test checks the shapes of the first calls anew."""
+    shape_checks.calls.clear()
 
 
 @pytest.fixture(scope="session")

@@ -5,11 +5,11 @@ import io
 import json
 import warnings
 from collections.abc import Sequence
+from functools import cache
 from pathlib import Path
 from typing import Any
 
 import jinja2
-from matplotlib.figure import Figure
 from PIL import Image
 
 from jax_unlearn.data.images import UNREADABLE, ImageFile, read_image, reason
@@ -80,6 +80,7 @@ def concept(config: RunConfig, metrics: dict[str, Any]) -> str:
     return samples.concept or f"{', '.join(classes[:CLASSES])}{more}" or folder
 
 
+@cache
 def environment() -> jinja2.Environment:
     return jinja2.Environment(
         loader=jinja2.PackageLoader("jax_unlearn", "runs/report"),
@@ -120,8 +121,11 @@ def thumbnail(file: ImageFile) -> str:
 
 def plot_history(path: Path) -> str:
     """Plot the terms by epoch; returns a PNG in base64."""
+    # Here, since a run that is refused plots nothing.
+    from matplotlib.figure import Figure
+
     history = [json.loads(line) for line in path.read_text().splitlines()]
-    figure = Figure(figsize=(8, 3.2), layout="constrained")
+    figure = Figure(figsize=(8, 3.2), layout="tight")
     axes = figure.subplots()
     for term in ("total", "forget", "preserve", "weight"):
         axes.plot([row[term] for row in history], label=term, lw=2 if term == "total" else 1.2)
