@@ -159,7 +159,10 @@ def describe(directory: str | Path, dtype: str = "float32") -> VisionCheckpoint:
 
 @cache
 def abstract_tower(config: VisionConfig) -> Qwen3VisionTower:
-    """The tower with shapes and dtypes instead of arrays, which takes no memory. Not to be changed: it is made once."""
+    """The tower with shapes and dtypes instead of arrays, which takes no memory.
+
+    Made once for a config: not to be changed.
+    """
     return nnx.eval_shape(lambda: Qwen3VisionTower(config, rngs=nnx.Rngs(0)))
 
 
