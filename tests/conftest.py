@@ -14,8 +14,9 @@ from tests import shape_checks
 os.environ.setdefault("OMP_NUM_THREADS", "1")
 # Most of the tests' time was the compiler's, over programs that run once on tiny shapes. With these
 # it takes a quarter. XLA_FLAGS= in the environment leaves it as it is.
-QUICK = "--xla_backend_optimization_level=0 --xla_cpu_use_fusion_emitters=false"
-os.environ.setdefault("XLA_FLAGS", QUICK)
+os.environ.setdefault(
+    "XLA_FLAGS", "--xla_backend_optimization_level=0 --xla_cpu_use_fusion_emitters=false"
+)
 
 # Those that nobody here uses: what is first loaded by a module of ours, whose shapes are checked at
 # run time, is compiled to bytecode anew each time.
