@@ -1,7 +1,8 @@
 """Run the demo with other versions of Python and transformers, each in a fresh environment.
 
 `.ci/matrix` runs this. Each environment installs this checkout and its dependencies from the
-package index, without constraints.txt, runs `jax-unlearn demo`, and is removed.
+package index, without constraints.txt, runs `jax-unlearn demo`, compares our image processors with
+those of its transformers, and is removed.
 """
 
 import argparse
@@ -9,6 +10,7 @@ import hashlib
 import json
 import os
 import platform
+import re
 import shutil
 import subprocess
 import time
@@ -22,6 +24,7 @@ from benchmarks.markdown import caption, table_of
 ROOT = Path(__file__).parents[1]
 RESULTS = Path(__file__).parent / "results" / "versions.json"
 SHOWN = ("transformers", "jax", "flax", "numpy", "huggingface_hub")
+OUTCOMES = re.compile(r"(\d+) (passed|failed|error)")
 CASES = (
     ("3.11", "transformers==5.6.*"),
     ("3.11", "transformers==5.16.*"),
@@ -51,6 +54,28 @@ def main() -> None:
         options.out.write_text(json.dumps(results, indent=1) + "\n")
 
 
+def processors(python: Path) -> dict[str, Any]:
+    """Our image processors beside those of transformers with the PIL backend, in an environment.
+
+    Args:
+        python: the environment's interpreter; it needs pytest, but not torch or torchvision.
+
+    Returns:
+        The number of comparisons (each of several images) and of those that are `equal`, all bit
+        for bit; or, as `failed`, why nothing was compared.
+    """
+    options = ("-q", "--noconftest", "-o", "addopts=", "-p", "no:cacheprovider")
+    tests = ROOT / "tests" / "data" / "test_preprocess.py"
+    command = [str(python), "-m", "pytest", *options, "-k", "of_transformers", str(tests)]
+    lines = subprocess.run(command, capture_output=True, text=True).stdout.splitlines()
+    counts = {word: int(number) for number, word in OUTCOMES.findall(lines[-1] if lines else "")}
+    if not counts.keys() & {"passed", "failed"}:
+        why = [line for line in lines if line.startswith("E ")] or ["pytest ran nothing"]
+        return {"failed": why[-1].removeprefix("E ").strip()}
+    equal = counts.get("passed", 0)
+    return {"compared": equal + counts.get("failed", 0), "equal": equal}
+
+
 def measure(python: str, requirement: str) -> dict[str, Any]:
     """The demo's figures with one version of Python and of transformers, or why it `failed`."""
     interpreter = shutil.which(f"python{python}")
@@ -61,7 +86,7 @@ def measure(python: str, requirement: str) -> dict[str, Any]:
         binaries = env / "bin"
         steps = (
             [interpreter, "-m", "venv", str(env)],
-            [str(binaries / "pip"), "install", "--quiet", str(ROOT), requirement],
+            [str(binaries / "pip"), "install", "--quiet", str(ROOT), requirement, "pytest"],
             [str(binaries / "jax-unlearn"), "demo", "--out", str(out)],
         )
         for step in steps:
@@ -75,6 +100,7 @@ def measure(python: str, requirement: str) -> dict[str, Any]:
         ).stdout  # fmt: skip
         metrics = json.loads((out / "metrics.json").read_text())
         adapter = (out / "adapter" / "adapter_model.safetensors").read_bytes()
+        compared = processors(binaries / "python")
     found = {one["name"].lower().replace("-", "_"): one["version"] for one in json.loads(listed)}
     return {
         "python": python,
@@ -84,7 +110,18 @@ def measure(python: str, requirement: str) -> dict[str, Any]:
         "preserve": metrics["preserve"],
         "objective": metrics["objective"]["total"],
         "adapter": hashlib.sha256(adapter).hexdigest(),
+        "processors": compared,
     }
+
+
+def processors_cell(row: dict[str, Any]) -> str:
+    """How many comparisons of image processors were equal, or why there was none."""
+    found = row.get("processors")
+    if found is None:
+        return "not compared"
+    if "failed" in found:
+        return f"nothing was compared: {found['failed']}"
+    return f"{found['equal']} of {found['compared']} equal"
 
 
 def table(results: dict[str, Any]) -> str:
@@ -93,7 +130,7 @@ def table(results: dict[str, Any]) -> str:
     for row in results["rows"]:
         if "failed" in row:
             failed = f"**failed**: {row['failed']}"
-            rows.append([row["python"], row["asked"], failed, "", "", "", ""])
+            rows.append([row["python"], row["asked"], failed, "", "", "", "", ""])
             continue
         versions = [row["versions"][name] for name in SHOWN[:3]]
         shares = [
@@ -101,7 +138,9 @@ def table(results: dict[str, Any]) -> str:
             for side in ("forget", "preserve")
         ]
         rows.append([row["python"], *versions, *shares, f"`{row['adapter'][:12]}`"])
+        rows[-1].append(processors_cell(row))
     header = ["Python", *SHOWN[:3], "forget, by a probe", "preserve", "SHA-256 of the adapter"]
+    header.append("image processors")
     return f"{caption(results['machine'], 'versions')}\n\n{table_of(header, rows)}"
 
 

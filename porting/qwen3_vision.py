@@ -2,7 +2,7 @@
 
 import math
 from dataclasses import dataclass, replace
-from functools import partial
+from functools import cache, partial
 from pathlib import Path
 from typing import Any
 
@@ -157,8 +157,12 @@ def describe(directory: str | Path, dtype: str = "float32") -> VisionCheckpoint:
     return VisionCheckpoint(model_type, config, place)
 
 
+@cache
 def abstract_tower(config: VisionConfig) -> Qwen3VisionTower:
-    """The tower with shapes and dtypes instead of arrays, which takes no memory."""
+    """The tower with shapes and dtypes instead of arrays, which takes no memory.
+
+    Made once for a config: not to be changed.
+    """
     return nnx.eval_shape(lambda: Qwen3VisionTower(config, rngs=nnx.Rngs(0)))
 
 

@@ -6,19 +6,24 @@ import shutil
 from pathlib import Path
 from tempfile import TemporaryDirectory
 
+# Before any module of ours, which it decorates.
+from tests import shape_checks
+
 # Before NumPy and PyTorch are there. Two processes on two cores, with two threads each, wait for
 # one another.
 os.environ.setdefault("OMP_NUM_THREADS", "1")
+# Most of the tests' time was the compiler's, over programs that run once on tiny shapes. With these
+# it takes a quarter. XLA_FLAGS= in the environment leaves it as it is.
+os.environ.setdefault(
+    "XLA_FLAGS", "--xla_backend_optimization_level=0 --xla_cpu_use_fusion_emitters=false"
+)
 
 # Those that nobody here uses: what is first loaded by a module of ours, whose shapes are checked at
 # run time, is compiled to bytecode anew each time.
 import flax.nnx  # noqa: F401
 import jax
-import matplotlib.figure  # noqa: F401
 import optax  # noqa: F401
 import pytest
-import sklearn.linear_model
-import sklearn.neighbors  # noqa: F401
 import tyro  # noqa: F401
 from transformers import Qwen3VLForConditionalGeneration
 
@@ -51,6 +56,11 @@ def pytest_collection_finish() -> None:
     """
     gc.collect()
     gc.freeze()
+
+
+def pytest_runtest_setup() -> None:
+    """Each test checks the shapes of the first calls anew."""
+    shape_checks.calls.clear()
 
 
 @pytest.fixture(scope="session")

@@ -47,6 +47,8 @@ def printable(text: str) -> str:
     Bytes that are not UTF-8, control characters and line breaks become escapes like \\xe9.
     """
     composed = unicodedata.normalize("NFC", text)
+    if composed.isprintable():
+        return composed
     return "".join(_escaped(c) if _needs_escape(c) else c for c in composed)
 
 

@@ -19,29 +19,39 @@ from typing import Any
 
 import numpy as np
 from jaxtyping import Float, Int
-from sklearn import config_context
-from sklearn.base import BaseEstimator
-from sklearn.exceptions import ConvergenceWarning
-from sklearn.linear_model import LogisticRegression
-from sklearn.neighbors import KNeighborsClassifier, NearestCentroid
-from sklearn.svm import SVC
+
+from jax_unlearn.evaluate.probes import Classifier, nearest_mean, nearest_neighbour
 
 SHOTS = (1, 3, 10, 30, 100)
 DRAWS = 5
 # With fewer held-out images of a side, half of them is too few to fit or to test readers on.
 FEWEST = 10
-# Slope of the law of `readable`, fitted by FRONTIER.md to measurements on fresh images.
+# Constant of the law of `readable`, fitted to measurements on fresh images of drawings.
 LAW = 75.0
 
 Embeddings = Float[np.ndarray, "_ _"]
+REFITTED = ("linear", "nearest_neighbour", "rbf")
+
+
+def linear() -> Classifier:
+    from sklearn.linear_model import LogisticRegression
+
+    return LogisticRegression(max_iter=300, tol=1e-3)
+
+
+def rbf() -> Classifier:
+    from sklearn.svm import SVC
+
+    return SVC()
+
+
 # Best over these is the score of a number of labelled images.
 READERS = {
-    "nearest_mean": lambda: NearestCentroid(),
-    "nearest_neighbour": lambda: KNeighborsClassifier(n_neighbors=1, algorithm="brute"),
-    "linear": lambda: LogisticRegression(max_iter=300, tol=1e-3),
-    "rbf": lambda: SVC(),
+    "nearest_mean": nearest_mean,
+    "nearest_neighbour": nearest_neighbour,
+    "linear": linear,
+    "rbf": rbf,
 }
-REFITTED = ("linear", "nearest_neighbour", "rbf")
 
 
 @dataclass(frozen=True)
@@ -59,7 +69,8 @@ class TwoClasses:
 def readable(forget: int, counterpart: int) -> float:
     """Accuracy that a linear reader of fresh images reaches after the target stand_in.
 
-    Φ(½ √(75 (1/n_f + 1/n_g))), within about 0.03 (source: measurements in FRONTIER.md, section 2).
+    Φ(½ √(75 (1/n_f + 1/n_g))), fitted to readers with a thousand labelled images of a side; those
+    with fewer reach less (docs/results/stand-in.md).
 
     Args:
         forget: number of different images to forget that the edit is fitted on.
@@ -140,6 +151,9 @@ def score_all(
     x: Embeddings, rows: Int[np.ndarray, " n"], labels: Int[np.ndarray, " n"], test: Pair
 ) -> dict[str, tuple[float, float]]:
     """Both recalls of every reader fitted on some rows."""
+    # Here, as in `probes`, since it doubles the time of starting.
+    from sklearn.exceptions import ConvergenceWarning
+
     found = {}
     mean = x[rows].mean(axis=0)
     scale = np.sqrt(((x[rows] - mean) ** 2).sum() / len(rows)) or 1.0
@@ -150,7 +164,7 @@ def score_all(
             # linear reader need not converge to be tested.
             warnings.filterwarnings("ignore", category=RuntimeWarning)
             warnings.filterwarnings("ignore", category=ConvergenceWarning)
-            reader: BaseEstimator = make().fit(fitted, labels)
+            reader = make().fit(fitted, labels)
         found[name] = (
             float((reader.predict(first) == 1).mean()),
             float((reader.predict(second) == 0).mean()),
@@ -178,12 +192,14 @@ def reduced(classes: TwoClasses) -> tuple[Embeddings, SideRows]:
 
 def before_and_after(before: Mapping[str, TwoClasses], after: Mapping[str, TwoClasses]) -> Any:
     """Scores before and after the edit, by how tokens are pooled (mean, max or spread)."""
+    from sklearn import config_context
+
     curves: dict[str, dict[str, dict[str, list[float]]]] = {}
     refitted: dict[str, dict[str, dict[str, dict[str, float]]]] = {}
     for pool, (when, sides) in product(before, (("before", before), ("after", after))):
         # The rows are checked already, and a fit of few rows takes less than the checks.
         with config_context(assume_finite=True, skip_parameter_validation=True):
-            scores = few_shot(sides[pool])
+            scores = few_shot(sides[pool], draws=DRAWS)
         for k, values in scores.curve.items():
             curves.setdefault(pool, {}).setdefault(k, {})[when] = values
         for name, recalls in scores.refitted.items():

@@ -5,9 +5,8 @@ from dataclasses import dataclass
 from functools import reduce
 
 import numpy as np
-from sklearn.base import BaseEstimator
 
-from jax_unlearn.evaluate.probes import Split, drift, linear_probe
+from jax_unlearn.evaluate.probes import Classifier, Split, drift, linear_probe
 
 
 @dataclass(frozen=True)
@@ -35,12 +34,12 @@ class Score:
     selectivity: float | None = None
 
 
-def fit_probes(train: Mapping[str, Split]) -> dict[str, BaseEstimator]:
+def fit_probes(train: Mapping[str, Split]) -> dict[str, Classifier]:
     """Fit a linear probe on the original features of every projector."""
     return {name: linear_probe().fit(split.before, split.labels) for name, split in train.items()}
 
 
-def score(probes: Mapping[str, BaseEstimator], test: Mapping[str, Split]) -> Score:
+def score(probes: Mapping[str, Classifier], test: Mapping[str, Split]) -> Score:
     """Score with the probe of the worst projector, as in the headline of metrics.json."""
     before, forget, preserve, moved, chance = [], [], [], [], 0.0
     kept: list[tuple[float, float]] = []

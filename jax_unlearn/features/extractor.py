@@ -101,6 +101,8 @@ class Extractor:
         # Batch shapes of all passes, also of resumed passes that had nothing left to do.
         self.planned: set[tuple[int, int]] = set()
         self.work = Work()
+        # Whether processes decode images, whose batches come through shared memory.
+        self.shared_memory = False
         # When the devices finish the step that was dispatched last.
         self.ready: Future[float] | None = None
         self.watch = ThreadPoolExecutor(1)
@@ -154,8 +156,9 @@ class Extractor:
                 bar.advance(task, images_in([batches]))
                 stage.step(state.snapshot)
         stage.done(state.snapshot)
-        # Grain's iterator is in a reference cycle, which keeps its last shared memory allocated.
-        gc.collect()
+        if self.shared_memory:
+            # Grain's iterator is in a reference cycle, which keeps its last piece allocated.
+            gc.collect()
         state.share()
         self.report(state, reader)
         if not state.rows:
@@ -226,6 +229,7 @@ class Extractor:
         workers = min(usual_workers(patches) if self.workers is None else self.workers, len(steps))
         sizes = [packing.size(batches) for batches in steps]
         workers = workers_in_shared_memory(sizes, workers, required=self.workers is not None)
+        self.shared_memory |= workers > 0
         loaded = self.waiting_for(load(steps, packing, workers))
         for step, taps, means in self.pipelined(state, steps, loaded):
             self.work.add(step.batches, self.devices)

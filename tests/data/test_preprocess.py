@@ -1,4 +1,7 @@
-"""Our image processors beside transformers' own of the PIL backend, to the last bit."""
+"""Our image processors beside transformers' own of the PIL backend, to the last bit.
+
+`python -m benchmarks.versions` runs the comparisons beside other versions, without conftest.py.
+"""
 
 import json
 from dataclasses import replace
@@ -6,7 +9,8 @@ from dataclasses import replace
 import numpy as np
 import pytest
 from PIL import Image
-from transformers import AutoImageProcessor
+from transformers.models.clip.image_processing_pil_clip import CLIPImageProcessorPil
+from transformers.models.qwen2_vl.image_processing_pil_qwen2_vl import Qwen2VLImageProcessorPil
 
 from jax_unlearn.data.clip_preprocess import load_clip_preprocessor
 from jax_unlearn.data.preprocess import load_preprocessor
@@ -33,10 +37,6 @@ def written(folder, settings, nested=False):
     return folder
 
 
-def theirs(folder):
-    return AutoImageProcessor.from_pretrained(folder, backend="pil", local_files_only=True)
-
-
 QWEN_VARIANTS = [
     {},
     {"image_mean": 0.4, "image_std": 0.3},
@@ -53,7 +53,8 @@ QWEN_VARIANTS = [
 def test_qwen_patches_are_those_of_transformers(tmp_path, change, nested):
     settings = {k: v for k, v in (QWEN | change).items() if v is not None}
     folder = written(tmp_path, settings, nested)
-    ours, reference = load_preprocessor(folder, TOWER, 2**30), theirs(folder)
+    ours = load_preprocessor(folder, TOWER, 2**30)
+    reference = Qwen2VLImageProcessorPil.from_pretrained(folder)
     for size in SIZES:
         image = picture(size)
         pixels, grid = ours(image)
@@ -77,7 +78,10 @@ CLIP_VARIANTS = [
 @pytest.mark.parametrize("change", CLIP_VARIANTS)
 def test_clip_pixels_are_those_of_transformers(tmp_path, change):
     folder = written(tmp_path, CLIP | change)
-    ours, reference = load_clip_preprocessor(folder, 64), theirs(folder)
+    ours, reference = (
+        load_clip_preprocessor(folder, 64),
+        CLIPImageProcessorPil.from_pretrained(folder),
+    )
     for size in SIZES:
         image = picture(size)
         out = reference(images=[image], return_tensors="np")["pixel_values"][0]
@@ -86,7 +90,8 @@ def test_clip_pixels_are_those_of_transformers(tmp_path, change):
 
 def test_without_resizing_sides_must_be_whole_patches(tmp_path):
     ours = load_preprocessor(written(tmp_path, QWEN | {"do_resize": False}), TOWER, 2**30)
-    out = theirs(tmp_path)(images=[picture((64, 48))], return_tensors="np")
+    reference = Qwen2VLImageProcessorPil.from_pretrained(tmp_path)
+    out = reference(images=[picture((64, 48))], return_tensors="np")
     np.testing.assert_array_equal(ours(picture((64, 48)))[0], out["pixel_values"])
     with pytest.raises(ValueError, match=r"65 × 48 pixels: .* multiples of 16"):
         ours.patches((65, 48))

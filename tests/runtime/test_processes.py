@@ -30,11 +30,7 @@ OPTIONS = {"granularity": "tokens"} | CLOSED_FORM
 ADAM = {"optimizer": "adam", "epochs": 30, "max_pixels": 512}
 HEARTBEAT = 10
 # In a pass of the second process, and in the first one's training, for which the other waits.
-STOPS = [
-    ("1-of-2/preserve", signal.SIGKILL),
-    ("0-of-2/training", signal.SIGTERM),
-    ("0-of-2/training", signal.SIGKILL),
-]
+STOPS = [("1-of-2/preserve", signal.SIGKILL), ("0-of-2/training", signal.SIGTERM)]
 # A run whose training fails.
 FAILING = """
 import sys

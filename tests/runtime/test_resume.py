@@ -427,7 +427,7 @@ def killed(folder, out, whole, kills):
 
 
 def test_killed_at_random_points_it_ends_with_the_same_bytes(folder, whole, tmp_path):
-    killed(folder, tmp_path / "out", whole, kills=5)
+    killed(folder, tmp_path / "out", whole, kills=3)
 
 
 @pytest.mark.slow

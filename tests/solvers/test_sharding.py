@@ -30,7 +30,7 @@ def same(problem, held_out=None, **settings):
 
 
 def check_training():
-    same(problems.problem(**ROWS))
+    # The mean of rows is their sum's norm, over their number without what fills the shares.
     same(problems.problem(**ROWS), reduction="mean")
     # Statistics in place of the rows, and a choice by held-out ones.
     many = problems.problem(n_forget=60, n_preserve=50)

@@ -5,11 +5,11 @@ import io
 import json
 import warnings
 from collections.abc import Sequence
+from functools import cache
 from pathlib import Path
 from typing import Any
 
 import jinja2
-from matplotlib.figure import Figure
 from PIL import Image
 
 from jax_unlearn.data.images import UNREADABLE, ImageFile, read_image, reason
@@ -84,6 +84,7 @@ def concept(config: RunConfig, metrics: dict[str, Any]) -> str:
     return samples.concept or f"{', '.join(classes[:CLASSES])}{more}" or folder
 
 
+@cache
 def environment() -> jinja2.Environment:
     return jinja2.Environment(
         loader=jinja2.PackageLoader("jax_unlearn", "runs/report"),
@@ -124,8 +125,11 @@ def thumbnail(file: ImageFile) -> str:
 
 def plot_history(path: Path) -> str:
     """Plot the terms by epoch; returns a PNG in base64."""
+    # Here, since a run that is refused plots nothing.
+    from matplotlib.figure import Figure
+
     history = [json.loads(line) for line in path.read_text().splitlines()]
-    figure = Figure(figsize=(8, 3.2), layout="constrained")
+    figure = Figure(figsize=(8, 3.2), layout="tight")
     axes = figure.subplots()
     for term in ("total", "forget", "preserve", "weight"):
         axes.plot([row[term] for row in history], label=term, lw=2 if term == "total" else 1.2)
@@ -137,7 +141,9 @@ def plot_history(path: Path) -> str:
 
 def plot_few_shot(curve: dict[str, Any]) -> str:
     """Plot the accuracy by number of labelled images, with its range; returns a PNG in base64."""
-    figure = Figure(figsize=(5, 3), layout="constrained")
+    from matplotlib.figure import Figure
+
+    figure = Figure(figsize=(5, 3), layout="tight")
     axes = figure.subplots()
     shots = [int(k) for k in curve]
     for when in ("before", "after"):
@@ -152,8 +158,8 @@ def plot_few_shot(curve: dict[str, Any]) -> str:
     return png(figure)
 
 
-def png(figure: Figure) -> str:
-    """A figure as PNG in base64."""
+def png(figure: Any) -> str:
+    """A matplotlib figure as PNG in base64."""
     buffer = io.BytesIO()
     figure.savefig(buffer, format="png", dpi=130)
     return base64.b64encode(buffer.getvalue()).decode()

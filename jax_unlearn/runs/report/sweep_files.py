@@ -4,12 +4,13 @@ import csv
 import io
 import json
 from pathlib import Path
-from typing import Any
-
-from matplotlib.axes import Axes
-from matplotlib.figure import Figure
+from typing import TYPE_CHECKING, Any
 
 from jax_unlearn.runs.sweep import TradeOff
+
+if TYPE_CHECKING:
+    from matplotlib.axes import Axes
+    from matplotlib.figure import Figure
 
 
 def write_tradeoff(directory: Path, found: TradeOff) -> None:
@@ -24,14 +25,16 @@ def write_tradeoff(directory: Path, found: TradeOff) -> None:
     plot(rows).savefig(directory / "sweep.png", dpi=130)
 
 
-def plot(rows: list[dict[str, Any]]) -> Figure:
+def plot(rows: list[dict[str, Any]]) -> "Figure":
     """A figure of the whole sweep."""
+    from matplotlib.figure import Figure
+
     figure = Figure(figsize=(6.4, 4.2), layout="constrained")
     draw(figure.subplots(), rows)
     return figure
 
 
-def draw(axes: Axes, rows: list[dict[str, Any]]) -> None:
+def draw(axes: "Axes", rows: list[dict[str, Any]]) -> None:
     """Plot drift against forgetting, one point per setting, with a line along the front."""
 
     def places(chosen: list[dict[str, Any]]) -> tuple[list[float], list[float]]:

@@ -1,0 +1,44 @@
+"""Check shapes and types in the first calls of every function in each test, and no more of them.
+
+A solver's loop calls a function a thousand times with the same shapes, and a check takes longer
+than the call. `tests/conftest.py` imports this before any module of ours, and begins each test.
+"""
+
+import inspect
+from collections import Counter
+from functools import partial, wraps
+from types import CodeType
+from typing import Any
+
+import jaxtyping
+
+CHECKED = 50
+# Of each function in this test. Those defined inside a function are made anew in each of its calls.
+calls: Counter[CodeType] = Counter()
+every_call = jaxtyping.jaxtyped
+
+
+def first_calls(function: Any = None, *, typechecker: Any) -> Any:
+    """In place of `jaxtyping.jaxtyped`: its check, for CHECKED calls of a function in a test.
+
+    The check is made when it is first needed: to make it takes a millisecond.
+    """
+    if function is None:
+        return partial(first_calls, typechecker=typechecker)
+    if not inspect.isfunction(function):
+        return every_call(function, typechecker=typechecker)
+    code, made = function.__code__, []
+
+    @wraps(function)
+    def counted(*arguments: Any, **options: Any) -> Any:
+        calls[code] += 1
+        if calls[code] > CHECKED:
+            return function(*arguments, **options)
+        if not made:
+            made.append(every_call(function, typechecker=typechecker))
+        return made[0](*arguments, **options)
+
+    return counted
+
+
+jaxtyping.jaxtyped = first_calls
