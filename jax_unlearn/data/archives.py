@@ -65,6 +65,9 @@ def _headers(file: Path) -> tuple[list[tarfile.TarInfo], str | None]:
                 found.append(info)
         except tarfile.ReadError as error:
             return found, str(error)
+        except MemoryError:
+            # tarfile reads an extended header of any size that it claims.
+            return found, "a header claims more memory than there is"
         end = tar.offset
     mark = read_at(file, end, tarfile.BLOCKSIZE + PADDING)
     if len(mark) < tarfile.BLOCKSIZE:
