@@ -30,7 +30,6 @@ from porting.undo import (
     UndoFacts,
     check_belongs,
     check_undo_place,
-    link_faults,
     read_undo,
     undo_bytes,
 )
@@ -161,7 +160,7 @@ def _changed_keys(
     faults += adapter_faults(adapter, place, checkpoint)
     for (name, tensor), key in keys.items():
         if key in checkpoint:
-            faults += link_faults(checkpoint, key) + checkpoint.dtype_faults(key)
+            faults += checkpoint.dtype_faults(key)
         if tensor == "bias" and keys[name, "weight"] in checkpoint:
             faults += _bias_faults(key, adapter.pairs[name], checkpoint)
     if faults:

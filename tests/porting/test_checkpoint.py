@@ -209,30 +209,6 @@ def test_an_index_that_leads_out(sharded, name, tensors):
     assert f"names {name!r}, which is not a file of this directory" in faults(sharded)
 
 
-def test_a_link_out_of_the_directory_is_followed_in_the_hubs_cache_only(sharded, tmp_path):
-    """Its snapshots are links to the blobs beside them; a link within the directory is followed."""
-    name, repository = "model-00000.safetensors", tmp_path / "models--x--y"
-    snapshot = repository / "snapshots" / "0123abcd"
-    shutil.copytree(sharded, snapshot)
-    places = {"blobs/digest": True, "elsewhere/digest": False, "snapshots/0123abcd/other.bin": True}
-    for place, followed in places.items():
-        target = repository / place
-        target.parent.mkdir(exist_ok=True)
-        shutil.move((snapshot / name).resolve(), target)
-        (snapshot / name).unlink(missing_ok=True)
-        (snapshot / name).symlink_to(target)
-        if followed:
-            load_vision_tower(snapshot)
-        else:
-            assert f"{name} is a link to {target}, outside the directory" in faults(snapshot)
-    # The same layout without the name that the cache has.
-    shutil.move(repository / "snapshots", repository / "others")
-    (repository / "others" / "0123abcd" / name).unlink()
-    (repository / "others" / "0123abcd" / name).symlink_to(repository / "blobs" / "digest")
-    shutil.move(repository / "others" / "0123abcd" / "other.bin", repository / "blobs" / "digest")
-    assert f"{name} is a link" in faults(repository / "others" / "0123abcd")
-
-
 def test_an_index_that_names_a_missing_file(sharded):
     (sharded / "model-00002.safetensors").unlink()
     assert "model-00002.safetensors is missing" in faults(sharded)
