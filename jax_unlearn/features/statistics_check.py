@@ -107,7 +107,7 @@ def check_statistics(arrays: Arrays, name: str, width: int, images: int, forget:
         image = array(arrays, f"{name}.image", INTEGER, rows)
         for column in ("ones", "norms"):
             array(arrays, f"{name}.{column}", FLOAT, rows)
-        if rows and not (0 <= image.min() and image.max() < images):
+        if rows and not (image.min() >= 0 and image.max() < images):
             raise ValueError(f"{name}.image must be from 0 to {images - 1}")
 
 

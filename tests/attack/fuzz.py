@@ -55,7 +55,9 @@ def fuzz(directory: Path, given: argparse.Namespace) -> None:
                     kind = fault.partition(":")[0]
                     faults[name][kind] += 1
                     if len(examples[f"{name}: {kind}"]) < SHOWN:
-                        examples[f"{name}: {kind}"].append(f"round {number}, {attack.what}: {fault}")
+                        examples[f"{name}: {kind}"].append(
+                            f"round {number}, {attack.what}: {fault}"
+                        )
         # A program for each shape that was tried would fill the memory.
         jax.clear_caches()
         number += 1

@@ -1,7 +1,6 @@
 """Every layout that a Qwen3-VL checkpoint comes in, and every fault that one can have."""
 
 import json
-import shutil
 
 import ml_dtypes
 import numpy as np
