@@ -58,7 +58,8 @@ def run_command(given: Sequence[str]) -> None:
     """Run a command; see `main`."""
     parser = overview()
     if not given or given[0] in ("-h", "--help"):
-        parser.print_help()
+        # Not by print_help, which would hide that it cannot be written.
+        print(parser.format_help(), end="")
         sys.stdout.flush()
         sys.exit(0 if given else 2)
     if given[0] == "--version":

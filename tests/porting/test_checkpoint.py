@@ -13,7 +13,7 @@ from jax_unlearn.runtime.errors import UserError
 from porting import CheckpointError, load_vision_tower
 from porting.checkpoint import INDEX, SINGLE, Checkpoint
 from porting.qwen3_vision import describe, vision_config, vision_table
-from porting.weight_table import to_torch
+from porting.weight_table import torch_tensors
 
 VISUAL = "model.visual."
 BIAS = f"{VISUAL}merger.linear_fc2.bias"
@@ -22,7 +22,7 @@ DTYPES = {"float32": np.float32, "float16": np.float16, "bfloat16": ml_dtypes.bf
 
 def exported(tower):
     """The tower as torch's tensors, by the keys of the tower alone."""
-    return dict(to_torch(vision_table(tower.config), nnx.state(tower)))
+    return dict(torch_tensors(vision_table(tower.config), nnx.state(tower)))
 
 
 def tower_keys(tensors, prefix=VISUAL):
