@@ -4,6 +4,8 @@ SIGKILL, SIGTERM and SIGINT take turns, in extraction, training, saving and expo
 kills are at a random time of the process, half as soon as it writes its output.
 """
 
+import multiprocessing
+import os
 import random
 import shutil
 import signal
@@ -12,10 +14,12 @@ import sys
 import time
 from collections import Counter
 from itertools import cycle
+from threading import Thread
 
 import pytest
 
 from jax_unlearn.runs.cli import main
+from jax_unlearn.runtime.resume import StageSnapshots
 from tests.running import arguments
 
 OPTIONS = {"granularity": "tokens", "max_pixels": 512, "batch_patches": 512}
@@ -133,3 +137,37 @@ def test_a_hundred_kills(folder, tmp_path):
         assert {name for words, name, _ in counts if words == command} == {
             number.name for number in SIGNALS
         }
+
+
+@pytest.mark.slow
+def test_a_worker_that_the_kernel_kills(folder, tmp_path, monkeypatch, capsys):
+    """What had been done is saved, and nothing else is left."""
+    options = OPTIONS | {"workers": 1, "save_steps": None}
+    main(arguments(folder, tmp_path / "whole", **options))
+    done, stages = StageSnapshots.done, []
+
+    def kill_next(earlier):
+        while not (workers := set(multiprocessing.active_children()) - earlier):
+            time.sleep(0.01)
+        for worker in workers:
+            os.kill(worker.pid, signal.SIGKILL)
+
+    def ended(stage, snapshot):
+        done(stage, snapshot)
+        stages.append(stage)
+        if len(stages) == 1:
+            Thread(target=kill_next, args=(set(multiprocessing.active_children()),)).start()
+
+    place = tmp_path / "place"
+    with monkeypatch.context() as patch:
+        patch.setattr(StageSnapshots, "done", ended)
+        with pytest.raises(SystemExit) as caught:
+            main(arguments(folder, place / "out", **options))
+    assert caught.value.code == 2
+    said = "--workers 1: a process that decodes images has died (SIGKILL); continue with --resume"
+    assert said in capsys.readouterr().err
+    assert [path.name for path in place.iterdir()] == ["out.resume"]
+    assert len(stages) == 1
+    main([*arguments(folder, place / "out", **options), "--resume"])
+    assert tree(place / "out") == tree(tmp_path / "whole")
+    assert [path.name for path in place.iterdir()] == ["out"]
