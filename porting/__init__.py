@@ -5,7 +5,7 @@ from porting.clip import is_clip, load_clip
 from porting.merge import merge_checkpoint, unmerge_checkpoint
 from porting.peft import load_peft, save_peft
 from porting.qwen3_vision import load_vision_tower
-from porting.to_torch import to_torch
+from porting.state_dict import to_torch
 from porting.weight_digests import linear_digests
 
 __all__ = [
