@@ -84,8 +84,9 @@ def check_group(
             raise ValueError(f"groups.{group}.taps: {tap!r} is no Linear of the file")
         rows = len(array(arrays, f"{group}.{tap}.x", FLOAT, None, widths[tap]))
         image = array(arrays, f"{group}.{tap}.image", INTEGER, rows)
+        # From 0 to the last sample, without gaps.
         steps = np.diff(image, prepend=-1, append=count)
-        if not np.isin(steps, (0, 1)).all() or (rows and steps[0] != 1):
+        if not np.isin(steps, (0, 1)).all() or (steps[0], steps[-1]) != (1, 1):
             raise ValueError(f"{group}.{tap}.image does not number {count} samples in order")
     if f"{group}.choosing" in arrays:
         array(arrays, f"{group}.choosing", BOOLEAN, count)

@@ -183,8 +183,9 @@ def read_statistics(directory: Path) -> StatisticsFile:
         if digest != of_arrays(arrays, json.dumps(facts)):
             raise changed(path)
         facts = {key: facts[key] for key in FACTS}
-        if not (projectors := texts(facts["paths"], "paths")):
-            raise ValueError("it has no projector")
+        projectors = texts(facts["paths"], "paths")
+        if not projectors or len(set(projectors)) < len(projectors):
+            raise ValueError("it has no projector, or one twice")
         linears = {name: last_linear(name) for name in projectors}
         check_content(arrays, facts, linears, adaptable_count(projectors))
         return StatisticsFile(path, arrays, facts)
