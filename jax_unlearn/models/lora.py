@@ -68,7 +68,8 @@ def checked_adapter(name: str, adapter: Any) -> LoraAdapter:
         a = any_array(f"{shown}.a", pair.a, ("rank", "D_in"))
         b = any_array(f"{shown}.b", pair.b, ("E", "rank"))
         bias = None if pair.bias is None else any_array(f"{shown}.bias", pair.bias, ("E",))
-        pairs[linear] = LoraPair(a, b, bias)
+        same = a is pair.a and b is pair.b and bias is pair.bias
+        pairs[linear] = pair if same else LoraPair(a, b, bias)
     return replace(adapter, pairs=pairs)
 
 
