@@ -14,7 +14,7 @@ from typing import Any
 from benchmarks import fuzz, settings_page, versions
 from benchmarks.forgetting import clip_names, linears, optimisers, targets, tradeoff
 from benchmarks.markdown import Row, replace, table_of
-from benchmarks.scale import accelerator, chips, many_images, processes, real_size
+from benchmarks.scale import accelerator, chips, late_processes, many_images, processes, real_size
 from benchmarks.shipped.clip import exam as clip_exam
 from benchmarks.shipped.qwen3_vl import exam
 from benchmarks.speed import clip_names as clip_speed
@@ -113,6 +113,7 @@ BLOCKS = (
     Block("docs/shipped-models.md", "clip exam", ("clip_exam",), clip_exam.table),
     Block("docs/serve.md", "clients", (), clients),
     Block("docs/input.md", "versions", ("versions",), versions.table),
+    Block("docs/accelerators.md", "late", ("late_processes",), late_processes.table),
     Block("docs/security.md", "fuzz", ("fuzz",), fuzz.table),
     Block("docs/settings.md", "settings", (), settings_page.settings),
 )
