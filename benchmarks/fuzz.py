@@ -1,11 +1,32 @@
-"""The table of a fuzz run: hostile inputs by family, and how many ended as promised.
+"""The tables of docs/security.md: hostile inputs by family, and kills by command and signal.
 
-The run itself is `python -m tests.attack.fuzz`, because the inputs are made by the tests.
+What is measured is in the tests: `python -m tests.attack.fuzz --out FILE`, and `KILLS_OUT=FILE
+pytest -m slow tests/runs/test_kills.py`.
 """
 
+from collections import Counter
 from typing import Any
 
 from benchmarks.markdown import table_of
+
+
+def kills(results: dict[str, Any]) -> str:
+    machine, rows = results["machine"], results["rows"]
+    signals, cases = (sorted({row[name] for row in rows}) for name in ("signal", "command"))
+    counts = Counter({(row["command"], row["when"], row["signal"]): row["kills"] for row in rows})
+    shown = [
+        [f"{command}, {when}", *(str(counts[command, when, signal]) for signal in signals)]
+        for command in cases
+        for when in ("random", "writing")
+    ]
+    about = (
+        f"*{machine['date']}, {machine['cores']} cores ({machine['cpu']}), Python "
+        f"{machine['python']}, jax {machine['versions']['jax']}; {counts.total()} kills; `pytest "
+        "-m slow tests/runs/test_kills.py`.*"
+    )
+    return (
+        f"{about}\n\n{table_of(['killed at a random time, or while it writes', *signals], shown)}"
+    )
 
 
 def table(results: dict[str, Any]) -> str:

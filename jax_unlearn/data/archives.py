@@ -40,8 +40,8 @@ def tar_images(shard: Path, label: str, left_out: LeftOut) -> Iterator[ImageFile
     try:
         found, damage = _headers(file)
     except (tarfile.ReadError, MemoryError) as error:
-        why = CLAIMS if isinstance(error, MemoryError) else str(error)
-        raise tarfile.ReadError(fault or why) from error
+        at_start = CLAIMS if isinstance(error, MemoryError) else str(error)
+        raise tarfile.ReadError(fault or at_start) from error
     members, files = [], {info.name: info for info in found if info.isreg()}
     for info in found:
         data = files.get(_target(info))

@@ -1,7 +1,8 @@
 """Runs and exports that are killed at random times: the same bytes in the end, and nothing else.
 
 SIGKILL, SIGTERM and SIGINT take turns, in extraction, training, saving and exporting. Half of the
-kills are at a random time of the process, half as soon as it writes its output.
+kills are at a random time of the process, half as soon as it writes its output. The figures go to
+the file KILLS_OUT, from which docs/security.md has them.
 """
 
 import multiprocessing
@@ -14,10 +15,13 @@ import sys
 import time
 from collections import Counter
 from itertools import cycle
+from pathlib import Path
 from threading import Thread
 
 import pytest
 
+from benchmarks.harness import write
+from benchmarks.speed.tower import machine
 from jax_unlearn.runs.cli import main
 from jax_unlearn.runtime.resume import StageSnapshots
 from tests.running import arguments
@@ -132,7 +136,13 @@ def killed(folder, place, kills, seed):
 @pytest.mark.slow
 def test_a_hundred_kills(folder, tmp_path):
     counts = killed(folder, tmp_path / "place", kills=100, seed=1)
-    print(*sorted(counts.items()), sep="\n")
+    rows = [
+        dict(zip(("command", "signal", "when", "kills"), (*place, count), strict=True))
+        for place, count in sorted(counts.items())
+    ]
+    print(*rows, sep="\n")
+    if out := os.environ.get("KILLS_OUT"):
+        write(Path(out), {"machine": machine(), "rows": rows})
     for command in ("run", "export"):
         assert {name for words, name, _ in counts if words == command} == {
             number.name for number in SIGNALS
