@@ -97,12 +97,12 @@ def check_statistics(arrays: Arrays, name: str, width: int, images: int, forget:
     if array(arrays, f"{name}.by_image", BOOLEAN, 1).item() != forget:
         raise ValueError(f"{name}.by_image must be {forget}")
     count = array(arrays, f"{name}.count", INTEGER, 1).item()
-    array(arrays, f"{name}.total", FLOAT, width)
+    double(arrays, f"{name}.total", width)
     if count < 1 or array(arrays, f"{name}.noise", FLOAT, 1).item() < 0:
         raise ValueError(f"{name}.count must be positive, and {name}.noise not negative")
     summed = f"{name}.gram" in arrays
     if summed:
-        array(arrays, f"{name}.gram", FLOAT, width * (width + 1) // 2)
+        double(arrays, f"{name}.gram", width * (width + 1) // 2)
     if f"{name}.x" in arrays or forget or not summed:
         rows = len(array(arrays, f"{name}.x", FLOAT, None if summed else count, width))
         image = array(arrays, f"{name}.image", INTEGER, rows)
@@ -126,6 +126,12 @@ def array(arrays: Arrays, name: str, kinds: str, *shape: int | None) -> np.ndarr
     if kinds == FLOAT and not np.isfinite(found).all():
         raise ValueError(f"{name} has values that are not finite")
     return found
+
+
+def double(arrays: Arrays, name: str, size: int) -> None:
+    """Check a vector of float64."""
+    if array(arrays, name, FLOAT, size).dtype != np.float64:
+        raise ValueError(f"{name} is {arrays[name].dtype}, and not float64")
 
 
 def number_of_samples(group: Mapping[str, Any]) -> int:

@@ -46,6 +46,7 @@ def test_what_was_written_is_read(content, tmp_path):
         ("path.merger.bias", lambda x: x[1:], "path.merger.bias is float32 of shape"),
         ("blank.merger", None, "there is no array blank.merger"),
         (f"{FORGET}.0.total", None, "there is no array"),
+        (f"{FORGET}.0.total", lambda x: x.astype(np.float32), "is float32, and not float64"),
     ],
 )
 def test_an_array_that_does_not_fit_is_named(content, tmp_path, name, change, message):
