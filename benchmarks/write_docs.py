@@ -114,6 +114,7 @@ BLOCKS = (
     Block("docs/serve.md", "clients", (), clients),
     Block("docs/input.md", "versions", ("versions",), versions.table),
     Block("docs/accelerators.md", "late", ("late_processes",), late_processes.table),
+    Block("docs/security.md", "kills", ("kills",), fuzz.kills),
     Block("docs/security.md", "fuzz", ("fuzz",), fuzz.table),
     Block("docs/settings.md", "settings", (), settings_page.settings),
 )

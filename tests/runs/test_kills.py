@@ -13,8 +13,8 @@ import signal
 import subprocess
 import sys
 import time
-from collections import Counter
-from itertools import cycle
+from collections import Counter, defaultdict
+from itertools import cycle, product
 from pathlib import Path
 from threading import Thread
 
@@ -55,7 +55,8 @@ class Killer:
 
     def __init__(self, place, seed):
         self.place, self.draw = place, random.Random(seed)
-        self.signals, self.early = cycle(SIGNALS), cycle((True, False))
+        # For each command each signal at both times, in turn.
+        self.turns = defaultdict(lambda: cycle(product(SIGNALS, (True, False))))
         self.counts = Counter()
         self.seconds = {}
 
@@ -72,10 +73,11 @@ class Killer:
 
     def once(self, words, out):
         """Start a command and kill it; whether it had ended before."""
-        command, number = words[0], next(self.signals)
+        command = words[0]
+        number, random_time = next(self.turns[command])
         begun = time.monotonic()
         process = self.start(words)
-        if random_time := next(self.early):
+        if random_time:
             until = begun + START + self.draw.random() * self.seconds.get(command, 6.0)
             while process.poll() is None and time.monotonic() < until:
                 time.sleep(0.01)
