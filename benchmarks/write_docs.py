@@ -11,7 +11,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from benchmarks import settings_page, versions
+from benchmarks import fuzz, settings_page, versions
 from benchmarks.forgetting import (
     clip_names,
     linears,
@@ -21,7 +21,7 @@ from benchmarks.forgetting import (
     tradeoff,
 )
 from benchmarks.markdown import Row, replace, table_of
-from benchmarks.scale import accelerator, chips, many_images, processes, real_size
+from benchmarks.scale import accelerator, chips, late_processes, many_images, processes, real_size
 from benchmarks.shipped.clip import exam as clip_exam
 from benchmarks.shipped.qwen3_vl import exam
 from benchmarks.speed import clip_names as clip_speed
@@ -122,6 +122,9 @@ BLOCKS = (
     Block("docs/shipped-models.md", "clip exam", ("clip_exam",), clip_exam.table),
     Block("docs/serve.md", "clients", (), clients),
     Block("docs/input.md", "versions", ("versions",), versions.table),
+    Block("docs/accelerators.md", "late", ("late_processes",), late_processes.table),
+    Block("docs/security.md", "kills", ("kills",), fuzz.kills),
+    Block("docs/security.md", "fuzz", ("fuzz",), fuzz.table),
     Block("docs/settings.md", "settings", (), settings_page.settings),
 )
 PAGES = tuple(dict.fromkeys(block.page for block in BLOCKS))

@@ -14,7 +14,7 @@ from jaxtyping import Shaped
 from safetensors import SafetensorError, safe_open
 
 from jax_unlearn.runtime.errors import UserError
-from jax_unlearn.runtime.hub import INDEX, SINGLE
+from jax_unlearn.runtime.hub import INDEX, OPEN_CONFIG, SINGLE
 from jax_unlearn.runtime.text_files import read_json
 
 DTYPES = {"F32": "float32", "F16": "float16", "BF16": "bfloat16"}
@@ -27,6 +27,7 @@ MOST_LAYERS, MOST = 1000, 2**24
 LONGEST_NAME = 255
 # Endings of files of weights that torch.save writes.
 PICKLES = (".bin", ".pt", ".pth", ".ckpt")
+CONFIGS = ("config.json", OPEN_CONFIG)
 LFS_POINTER = b"version https://git-lfs"
 
 # (start, end) of each tensor's bytes in a file, by key.
@@ -232,32 +233,41 @@ def shards(
     if not directory.is_dir():
         raise CheckpointError(directory, ["no such directory"])
     if file is not None:
-        if (directory / file).is_file():
-            return [directory / file]
-        faults.append(no_weights(directory, file))
-        return []
+        if not (directory / file).is_file():
+            faults.append(no_weights(directory, file))
+            return []
+        return inside(directory, [file], faults)
     if not index:
         if (directory / SINGLE).is_file():
             # transformers ignores other files, such as OpenCLIP's copy of the weights.
-            return [directory / SINGLE]
-        found = sorted(directory.glob("*.safetensors"))
+            return inside(directory, [SINGLE], faults)
+        found = sorted(path.name for path in directory.glob("*.safetensors"))
         if not found:
             faults.append(no_weights(directory))
-        return found
+        return inside(directory, found, faults)
     if (directory / SINGLE).is_file() and SINGLE not in index.values():
         faults.append(f"holds {SINGLE} and {INDEX}, and transformers reads the first; remove one")
-    paths = []
+    names = []
     for name in sorted(set(index.values())):
-        if not is_file_name(name):
+        if is_file_name(name):
+            names.append(name)
+        else:
             shown = name if len(name) <= 60 else f"{name[:60]}…"
             faults.append(f"{INDEX} names {shown!r}, which is not a file of this directory")
-        elif leads_out(directory / name, directory):
-            target = (directory / name).resolve()
+    return inside(directory, names, faults)
+
+
+def inside(directory: Path, names: Iterable[str], faults: list[str]) -> list[Path]:
+    """The files of these names that are there; a fault for each that is a link to elsewhere."""
+    paths = []
+    for path in (directory / name for name in names):
+        if leads_out(path, directory):
             faults.append(
-                f"{name} is a link to {target}, outside the directory; put the file there"
+                f"{path.name} is a link to {path.resolve()}, outside the directory; put the file "
+                "there"
             )
-        elif (directory / name).is_file():
-            paths.append(directory / name)
+        elif path.is_file():
+            paths.append(path)
     return paths
 
 
@@ -278,16 +288,19 @@ def size_faults(sizes: Mapping[str, Any]) -> list[str]:
 
 
 def leads_out(path: Path, directory: Path) -> bool:
-    """Whether a file is a link to a place outside its directory.
+    """Whether a file is a link to a place outside its checkpoint.
 
     The files of a snapshot in the hub's cache are links to the blobs of the same repository, which
-    belong to it: REPOSITORY/snapshots/COMMIT/NAME and REPOSITORY/blobs/DIGEST.
+    belong to it: REPOSITORY/snapshots/COMMIT/NAME and REPOSITORY/blobs/DIGEST. In a directory all
+    of whose files are links, those that lie beside the target of its config belong to it.
     """
     home, target = directory.resolve(), path.resolve()
     blobs = home.parent.parent / "blobs"
     if home.parent.name == "snapshots" and target.is_relative_to(blobs):
         return False
-    return not target.is_relative_to(home)
+    configs = (directory / name for name in CONFIGS)
+    beside = {config.resolve().parent for config in configs if config.is_file()}
+    return not target.is_relative_to(home) and target.parent not in beside
 
 
 def config_path(directory: Path) -> Path:

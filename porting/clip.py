@@ -11,6 +11,7 @@ from flax import nnx
 from jax_unlearn.models.clip.encoders import ClipTextConfig, ClipVisionConfig
 from jax_unlearn.models.clip.model import LINEARS, Clip, ClipConfig
 from jax_unlearn.models.layers import ACTIVATIONS
+from jax_unlearn.runtime.arguments import path_argument
 from jax_unlearn.runtime.errors import UserError
 from jax_unlearn.runtime.hub import OPEN_CONFIG, local_checkpoint
 from porting.adaptable_linears import locate, read_model_type
@@ -189,9 +190,9 @@ def load_clip(checkpoint_dir: str | Path, dtype: str = "float32") -> Clip:
         UserError: the directory is not a CLIP checkpoint, or `dtype` is not supported.
         CheckpointError: tensors are missing, unexpected or wrong; names all of them.
     """
-    if dtype not in TOWER_DTYPES:
+    if not isinstance(dtype, str) or dtype not in TOWER_DTYPES:
         raise UserError(f"dtype {dtype!r} is not one of {', '.join(TOWER_DTYPES)}")
-    config, table, checkpoint = _open(checkpoint_dir, dtype)
+    config, table, checkpoint = _open(path_argument("checkpoint_dir", checkpoint_dir), dtype)
     graphdef, abstract = nnx.split(abstract_clip(config))
     with checkpoint:
         check_projections(checkpoint)
@@ -243,4 +244,4 @@ def clip_projections(checkpoint_dir: str | Path) -> tuple[str, ...]:
 
 def is_clip(checkpoint_dir: str | Path) -> bool:
     """Whether a checkpoint is a CLIP or one of its encoders, by its config (`clip_projections`)."""
-    return bool(clip_projections(checkpoint_dir))
+    return bool(clip_projections(path_argument("checkpoint_dir", checkpoint_dir)))

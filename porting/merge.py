@@ -15,7 +15,8 @@ from typing import Any
 import numpy as np
 from jaxtyping import Float64
 
-from jax_unlearn.models.lora import LoraAdapter, LoraPair
+from jax_unlearn.models.lora import LoraAdapter, LoraPair, checked_adapter
+from jax_unlearn.runtime.arguments import path_argument
 from jax_unlearn.runtime.atomic_files import fresh_directory, fresh_file
 from jax_unlearn.runtime.errors import UserError
 from jax_unlearn.runtime.hub import local_checkpoint
@@ -30,7 +31,6 @@ from porting.undo import (
     UndoFacts,
     check_belongs,
     check_undo_place,
-    link_faults,
     read_undo,
     undo_bytes,
 )
@@ -66,11 +66,13 @@ def merge_checkpoint(
             overlaps with the checkpoint, or `undo` lies in one of them.
         CheckpointError: a Linear or its bias is missing or has another shape; names all of them.
     """
-    source, out = local_checkpoint(checkpoint_dir, "all"), Path(out_dir)
+    adapter = checked_adapter("adapter", adapter)
+    source = local_checkpoint(path_argument("checkpoint_dir", checkpoint_dir), "all")
+    out = path_argument("out_dir", out_dir)
     _check_no_overlap(source, out)
     check_free(out, overwrite)
     if undo is not None:
-        check_undo_place(Path(undo), source, out)
+        check_undo_place(path_argument("undo", undo), source, out)
     with open_weights(source) as checkpoint:
         changes = merged_tensors(adapter, checkpoint)
         record = nullcontext() if undo is None else fresh_file(undo, overwrite)
@@ -130,8 +132,8 @@ def unmerge_checkpoint(
         UserError: `undo` is not an undo file, or `out_dir` exists or overlaps with `merged_dir`.
         CheckpointError: `undo` does not belong to the checkpoint.
     """
-    source, path = Path(merged_dir), Path(undo)
-    _check_no_overlap(source, Path(out_dir))
+    source, path = path_argument("merged_dir", merged_dir), path_argument("undo", undo)
+    _check_no_overlap(source, path_argument("out_dir", out_dir))
     facts = read_undo(path)
     with open_weights(source) as checkpoint, Checkpoint(path.parent, path.name) as record:
         check_belongs(path, facts, checkpoint, record)
@@ -161,7 +163,7 @@ def _changed_keys(
     faults += adapter_faults(adapter, place, checkpoint)
     for (name, tensor), key in keys.items():
         if key in checkpoint:
-            faults += link_faults(checkpoint, key) + checkpoint.dtype_faults(key)
+            faults += checkpoint.dtype_faults(key)
         if tensor == "bias" and keys[name, "weight"] in checkpoint:
             faults += _bias_faults(key, adapter.pairs[name], checkpoint)
     if faults:

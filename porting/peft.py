@@ -15,7 +15,8 @@ import numpy as np
 from jaxtyping import Float32
 from safetensors import SafetensorError, safe_open
 
-from jax_unlearn.models.lora import LoraAdapter, LoraPair
+from jax_unlearn.models.lora import LoraAdapter, LoraPair, checked_adapter
+from jax_unlearn.runtime.arguments import path_argument
 from jax_unlearn.runtime.atomic_files import fresh_directory
 from jax_unlearn.runtime.errors import UserError
 from jax_unlearn.runtime.text_files import read_json
@@ -81,7 +82,9 @@ def save_peft(
         UserError: the adapter does not fit the model, `out_dir` exists, or the base checkpoint is
             of an unsupported family.
     """
-    base = Path(base_model_name_or_path)
+    adapter = checked_adapter("adapter", adapter)
+    base = path_argument("base_model_name_or_path", base_model_name_or_path)
+    path_argument("out_dir", out_dir)
     model_type = model_type_of_base(adapter, base, model_type)
     place, faults = place_of_base(adapter, base, model_type)
     if faults := faults + _mixed_faults(adapter):
@@ -179,7 +182,7 @@ def load_peft(adapter_dir: str | Path) -> LoraAdapter:
             or tensors are missing, unknown, of a wrong shape or not float32, or do not belong to
             Mergers or CLIP projections; names all faults.
     """
-    directory = Path(adapter_dir)
+    directory = path_argument("adapter_dir", adapter_dir)
     config = _read_config(directory)
     rank, alpha = config["r"], float(config["lora_alpha"])
     parts = ("a", "b", "bias") if config.get("lora_bias") else ("a", "b")

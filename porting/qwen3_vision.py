@@ -11,6 +11,7 @@ from flax import nnx
 from jax_unlearn.models.layers import ACTIVATIONS
 from jax_unlearn.models.qwen3_vision.config import VisionConfig
 from jax_unlearn.models.qwen3_vision.tower import Qwen3VisionTower
+from jax_unlearn.runtime.arguments import path_argument
 from jax_unlearn.runtime.errors import UserError
 from jax_unlearn.runtime.hub import local_checkpoint
 from porting.adaptable_linears import AdaptableLinears, locate, read_family
@@ -181,9 +182,9 @@ def load_vision_tower(checkpoint_dir: str | Path, dtype: str = "float32") -> Qwe
             supported.
         CheckpointError: tensors are missing, unexpected or wrong; names all of them.
     """
-    if dtype not in TOWER_DTYPES:
+    if not isinstance(dtype, str) or dtype not in TOWER_DTYPES:
         raise UserError(f"dtype {dtype!r} is not one of {', '.join(TOWER_DTYPES)}")
-    found = describe(checkpoint_dir, dtype)
+    found = describe(path_argument("checkpoint_dir", checkpoint_dir), dtype)
     graphdef, abstract = nnx.split(abstract_tower(found.config))
     table = vision_table(found.config, found.place.family)
     with DequantizedCheckpoint(local_checkpoint(checkpoint_dir)) as checkpoint:

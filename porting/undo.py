@@ -10,8 +10,8 @@ from safetensors import SafetensorError, safe_open
 
 from jax_unlearn.models.lora import LoraAdapter
 from jax_unlearn.runtime.errors import UserError
-from porting.checkpoint import Checkpoint, CheckpointError, leads_out
-from porting.safetensors_bytes import Tensor, digest, to_bytes
+from porting.checkpoint import Checkpoint, CheckpointError
+from porting.safetensors_bytes import SEAL, Tensor, digest, seal, sealed_bytes
 
 MARK = "jax_unlearn_undo"
 
@@ -45,7 +45,7 @@ def undo_bytes(
         "files": json.dumps(files, sort_keys=True),
         "left_out": json.dumps(list(facts.left_out)),
     }
-    return to_bytes(originals, metadata)
+    return sealed_bytes(originals, metadata)
 
 
 def check_undo_place(undo: Path, *directories: Path) -> None:
@@ -66,13 +66,18 @@ def read_undo(path: Path) -> UndoFacts:
     """The facts of an undo file.
 
     Raises:
-        UserError: there is no such file, or it is not an undo file of this version.
+        UserError: there is no such file, it is not an undo file of this version, or it has changed
+            since it was written.
     """
     if not path.is_file():
         raise UserError(f"--undo {path}: no such file")
     try:
         with safe_open(path, framework="numpy") as file:
             metadata = file.metadata()
+        if metadata[SEAL] != seal(path.read_bytes()):
+            raise UserError(
+                f"--undo {path}: has changed since it was written (its digest differs); restore it"
+            )
         files = {
             name: None if content is None else base64.b64decode(content, validate=True)
             for name, content in json.loads(metadata["files"]).items()
@@ -109,16 +114,8 @@ def _faults(
     kinds = [(c.dtype(key), list(c.shape(key))) for c in (checkpoint, record)]
     if kinds[0] != kinds[1]:
         return [f"{key} is {kinds[0]}, its original in {path} {kinds[1]}"]
-    if faults := link_faults(checkpoint, key) + record.dtype_faults(key):
+    if faults := record.dtype_faults(key):
         return faults
     if digest(checkpoint.read(key)) != facts.digests.get(key):
         return [f"{key} is not the tensor of the merge that {path} belongs to"]
     return []
-
-
-def link_faults(checkpoint: Checkpoint, key: str) -> list[str]:
-    """A fault if the shard of a tensor is a link out of the checkpoint: it cannot be changed."""
-    shard = checkpoint.shard_of[key]
-    if not leads_out(shard, checkpoint.directory):
-        return []
-    return [f"{shard.name} is a link out of the checkpoint; put the file itself there"]

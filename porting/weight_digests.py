@@ -6,6 +6,7 @@ from collections.abc import Iterable
 from pathlib import Path
 
 from jax_unlearn.models.lora import LoraAdapter
+from jax_unlearn.runtime.arguments import path_argument
 from porting.adaptable_linears import has_weights, locate_in, open_weights
 from porting.checkpoint import Checkpoint
 
@@ -24,7 +25,13 @@ def linear_digests(checkpoint_dir: str | Path, linears: Iterable[str]) -> dict[s
         UserError: the checkpoint cannot be read, or is of an unsupported family.
         ValueError: the checkpoint has no such Linear.
     """
-    with open_weights(checkpoint_dir) as checkpoint:
+    directory = path_argument("checkpoint_dir", checkpoint_dir)
+    if isinstance(linears, str) or not isinstance(linears, Iterable):
+        raise TypeError(f"linears: expected several names, got {linears!r}")
+    linears = list(linears)
+    if others := [name for name in linears if not isinstance(name, str)]:
+        raise TypeError(f"linears: expected names, got {others[0]!r}")
+    with open_weights(directory) as checkpoint:
         place = locate_in(checkpoint)
         return {n: _digest(checkpoint, place.key(n).removesuffix("weight")) for n in linears}
 

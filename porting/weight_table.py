@@ -205,7 +205,7 @@ def aligned(shape: tuple[int, ...], dtype: DTypeLike) -> Tensor:
     return space[start : start + size].view(dtype).reshape(shape)
 
 
-def to_torch(
+def torch_tensors(
     rules: Iterable[Rule], state: nnx.State, prefix: str = ""
 ) -> Iterator[tuple[str, Tensor]]:
     """Yields the torch keys and tensors of a Flax state, one at a time."""

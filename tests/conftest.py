@@ -2,7 +2,6 @@
 
 import gc
 import os
-import shutil
 from pathlib import Path
 from tempfile import TemporaryDirectory
 
@@ -29,7 +28,6 @@ from transformers import Qwen3VLForConditionalGeneration
 
 from jax_unlearn.models.qwen3_vision.tower import Qwen3VisionTower
 from jax_unlearn.runs.cli import main
-from jax_unlearn.runtime.assets import ASSETS
 from jax_unlearn.runtime.xla_flags import make_reproducible
 from porting import load_vision_tower
 from tests import running, tiny
@@ -87,15 +85,7 @@ def tiny_tower(tiny_dir: Path) -> Qwen3VisionTower:
 @pytest.fixture(scope="session")
 def folder(tiny_dir: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
     """A checkpoint with an image processor, and two folders with a few of the shipped images."""
-    path = tmp_path_factory.mktemp("cli")
-    shutil.copytree(tiny_dir, path / "checkpoint")
-    tiny.save_processor(path / "checkpoint", 256, 1024)
-    for side, names in running.CLASSES.items():
-        for name in names:
-            (path / side / name).mkdir(parents=True)
-            for file in sorted((ASSETS / "images" / "train" / name).iterdir())[:10]:
-                shutil.copy(file, path / side / name)
-    return path
+    return running.write_samples(tmp_path_factory.mktemp("cli"), tiny_dir)
 
 
 @pytest.fixture(scope="session")

@@ -2,6 +2,7 @@
 
 import json
 import os
+import shutil
 import subprocess
 import sys
 import threading
@@ -15,6 +16,8 @@ from jax_unlearn.features.statistics_file import read_statistics
 from jax_unlearn.runs.command_line import parse_run
 from jax_unlearn.runs.settings.config import RunConfig
 from jax_unlearn.runs.sources.qwen_images import QwenImages
+from jax_unlearn.runtime.assets import ASSETS
+from tests import tiny
 from tests.problems import same_heads
 
 CLASSES = {"forget": ["red triangle"], "preserve": ["blue circle", "astronaut"]}
@@ -106,3 +109,15 @@ def on_eight_devices(check, *arguments):
         timeout=300,
     )
     assert done.returncode == 0, done.stderr
+
+
+def write_samples(path, checkpoint):
+    """Copy a checkpoint, with an image processor, and a few of the shipped images to a folder."""
+    shutil.copytree(checkpoint, path / "checkpoint")
+    tiny.save_processor(path / "checkpoint", 256, 1024)
+    for side, names in CLASSES.items():
+        for name in names:
+            (path / side / name).mkdir(parents=True)
+            for file in sorted((ASSETS / "images" / "train" / name).iterdir())[:10]:
+                shutil.copy(file, path / side / name)
+    return path

@@ -145,12 +145,11 @@ def work_of_transformers(folder: Path, texts: Sequence[str]) -> None:
 def work_of_ours(folder: Path, texts: Sequence[str]) -> None:
     from rich.console import Console
 
-    import porting
     from jax_unlearn.features.clip_encoder import TEXT as PROJECTION
-    from jax_unlearn.features.clip_encoder import ClipEncoder
     from jax_unlearn.models.clip.model import text_forward
+    from jax_unlearn.runs.sources.open_encoder import open_clip_encoder
 
-    encoder = ClipEncoder(porting.load_clip(folder), folder, Console(quiet=True))
+    encoder = open_clip_encoder(folder, "float32", Console(quiet=True))
     # One text of each length, so that every program is compiled.
     each = dict(zip(encoder.lengths(texts), texts, strict=True))
     by_places = {encoder.tokens([text])[0].shape[1]: text for text in each.values()}

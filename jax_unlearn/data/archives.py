@@ -23,6 +23,8 @@ from jax_unlearn.data.unpacked import decompressed, is_compressed
 
 # Bytes after a tar's end mark that are checked to be empty; tar pads files to 10 KiB.
 PADDING = 1 << 16
+# tarfile reads an extended header of any size that it claims.
+CLAIMS = "a header claims more memory than there is"
 
 
 def tar_images(shard: Path, label: str, left_out: LeftOut) -> Iterator[ImageFile]:
@@ -37,8 +39,9 @@ def tar_images(shard: Path, label: str, left_out: LeftOut) -> Iterator[ImageFile
     file, fault = decompressed(shard) if is_compressed(shard) else (shard, None)
     try:
         found, damage = _headers(file)
-    except tarfile.ReadError as error:
-        raise tarfile.ReadError(fault or str(error)) from error
+    except (tarfile.ReadError, MemoryError) as error:
+        at_start = CLAIMS if isinstance(error, MemoryError) else str(error)
+        raise tarfile.ReadError(fault or at_start) from error
     members, files = [], {info.name: info for info in found if info.isreg()}
     for info in found:
         data = files.get(_target(info))
@@ -65,6 +68,8 @@ def _headers(file: Path) -> tuple[list[tarfile.TarInfo], str | None]:
                 found.append(info)
         except tarfile.ReadError as error:
             return found, str(error)
+        except MemoryError:
+            return found, CLAIMS
         end = tar.offset
     mark = read_at(file, end, tarfile.BLOCKSIZE + PADDING)
     if len(mark) < tarfile.BLOCKSIZE:

@@ -1,6 +1,6 @@
 """Encode texts and images with CLIP and the checkpoint's tokenizer and image processor."""
 
-from collections.abc import Hashable, Iterator, Sequence
+from collections.abc import Callable, Hashable, Iterator, Sequence
 from functools import cached_property
 from itertools import islice
 from pathlib import Path
@@ -18,7 +18,7 @@ from jax_unlearn.data.images import ImageFile, ImageReader
 from jax_unlearn.data.prompts import Prompt
 from jax_unlearn.features.samples import SampleFeatures, TapRows
 from jax_unlearn.models.clip.encoders import ClipTextConfig
-from jax_unlearn.models.clip.model import LINEARS, Clip, ClipFeatures
+from jax_unlearn.models.clip.model import LINEARS, Clip, ClipConfig, ClipFeatures
 from jax_unlearn.models.frozen_linear import FrozenLinear
 from jax_unlearn.runtime.errors import UserError
 from jax_unlearn.runtime.hub import local_checkpoint
@@ -87,22 +87,30 @@ def tokenizer_fault(tokenizer: Any, text: ClipTextConfig) -> str | None:
 class ClipEncoder:
     """A CLIP model with its tokenizer and image processor; runs batches of a few shapes.
 
-    Both are loaded at first use, so that a run on names needs no image processor, and a run on
-    images without names no tokenizer.
+    All three are loaded at first use: a run on names needs no image processor, a run on images
+    without names no tokenizer, and names are checked before the weights are loaded.
 
     Args:
-        clip: the model.
+        config: the model's shape.
+        load: loads the model.
         checkpoint: the checkpoint, with its tokenizer and image processor.
         console: where the progress bar is drawn.
     """
 
-    def __init__(self, clip: Clip, checkpoint: Path, console: Console) -> None:
-        self.clip, self.console = clip, console
+    def __init__(
+        self, config: ClipConfig, load: Callable[[], Clip], checkpoint: Path, console: Console
+    ) -> None:
+        self.config, self._load, self.console = config, load, console
         self.checkpoint = local_checkpoint(checkpoint, "none")
+
+    @cached_property
+    def clip(self) -> Clip:
+        """The model; raises as `load`."""
+        return self._load()
 
     def has(self, projection: str) -> bool:
         """Whether the model has this projection and its encoder."""
-        return projection in self.clip.config.linears
+        return projection in self.config.linears
 
     def check_reads(self, names: bool, images: bool) -> None:
         """Load what a run needs to read names and images, before any work is done.
@@ -117,7 +125,7 @@ class ClipEncoder:
     @cached_property
     def tokenizer(self) -> Any:
         """The checkpoint's tokenizer; raises as `load_tokenizer`."""
-        return load_tokenizer(self.checkpoint, self.clip.config.text_side())
+        return load_tokenizer(self.checkpoint, self.config.text_side())
 
     def key(self, name: str) -> Hashable:
         """A name's tokens: equal for names that are the same to the model."""
@@ -129,7 +137,7 @@ class ClipEncoder:
         Raises:
             UserError: a text is longer than the context.
         """
-        context = self.clip.config.text_side().max_position_embeddings
+        context = self.config.text_side().max_position_embeddings
         found = [len(ids) for ids in self.tokenizer(list(texts), verbose=False)["input_ids"]]
         for text, length in zip(texts, found, strict=True):
             if length > context:
@@ -147,7 +155,7 @@ class ClipEncoder:
         Raises:
             UserError: a text is longer than the context.
         """
-        text, longest = self.clip.config.text_side(), max(self.lengths(texts))
+        text, longest = self.config.text_side(), max(self.lengths(texts))
         places = min(text.max_position_embeddings, max(FEWEST, -(-longest // STEP) * STEP))
         if self.tokenizer.padding_side != "right" or (
             text.highest_ends and self.tokenizer.pad_token_id > self.tokenizer.eos_token_id
@@ -177,7 +185,7 @@ class ClipEncoder:
         """Inputs of `text_projection`, [n, d]."""
         order = np.argsort(self.lengths(texts), kind="stable")
         # Texts of like length share a batch, which is padded to the longest.
-        rows = np.empty((len(texts), self.clip.config.text_side().hidden_size), np.float32)
+        rows = np.empty((len(texts), self.config.text_side().hidden_size), np.float32)
         for start in range(0, len(order), BATCH):
             chosen = order[start : start + BATCH]
             ids, mask = self.tokens([texts[i] for i in chosen])
@@ -211,7 +219,7 @@ class ClipEncoder:
 
     def blank(self) -> Image.Image:
         """A uniform image that is zero after normalisation."""
-        side = self.clip.config.vision_side().image_size
+        side = self.config.vision_side().image_size
         return self.processor.blank((side, side))
 
     @cached_property
@@ -221,7 +229,7 @@ class ClipEncoder:
         Raises:
             UserError: it is missing, or belongs to another model.
         """
-        return load_clip_preprocessor(self.checkpoint, self.clip.config.vision_side().image_size)
+        return load_clip_preprocessor(self.checkpoint, self.config.vision_side().image_size)
 
 
 def padded(x: np.ndarray) -> np.ndarray:

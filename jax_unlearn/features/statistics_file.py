@@ -1,7 +1,7 @@
 """Save `Extracted` to statistics.safetensors, and read it."""
 
 import json
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
@@ -17,6 +17,7 @@ from jax_unlearn.features.extracted import KINDS, Extracted, SourceKind, kind_of
 from jax_unlearn.features.samples import Sample, SampleFeatures, Sides, TapRows
 from jax_unlearn.features.stand_in import Counterpart, StandIn
 from jax_unlearn.features.statistics import Statistics
+from jax_unlearn.features.statistics_check import check_content, texts
 from jax_unlearn.models.frozen_linear import FrozenLinear
 from jax_unlearn.models.qwen3_vision.config import LINEARS
 from jax_unlearn.runtime.digests import DIGEST, changed, of_arrays
@@ -143,8 +144,7 @@ class StatisticsFile:
         """The `Extracted` that was saved."""
         train, test = (Sides(*map(self.features, GROUPS[i : i + 2])) for i in (0, 2))
         linears = self.linears()
-        # CLIP's first projection may be adapted; the second is only needed for evaluation.
-        adaptable = linears[:1] if kind_of(linears[0].name) != "qwen_images" else linears
+        adaptable = linears[: adaptable_count(self.facts["paths"])]
         return Extracted(
             linears=adaptable,
             train=train,
@@ -169,6 +169,14 @@ class StatisticsFile:
 def last_linear(projector: str) -> str:
     """Full name of a projector's last Linear."""
     return projector if projector in KINDS else f"{projector}.{LINEARS[-1]}"
+
+
+def adaptable_count(projectors: Sequence[str]) -> int:
+    """How many of a file's projectors, the first, may be adapted.
+
+    CLIP's second projection is only needed for evaluation.
+    """
+    return len(projectors) if kind_of(last_linear(projectors[0])) == "qwen_images" else 1
 
 
 def statistics_kind(directory: Path) -> SourceKind:
@@ -196,6 +204,12 @@ def read_statistics(directory: Path) -> StatisticsFile:
             raise UserError(f"{path}: was made by an earlier version; run again from the images")
         if digest != of_arrays(arrays, json.dumps(facts)):
             raise changed(path)
-        return StatisticsFile(path, arrays, {key: facts[key] for key in FACTS})
+        facts = {key: facts[key] for key in FACTS}
+        projectors = texts(facts["paths"], "paths")
+        if not projectors or len(set(projectors)) < len(projectors):
+            raise ValueError("it has no projector, or one twice")
+        linears = {name: last_linear(name) for name in projectors}
+        check_content(arrays, facts, linears, adaptable_count(projectors))
+        return StatisticsFile(path, arrays, facts)
     except (SafetensorError, OSError, LookupError, AttributeError, TypeError, ValueError) as error:
         raise UserError(f"{path}: cannot be read ({error}); run again from the images") from error

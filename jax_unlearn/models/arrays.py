@@ -1,17 +1,23 @@
 """Convert the arrays that a caller gives, or say which one has another shape or type."""
 
 from collections.abc import Mapping, Sequence
+from types import MappingProxyType
 from typing import Any
 
 import jax
 import jax.numpy as jnp
 import numpy as np
 from jax import Array
-from jaxtyping import Float
+from jaxtyping import Float, Int, Shaped
 
 
 def float_array(
-    name: str, value: Any, axes: Sequence[str], sizes: Mapping[str, int] | None = None
+    name: str,
+    value: Any,
+    axes: Sequence[str],
+    sizes: Mapping[str, int] | None = None,
+    *,
+    or_number: bool = False,
 ) -> Float[Array, "..."]:
     """An argument as a float32 array of JAX.
 
@@ -20,19 +26,51 @@ def float_array(
         value: an array of JAX, NumPy or PyTorch, possibly traced, or a list.
         axes: names of the axes that it must have.
         sizes: sizes of axes that are known.
+        or_number: take a single number too.
+
+    Raises:
+        ValueError: it is not an array of numbers, or has other axes.
+    """
+    array = any_array(name, value, axes, sizes or {}, or_number)
+    return jnp.asarray(array, jnp.float32)
+
+
+def any_array(
+    name: str,
+    value: Any,
+    axes: Sequence[str],
+    known: Mapping[str, int] = MappingProxyType({}),
+    or_number: bool = False,
+) -> Shaped[Array | np.ndarray, "..."]:
+    """An argument as an array of its own dtype; see `float_array`.
 
     Raises:
         ValueError: it is not an array of numbers, or has other axes.
     """
     array = value if isinstance(value, jax.Array) else numbers(name, value)
-    known = sizes or {}
     same = array.ndim == len(axes) and all(
         known.get(axis, size) == size for axis, size in zip(axes, array.shape, strict=True)
     )
-    if not same:
+    if not same and not (or_number and array.ndim == 0):
         wanted = ", ".join(f"{axis} = {known[axis]}" if axis in known else axis for axis in axes)
         raise ValueError(f"{name} has shape {list(array.shape)}, expected [{wanted}]")
-    return jnp.asarray(array, jnp.float32)
+    return array
+
+
+def index_array(name: str, value: Any, count: int) -> Int[np.ndarray, " n"]:
+    """An argument as a NumPy array of `count` indices that ascend from 0 without gaps.
+
+    Raises:
+        ValueError: it is none.
+    """
+    array = numbers(name, value)
+    if array.shape != (count,):
+        raise ValueError(f"{name} has shape {list(array.shape)}, expected [{count}]")
+    if array.dtype.kind not in "iu" or not np.isin(np.diff(array, prepend=-1), (0, 1)).all():
+        raise ValueError(f"{name} must be whole numbers that ascend from 0 without gaps")
+    if count and array[0]:
+        raise ValueError(f"{name} must begin with 0")
+    return array.astype(np.int32)
 
 
 def numbers(name: str, value: Any) -> np.ndarray:

@@ -2,13 +2,18 @@
 
 import math
 from collections.abc import Mapping
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
+from typing import Any
 
 import jax
 import jax.numpy as jnp
+import numpy as np
 from jax import Array
 from jaxtyping import Float
 from numpy import ndarray
+
+from jax_unlearn.models.arrays import any_array
+from jax_unlearn.runtime.arguments import instance_argument
 
 
 @jax.tree_util.register_dataclass
@@ -40,6 +45,32 @@ class LoraAdapter:
     @property
     def scale(self) -> float:
         return self.alpha / self.rank
+
+
+def checked_adapter(name: str, adapter: Any) -> LoraAdapter:
+    """An adapter that a caller gives, with arrays in place of lists and PyTorch tensors.
+
+    Raises:
+        TypeError: it is no LoraAdapter, or has no pairs by name.
+        ValueError: its alpha or rank cannot be, or a factor is not an array of two axes; names it.
+    """
+    instance_argument(name, adapter, LoraAdapter)
+    instance_argument(f"{name}.pairs", adapter.pairs, Mapping)
+    alpha, rank = adapter.alpha, adapter.rank
+    if not isinstance(alpha, int | float | np.number) or not math.isfinite(alpha):
+        raise ValueError(f"{name}.alpha is {alpha!r}, expected a number")
+    if isinstance(rank, bool) or not isinstance(rank, int | np.integer) or rank < 1:
+        raise ValueError(f"{name}.rank is {rank!r}, expected a whole number of at least 1")
+    pairs = {}
+    for linear, pair in adapter.pairs.items():
+        shown = f"{name}.pairs[{linear!r}]"
+        instance_argument(shown, pair, LoraPair)
+        a = any_array(f"{shown}.a", pair.a, ("rank", "D_in"))
+        b = any_array(f"{shown}.b", pair.b, ("E", "rank"))
+        bias = None if pair.bias is None else any_array(f"{shown}.bias", pair.bias, ("E",))
+        same = a is pair.a and b is pair.b and bias is pair.bias
+        pairs[linear] = pair if same else LoraPair(a, b, bias)
+    return replace(adapter, pairs=pairs)
 
 
 def init_adapter(

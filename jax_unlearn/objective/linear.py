@@ -90,9 +90,7 @@ def linear_problem(
     x_f = float_array("forget", forget, ("n_f", "D_in"), sizes)
     t = float_array("target", target, ("n_f", "E"), sizes | {"n_f": len(x_f)})
     x_p = float_array("preserve", preserve, ("n_p", "D_in"), sizes)
-    b = 0.0 if bias is None else bias
-    if np.ndim(b):
-        b = float_array("bias", b, ("E",), sizes)
+    b = float_array("bias", 0.0 if bias is None else bias, ("E",), sizes, or_number=True)
     with jax.default_matmul_precision("highest"):
         residual = t - (x_f @ w.T + b)
     return LinearProblem(x_f, residual, x_p, float(len(x_f)), float(max(1, len(x_p))))

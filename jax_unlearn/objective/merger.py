@@ -11,6 +11,7 @@ gives a change of exactly zero, and the preserve term starts at zero.
 
 from collections.abc import Mapping
 from dataclasses import dataclass, field
+from typing import Any
 
 import jax
 import jax.numpy as jnp
@@ -18,10 +19,12 @@ import numpy as np
 from jax import Array
 from jaxtyping import Bool, Float, Int
 
+from jax_unlearn.models.arrays import float_array, index_array
 from jax_unlearn.models.lora import LoraAdapter, LoraPair, lora_delta
 from jax_unlearn.models.qwen3_vision.config import LINEARS
 from jax_unlearn.objective.loss import LossWeights, three_terms
 from jax_unlearn.objective.norms import safe_norm
+from jax_unlearn.runtime.arguments import instance_argument
 
 FIRST, LAST = LINEARS
 
@@ -83,26 +86,35 @@ class MergerTokens:
 
 
 def merger_tokens(
-    weight: Float[Array | np.ndarray, "h d_in"],
-    bias: Float[Array | np.ndarray, " h"],
-    x: Float[Array | np.ndarray, "t d_in"],
-    row: Int[np.ndarray, " t"] | None = None,
+    weight: Any,
+    bias: Any,
+    x: Any,
+    row: Any = None,
 ) -> MergerTokens:
     """`MergerTokens` from linear_fc1's arrays in torch's layout and its tap.
 
+    Arrays may be of JAX, NumPy or PyTorch, or lists; they are converted to float32.
+
     Args:
         weight: W1 [H, D_in].
-        bias: b1 [H].
+        bias: b1 [H], a number, or None for a Linear without one.
         x: X [t, D_in].
         row: index of each token's row, ascending from 0 without gaps; by default each token is a
             row.
+
+    Raises:
+        ValueError: an array has another shape; names the argument.
     """
-    x = jnp.asarray(x)
+    w = float_array("weight", weight, ("H", "D_in"))
+    sizes = {"H": w.shape[0], "D_in": w.shape[1]}
+    b = float_array("bias", 0.0 if bias is None else bias, ("H",), sizes, or_number=True)
+    x = float_array("x", x, ("t", "D_in"), sizes)
     with jax.default_matmul_precision("highest"):
-        before = x @ jnp.asarray(weight).T + bias
+        before = x @ w.T + b
     hidden = gelu(before)
     if row is None:
         return MergerTokens(x, before, hidden, None, hidden, jnp.ones(len(x), jnp.float32))
+    row = index_array("row", row, len(x))
     count = jnp.asarray(np.bincount(row), jnp.float32)
     index = jnp.asarray(row)
     return MergerTokens(x, before, hidden, index, row_means(hidden, index, count), count)
@@ -182,25 +194,39 @@ class MergerProblem:
 
 
 def merger_problem(
-    weight: Float[Array | np.ndarray, "e h"],
-    bias: Float[Array | np.ndarray, " e"],
+    weight: Any,
+    bias: Any,
     forget: MergerTokens,
-    target: Float[Array | np.ndarray, "n_f e"],
+    target: Any,
     preserve: MergerTokens,
     linears: tuple[str, ...] = (FIRST,),
 ) -> MergerProblem:
     """A problem from linear_fc2's arrays in torch's layout, tokens, and the target T.
 
+    Arrays may be of JAX, NumPy or PyTorch, or lists; they are converted to float32.
+
     Args:
         weight: W2 [E, H].
-        bias: b2 [E].
+        bias: b2 [E], a number, or None for a Linear without one.
         forget: tokens of the forget rows.
         target: T [n_f, E].
         preserve: tokens of the preserve rows.
         linears: the Linears to adapt: linear_fc1, or both. For linear_fc2 alone use the faster
             `linear_problem`.
+
+    Raises:
+        ValueError: an array has another shape, or `linears` are others; names the argument.
+        TypeError: `forget` or `preserve` are not `MergerTokens`.
     """
-    w2 = jnp.asarray(weight)
+    instance_argument("forget", forget, MergerTokens)
+    instance_argument("preserve", preserve, MergerTokens)
+    if linears not in ((FIRST,), LINEARS):
+        raise ValueError(f"linears is {linears!r}, expected {(FIRST,)} or {LINEARS}")
+    sizes = {"H": forget.mean.shape[1], "n_f": forget.mean.shape[0]}
+    w2 = float_array("weight", weight, ("E", "H"), sizes)
+    sizes["E"] = len(w2)
+    b = float_array("bias", 0.0 if bias is None else bias, ("E",), sizes, or_number=True)
+    t = float_array("target", target, ("n_f", "E"), sizes)
     with jax.default_matmul_precision("highest"):
-        residual = jnp.asarray(target) - (forget.mean @ w2.T + bias)
+        residual = t - (forget.mean @ w2.T + b)
     return MergerProblem(forget, residual, preserve, w2, linears)

@@ -16,6 +16,7 @@ from jax_unlearn.runs.pipeline import run
 from jax_unlearn.runs.run_directory import Metrics
 from jax_unlearn.runs.settings.config import RunConfig, read_config, setting_types, typed
 from jax_unlearn.runs.settings.presets import Preset, start_settings
+from jax_unlearn.runtime.arguments import path_argument
 from jax_unlearn.runtime.digests import read_sealed
 from jax_unlearn.runtime.errors import UserError
 from jax_unlearn.runtime.xla_flags import make_reproducible
@@ -141,8 +142,8 @@ def unlearn(
     }
     start = start_settings(
         preset,
-        checkpoint=Path(checkpoint),
-        out=Path(out),
+        checkpoint=path_argument("checkpoint", checkpoint),
+        out=path_argument("out", out),
         forget_text=values.get("forget_text", ()),
         statistics=values.get("statistics"),
         target=values.get("target"),

@@ -8,7 +8,8 @@ import os
 import signal
 import sys
 import warnings
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
 
 from jax_unlearn.runs import DESCRIPTION, PROGRAM
 from jax_unlearn.runtime.errors import UserError
@@ -36,10 +37,30 @@ examples:
 
 def main(arguments: Sequence[str] | None = None) -> None:
     """Run a command; exits with 0, or prints one line that says what is wrong and exits with 2."""
-    given = list(sys.argv[1:] if arguments is None else arguments)
+    with closed_pipe_ends_it():
+        run_command(list(sys.argv[1:] if arguments is None else arguments))
+        # What is left would be written at Python's exit, which has its own words for a closed pipe.
+        sys.stdout.flush()
+
+
+@contextmanager
+def closed_pipe_ends_it() -> Iterator[None]:
+    """If whoever reads the output has ended, as `head` does, exit as other programs do."""
+    try:
+        yield
+    except BrokenPipeError:
+        # Python would complain at its exit.
+        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+        sys.exit(128 + signal.SIGPIPE)
+
+
+def run_command(given: Sequence[str]) -> None:
+    """Run a command; see `main`."""
     parser = overview()
     if not given or given[0] in ("-h", "--help"):
-        parser.print_help()
+        # Not by print_help, which would hide that it cannot be written.
+        print(parser.format_help(), end="")
+        sys.stdout.flush()
         sys.exit(0 if given else 2)
     if given[0] == "--version":
         # Imported here because the metadata of all packages is searched.
@@ -47,17 +68,16 @@ def main(arguments: Sequence[str] | None = None) -> None:
 
         print(f"{PROGRAM} {VERSION}")
         return
-    from rich.console import Console
-
     from jax_unlearn.data.scan import printable
     from jax_unlearn.runs.command_line import dispatch
     from jax_unlearn.runs.terminal import show_unencodable
     from jax_unlearn.runtime.interrupts import raise_until_heeded
+    from jax_unlearn.runtime.pipe_console import PipeConsole
     from jax_unlearn.runtime.processes import exit_together
     from jax_unlearn.runtime.resume import TerminatedError
 
     show_unencodable()
-    console = Console(stderr=True)
+    console = PipeConsole(stderr=True)
     try:
         with warnings.catch_warnings(), raise_until_heeded():
             # Without markup, since a file name may contain brackets.
@@ -67,9 +87,7 @@ def main(arguments: Sequence[str] | None = None) -> None:
             dispatch(given, console)
             sys.stdout.flush()
     except BrokenPipeError:
-        # Whoever read the output has ended, as `head` does. Python would complain at its exit.
-        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
-        sys.exit(128 + signal.SIGPIPE)
+        raise
     except UserError as error:
         # In one line and without control characters, whatever names it quotes.
         print(f"{PROGRAM}: {printable(str(error))}", file=sys.stderr)

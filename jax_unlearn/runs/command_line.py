@@ -14,6 +14,7 @@ import tyro
 from rich.console import Console
 from tyro.conf import Positional
 
+from jax_unlearn.data.scan import printable
 from jax_unlearn.runs import DESCRIPTION, PROGRAM
 from jax_unlearn.runs.commands import evaluate, sweep
 from jax_unlearn.runs.compare import Compare, compare
@@ -146,16 +147,16 @@ def execute(command: Any, console: Console) -> None:
             finish(metrics, command.run)
         case Export():
             said = export(command)
-            print(command.out)
+            print(printable(str(command.out)))
             print(*said, sep="\n", file=sys.stderr)
         case Compare():
             verdict = compare(command)
             print_table(verdict.table)
-            print(*verdict.lines, sep="\n")
+            print(*map(printable, verdict.lines), sep="\n")
             sys.exit(0 if verdict.present else 1)
         case Unmerge():
             unmerge(command)
-            print(command.out)
+            print(printable(str(command.out)))
 
 
 def parse(kind: Any, program: str, words: Sequence[str], **options: Any) -> Any:

@@ -10,6 +10,7 @@ from rich.table import Table
 from tyro.conf import Positional
 
 import porting
+from jax_unlearn.data.scan import printable
 from jax_unlearn.models.lora import LoraAdapter
 from jax_unlearn.runs.export import check_base
 from jax_unlearn.runs.vision_outputs import (
@@ -233,7 +234,7 @@ def verdict(seen: Seen, lines: list[str], others: list[str]) -> Verdict:
             row.append(f"{miss / scale:.1%} of it")
             if miss > TOLERANCE * scale:
                 missed.append(f"{name}: misses the run's edit by {miss / scale:.1%} of it")
-        table.add_row(*row)
+        table.add_row(*map(printable, row))
     lines += missed
     if not present:
         lines.append("NO EDIT: the outputs are those of BASE")

@@ -12,6 +12,7 @@ from jax_unlearn.runs import PROGRAM
 from jax_unlearn.runs.settings.config import RunConfig
 from jax_unlearn.runs.settings.options import Option, options_of
 from jax_unlearn.runs.settings.sweep_config import SweepConfig, SweepSettings
+from jax_unlearn.runtime.pipe_console import PipeConsole
 
 PRESET = Option(
     RunConfig,
@@ -126,7 +127,7 @@ NARROWEST = 60
 
 def print_help(command: str, console: Console | None = None) -> None:
     """Print the help of `run` or `sweep`."""
-    console = console or Console(markup=False, emoji=False, highlight=False)
+    console = console or PipeConsole(markup=False, emoji=False, highlight=False)
     console.print(f"usage: {PROGRAM} {command} --checkpoint CHECKPOINT --out DIRECTORY [OPTIONS]\n")
     console.print(f"{ABOUT[command]}\n")
     for title, options in grouped(command).items():

@@ -4,16 +4,18 @@ import sys
 from dataclasses import asdict
 from io import TextIOWrapper
 from pathlib import Path
+from typing import Any
 
-from rich.console import Console
 from rich.table import Table
 
+from jax_unlearn.data.scan import printable
 from jax_unlearn.runs.report.page import VLM_ROWS, ZERO_SHOT_ROWS, percent
 from jax_unlearn.runs.run_directory import Metrics
 from jax_unlearn.runs.saved_statistics import unsaved_statistics
 from jax_unlearn.runs.settings.sweep_config import SweepConfig
 from jax_unlearn.runs.sweep import TradeOff
 from jax_unlearn.runtime.errors import UserError
+from jax_unlearn.runtime.pipe_console import PipeConsole
 
 # Number of labelled images of each side whose readers are shown.
 FEW = 10
@@ -27,9 +29,16 @@ def show_unencodable() -> None:
             stream.reconfigure(errors="backslashreplace")
 
 
+class LiteralTable(Table):
+    """A table whose cells have control characters as escapes."""
+
+    def add_row(self, *cells: Any, **options: Any) -> None:
+        super().add_row(*(printable(cell) for cell in cells), **options)
+
+
 def print_table(table: Table) -> None:
     """Print a table whose texts are shown literally: names may look like Rich's markup or emoji."""
-    Console(markup=False, emoji=False).print(table)
+    PipeConsole(markup=False, emoji=False).print(table)
 
 
 def finish(metrics: Metrics, out: Path) -> None:
@@ -39,9 +48,9 @@ def finish(metrics: Metrics, out: Path) -> None:
         UserError: training stopped early.
     """
     for file in metrics["samples"]["skipped"]:
-        print(f"skipped {file}", file=sys.stderr)
+        print(printable(f"skipped {file}"), file=sys.stderr)
     for line in metrics["samples"].get("left_out", ()):
-        print(line, file=sys.stderr)
+        print(printable(line), file=sys.stderr)
     # Runs of earlier versions do not say.
     if "statistics" in metrics and (line := unsaved_statistics(metrics["statistics"])):
         print(line, file=sys.stderr)
@@ -51,9 +60,9 @@ def finish(metrics: Metrics, out: Path) -> None:
             f"warning: the forget norm fell by {fall} only, in {trials} trainings", file=sys.stderr
         )
     for warning in metrics["warnings"]:
-        print(f"warning: {warning}", file=sys.stderr)
+        print(printable(f"warning: {warning}"), file=sys.stderr)
     print_table(summary(metrics))
-    print("\n".join(made(metrics, out)))
+    print("\n".join(map(printable, made(metrics, out))))
     if metrics["stopped"]:
         raise UserError(f"{out}: {metrics['stopped']}; the last good adapter was saved")
 
@@ -80,7 +89,7 @@ def finish_sweep(found: TradeOff, config: SweepConfig) -> None:
     settings = [asdict(point.setting) for point in found.points]
     varied = [name for name in settings[0] if len({s[name] for s in settings}) > 1]
     scores = ("forget, named before", "after", "selectivity", "preserve, right", "drift of it")
-    table = Table("", *scores, *(name.replace("_", " ") for name in varied))
+    table = LiteralTable("", *scores, *(name.replace("_", " ") for name in varied))
     for point in sorted(found.front, key=lambda p: (p.score.forget, p.score.drift)):
         score = point.score
         shares = score.before, score.forget, score.selectivity, score.preserve, score.drift
@@ -101,18 +110,19 @@ def finish_sweep(found: TradeOff, config: SweepConfig) -> None:
             file=sys.stderr,
         )
     out = config.execution.out
-    print(f"{out}: {len(found.points)} settings in sweep.csv; the chosen one is its config.json")
+    told = f"{out}: {len(found.points)} settings in sweep.csv; the chosen one is its config.json"
+    print(printable(told))
     steps = {
         f"open {out / 'sweep.png'}": "the trade-off between forgetting and keeping",
         f"jax-unlearn run --config {out / 'config.json'} --out RUN": "the chosen setting, as a run",
     }
-    print("\n".join(next_steps(steps)))
+    print("\n".join(map(printable, next_steps(steps))))
 
 
 def summary(metrics: Metrics) -> Table:
     """A table of the metrics before and after: zero-shot accuracy, probes, the model's answers."""
     shown = metrics["zero_shot"]["on"] if "zero_shot" in metrics else "images"
-    table = Table(f"held-out {shown}", "before", "after", "chance")
+    table = LiteralTable(f"held-out {shown}", "before", "after", "chance")
     if zero_shot := metrics.get("zero_shot"):
         add_zero_shot(table, zero_shot)
     if "paths" in metrics:

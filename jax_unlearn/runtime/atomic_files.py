@@ -9,7 +9,12 @@ from pathlib import Path
 
 from jax_unlearn.runtime.errors import UserError
 from jax_unlearn.runtime.file_errors import CURES, OF_WRITING, number_of, written_path
-from jax_unlearn.runtime.leftovers import new_directory, remove_leftovers
+from jax_unlearn.runtime.leftovers import (
+    new_directory,
+    new_file,
+    remove_leftover_files,
+    remove_leftovers,
+)
 from jax_unlearn.runtime.outputs import check_free, resolved
 
 
@@ -57,8 +62,8 @@ def fresh_directory(out_dir: str | Path, overwrite: bool = False) -> Iterator[Pa
 def fresh_file(path: str | Path, overwrite: bool = False) -> Iterator[Path]:
     """Yield a temporary sibling of `path` that is renamed to `path` when the block ends.
 
-    If the block raises, the sibling is removed and an existing file is left unchanged. Parents are
-    created.
+    The sibling exists and is empty. If the block raises, it is removed and an existing file is left
+    unchanged. What a killed process left is removed first. Parents are created.
 
     Raises:
         UserError: `path` exists and `overwrite` is not set, is a directory, or the file system
@@ -72,14 +77,14 @@ def fresh_file(path: str | Path, overwrite: bool = False) -> Iterator[Path]:
         raise UserError(f"{path}: exists; choose another name, or pass --overwrite")
     try:
         final.parent.mkdir(parents=True, exist_ok=True)
-        yield partial
-        partial.replace(final)
+        remove_leftover_files(final.parent, {final.name})
+        with new_file(partial):
+            yield partial
+            partial.replace(final)
     except Exception as error:
         if (refusal := _refusal(error, partial, final)) is None:
             raise
         raise refusal from error
-    finally:
-        partial.unlink(missing_ok=True)
 
 
 def _sibling(path: Path, what: str) -> Path:
@@ -122,6 +127,8 @@ def _refusal(error: Exception, partial: Path, final: Path) -> UserError | None:
 def replace_files(directory: Path, contents: Mapping[str, str]) -> None:
     """Replace text files of a directory; all are written before the first is renamed.
 
+    What a killed process left of them is removed first.
+
     Args:
         contents: the new text by file name.
 
@@ -130,15 +137,15 @@ def replace_files(directory: Path, contents: Mapping[str, str]) -> None:
     """
     partials = {directory / name: _sibling(directory / name, "partial") for name in contents}
     try:
-        for partial, text in zip(partials.values(), contents.values(), strict=True):
-            partial.write_text(text, encoding="utf-8")
-        for path, partial in partials.items():
-            partial.replace(path)
+        remove_leftover_files(directory, contents)
+        with ExitStack() as stack:
+            for partial, text in zip(partials.values(), contents.values(), strict=True):
+                stack.enter_context(new_file(partial))
+                partial.write_text(text, encoding="utf-8")
+            for path, partial in partials.items():
+                partial.replace(path)
     except OSError as error:
         if (number := number_of(error)) is None:
             raise
         cure = CURES.get(number, "fix it")
         raise UserError(f"{directory}: {os.strerror(number)}; {cure}, and try again") from error
-    finally:
-        for partial in partials.values():
-            partial.unlink(missing_ok=True)

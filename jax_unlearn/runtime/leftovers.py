@@ -1,12 +1,13 @@
-"""Directories that killed processes left half-written beside an output.
+"""Directories and files that killed processes left half-written beside an output.
 
-A process holds a lock on its unfinished directory, so that others know whether it is still alive.
+A process holds a lock on what is unfinished, so that others know whether it is still alive.
 """
 
+import errno
 import fcntl
 import os
 import shutil
-from collections.abc import Iterator
+from collections.abc import Collection, Iterator
 from contextlib import contextmanager, suppress
 from pathlib import Path
 
@@ -30,6 +31,38 @@ def new_directory(path: Path) -> Iterator[None]:
     finally:
         shutil.rmtree(path, ignore_errors=True)
         if lock is not None:
+            os.close(lock)
+
+
+@contextmanager
+def new_file(path: Path) -> Iterator[None]:
+    """Create a file and lock it; at the end it is removed, unless it has another name then.
+
+    Raises:
+        OSError: it cannot be created.
+    """
+    file = os.open(path, os.O_CREAT | os.O_EXCL | os.O_RDWR | os.O_CLOEXEC, 0o666)
+    try:
+        with suppress(OSError):
+            # A file system without locks: then nothing of it counts as a leftover either.
+            fcntl.flock(file, fcntl.LOCK_EX)
+        yield
+    finally:
+        path.unlink(missing_ok=True)
+        os.close(file)
+
+
+def remove_leftover_files(directory: Path, names: Collection[str]) -> None:
+    """Remove the unfinished files of killed processes that were to become files of these names.
+
+    Where the file system has no locks, nothing is removed.
+    """
+    for path in directory.iterdir() if directory.is_dir() else ():
+        match = TEMPORARY.fullmatch(path.name)
+        if not (match and match["name"] in names and match["what"] == "partial"):
+            continue
+        if path.is_file() and (lock := _lock(path, wait=False, kind=0)) is not None:
+            path.unlink(missing_ok=True)
             os.close(lock)
 
 
@@ -60,10 +93,16 @@ def remove_leftovers(final: Path) -> None:
             path.rename(final)
 
 
-def _lock(directory: Path, wait: bool) -> int | None:
-    """Lock a directory; returns its descriptor, or None if it is locked or cannot be."""
+def _lock(path: Path, wait: bool, kind: int = os.O_DIRECTORY) -> int | None:
+    """Lock a directory, or a file; returns its descriptor, or None if it is or cannot be locked."""
     with suppress(FileNotFoundError):
-        file = os.open(directory, os.O_RDONLY | os.O_DIRECTORY | os.O_NOFOLLOW | os.O_CLOEXEC)
+        try:
+            file = os.open(path, os.O_RDONLY | kind | os.O_NOFOLLOW | os.O_CLOEXEC)
+        except OSError as error:
+            # A link, of whatever; or a file of another user, who alone may remove it.
+            if kind or error.errno not in (errno.ELOOP, errno.EACCES):
+                raise
+            return None
         try:
             fcntl.flock(file, fcntl.LOCK_EX | (0 if wait else fcntl.LOCK_NB))
         except OSError:

@@ -8,8 +8,9 @@ from typing import Literal, get_args
 import jax
 import numpy as np
 
-from jax_unlearn.models.lora import LoraAdapter, init_adapter
-from jax_unlearn.objective.loss import LossWeights, Problem, Reduction, shapes
+from jax_unlearn.models.lora import LoraAdapter, checked_adapter, init_adapter
+from jax_unlearn.objective.loss import LossWeights, Problem, ProjectorProblem, Reduction, shapes
+from jax_unlearn.runtime.arguments import instance_argument
 from jax_unlearn.runtime.errors import UserError
 from jax_unlearn.runtime.used_if import option, used_if
 
@@ -118,16 +119,58 @@ def check_values(config: SolverConfig) -> None:
             raise UserError(f"{option(name)} {value!r}: must be one of {', '.join(choices)}")
 
 
-def check(config: SolverConfig, problem: Problem) -> None:
+def check(config: SolverConfig, problem: Problem, held_out: Problem | None = None) -> None:
     """Check the settings and the rows of a problem before any work is done.
 
     Raises:
         UserError: as `check_ranks`; or a part has no forget rows.
+        TypeError: an argument is of another type.
     """
+    instance_argument("config", config, SolverConfig)
+    check_problem("problem", problem)
+    if held_out is not None:
+        check_problem("held_out", held_out)
     check_ranks(config, shapes(problem))
     for name, part in problem.items():
         if not part.rows[0] > 0:
             raise UserError(f"{name}: there are no rows to forget; give at least one")
+
+
+def checked_init(init: LoraAdapter, problem: Problem) -> LoraAdapter:
+    """The initial adapter that a caller gives, with its arrays.
+
+    Raises:
+        TypeError: it is no adapter.
+        ValueError: it is of other Linears, or a factor has another shape.
+    """
+    init, linears = checked_adapter("init", init), shapes(problem)
+    if init.pairs.keys() != linears.keys():
+        raise ValueError(f"init: has pairs for {sorted(init.pairs)}, expected {sorted(linears)}")
+    for name, (e, d_in) in linears.items():
+        pair = init.pairs[name]
+        for part, shape in {"a": (init.rank, d_in), "b": (e, init.rank)}.items():
+            if (found := getattr(pair, part).shape) != shape:
+                raise ValueError(
+                    f"init: {name}.{part} has shape {list(found)}, expected {list(shape)}"
+                )
+    return init
+
+
+def check_problem(argument: str, problem: Problem) -> None:
+    """Check the types of a problem.
+
+    Raises:
+        TypeError: it is not a mapping from names to parts; names the argument.
+    """
+    instance_argument(argument, problem, Mapping)
+    if not problem:
+        raise TypeError(f"{argument}: expected at least one part, got none")
+    for name, part in problem.items():
+        if not isinstance(name, str) or not isinstance(part, ProjectorProblem):
+            raise TypeError(
+                f"{argument}: expected a LinearProblem or MergerProblem by name, got "
+                f"{type(part).__name__}"
+            )
 
 
 def check_ranks(config: SolverConfig, linears: Mapping[str, tuple[int, ...]]) -> None:

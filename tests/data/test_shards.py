@@ -173,6 +173,25 @@ def test_a_cut_or_damaged_tar_is_read_up_to_there_and_the_rest_is_named(tmp_path
         assert why in rest_fault
 
 
+def test_a_tar_that_claims_more_memory_than_there_is(tmp_path):
+    info = tarfile.TarInfo("x")
+    info.type, info.size = tarfile.XHDTYPE, 2**60
+    huge = info.tobuf(tarfile.GNU_FORMAT)
+    path = tmp_path / "one.tar"
+    path.write_bytes(huge + bytes(1024))
+    with pytest.raises(UserError, match="claims more memory than there is"):
+        find_images(tmp_path, "x")
+    write_tar(path, {"a.png": DATA[0]})
+    path.write_bytes(
+        path.read_bytes().rstrip(b"\0").ljust(-(-len(DATA[0]) // 512) * 512 + 512, b"\0")
+    )
+    with path.open("ab") as file:
+        file.write(huge + bytes(1024))
+    (_, good), (_, rest) = faults(tmp_path)
+    assert good is None
+    assert "damaged after a.png (a header claims more memory than there is)" in rest
+
+
 def test_a_cut_compressed_tar_is_read_up_to_there(tmp_path):
     shard = tmp_path / "one.tar.gz"
     noise = np.random.default_rng(0).bytes(1 << 20)

@@ -1,7 +1,6 @@
 """Every layout that a Qwen3-VL checkpoint comes in, and every fault that one can have."""
 
 import json
-import shutil
 
 import ml_dtypes
 import numpy as np
@@ -14,7 +13,7 @@ from jax_unlearn.runtime.errors import UserError
 from porting import CheckpointError, load_vision_tower
 from porting.checkpoint import INDEX, SINGLE, Checkpoint
 from porting.qwen3_vision import describe, vision_config, vision_table
-from porting.weight_table import to_torch
+from porting.weight_table import torch_tensors
 
 VISUAL = "model.visual."
 BIAS = f"{VISUAL}merger.linear_fc2.bias"
@@ -23,7 +22,7 @@ DTYPES = {"float32": np.float32, "float16": np.float16, "bfloat16": ml_dtypes.bf
 
 def exported(tower):
     """The tower as torch's tensors, by the keys of the tower alone."""
-    return dict(to_torch(vision_table(tower.config), nnx.state(tower)))
+    return dict(torch_tensors(vision_table(tower.config), nnx.state(tower)))
 
 
 def tower_keys(tensors, prefix=VISUAL):
@@ -207,30 +206,6 @@ def test_an_index_that_leads_out(sharded, name, tensors):
     save_file(tensors, sharded.parent / "x.safetensors")
     edit_index(sharded, extra=name)
     assert f"names {name!r}, which is not a file of this directory" in faults(sharded)
-
-
-def test_a_link_out_of_the_directory_is_followed_in_the_hubs_cache_only(sharded, tmp_path):
-    """Its snapshots are links to the blobs beside them; a link within the directory is followed."""
-    name, repository = "model-00000.safetensors", tmp_path / "models--x--y"
-    snapshot = repository / "snapshots" / "0123abcd"
-    shutil.copytree(sharded, snapshot)
-    places = {"blobs/digest": True, "elsewhere/digest": False, "snapshots/0123abcd/other.bin": True}
-    for place, followed in places.items():
-        target = repository / place
-        target.parent.mkdir(exist_ok=True)
-        shutil.move((snapshot / name).resolve(), target)
-        (snapshot / name).unlink(missing_ok=True)
-        (snapshot / name).symlink_to(target)
-        if followed:
-            load_vision_tower(snapshot)
-        else:
-            assert f"{name} is a link to {target}, outside the directory" in faults(snapshot)
-    # The same layout without the name that the cache has.
-    shutil.move(repository / "snapshots", repository / "others")
-    (repository / "others" / "0123abcd" / name).unlink()
-    (repository / "others" / "0123abcd" / name).symlink_to(repository / "blobs" / "digest")
-    shutil.move(repository / "others" / "0123abcd" / "other.bin", repository / "blobs" / "digest")
-    assert f"{name} is a link" in faults(repository / "others" / "0123abcd")
 
 
 def test_an_index_that_names_a_missing_file(sharded):

@@ -30,7 +30,7 @@ from porting.checkpoint import SINGLE
 from porting.clip import clip_config, clip_table
 from porting.open_clip import OPEN_PROJECTIONS, OPEN_WEIGHTS, open_clip_table
 from porting.peft import CONFIG, WEIGHTS
-from porting.weight_table import to_torch
+from porting.weight_table import torch_tensors
 from tests import tiny
 from tests.open_clip import open_clip_tensors
 from tests.tiny import close_to_largest
@@ -80,7 +80,7 @@ def faults(directory, load=load_clip):
 
 
 def exported(clip, table=clip_table):
-    return dict(to_torch(table(clip.config), nnx.state(clip)))
+    return dict(torch_tensors(table(clip.config), nnx.state(clip)))
 
 
 def same_tensors(ours, theirs):

@@ -408,7 +408,7 @@ def test_a_linked_shard_is_never_written_through(single, adapter, tmp_path):
     (single / SINGLE).rename(tmp_path / "elsewhere.safetensors")
     before = (tmp_path / "elsewhere.safetensors").read_bytes()
     (single / SINGLE).symlink_to(tmp_path / "elsewhere.safetensors")
-    with pytest.raises(CheckpointError, match="is a link out of the checkpoint"):
+    with pytest.raises(CheckpointError, match=r"is a link to .*, outside the directory"):
         merge_checkpoint(adapter, single, tmp_path / "out")
     assert (tmp_path / "elsewhere.safetensors").read_bytes() == before
 

@@ -10,13 +10,14 @@ from safetensors.numpy import load_file
 from transformers import CLIPTextModelWithProjection, CLIPVisionModelWithProjection
 
 import porting
-from jax_unlearn.features.clip_encoder import TEXT, ClipEncoder, padded
+from jax_unlearn.features.clip_encoder import TEXT, padded
 from jax_unlearn.models.clip.model import text_forward
 from jax_unlearn.runs.cli import main
 from jax_unlearn.runs.inspect.checkpoint_facts import inspect
 from jax_unlearn.runs.pipeline import open_source
 from jax_unlearn.runs.sources.clip_images import ClipImages
 from jax_unlearn.runs.sources.clip_names import ClipNames
+from jax_unlearn.runs.sources.open_encoder import open_clip_encoder
 from jax_unlearn.runtime.assets import CLIP_ASSETS
 from jax_unlearn.runtime.errors import UserError
 from tests.open_clip import open_clip_of_bundled
@@ -117,6 +118,23 @@ def test_a_file_names_the_folders(tmp_path):
     config = parse(["run", "--checkpoint", str(CHECKPOINT), "--out", "out", *words])
     said = error(lambda: open_source(config, QUIET))
     assert "--names: has no effect here: this run reads no image" in said
+
+
+def test_what_is_wrong_with_names_is_found_before_the_weights_are_loaded(monkeypatch, tmp_path):
+    monkeypatch.setattr(porting, "load_clip", lambda *_: pytest.fail("the weights were loaded"))
+    shown = folders(tmp_path / "shown", dog="dog", **{"long " * 40: "cat"})
+    file = tmp_path / "names.tsv"
+    file.write_text("n1\tcat\n")
+    for options, message in {
+        ("--images", shown): "has no image of cat",
+        ("--images", shown, "--names", file): "none of its folders",
+        ("--other-images", shown): "tokens, and the model takes 32",
+        ("--template", "{} " + "very " * 40): "tokens, and the model takes 32",
+        ("--images", tmp_path / "gone"): "no such folder",
+    }.items():
+        assert message in error(lambda options=options: names(*options))
+    sides = ("--forget", shown, "--preserve", shown, "--concept", "dog")
+    assert "tokens, and the model takes 32" in error(lambda: pictures(*sides))
 
 
 def test_underscores_of_folders_are_spaces_in_prompts_and_concepts(tmp_path):
@@ -226,7 +244,7 @@ def test_a_tower_with_its_projection_is_a_checkpoint(tmp_path, capsys):
 
 
 def test_texts_are_padded_to_a_few_lengths_without_a_change():
-    encoder = ClipEncoder(porting.load_clip(CHECKPOINT), CHECKPOINT, QUIET)
+    encoder = open_clip_encoder(CHECKPOINT, "float32", QUIET)
     words = ("cat", "dog", "horse")
     texts = [" ".join(words[i % 3] for i in range(k)) for k in (1, 5, 9, 13, 17, 21)] * 20
     text_forward.on(jax.default_backend()).clear_cache()
@@ -242,7 +260,7 @@ def test_texts_are_padded_to_a_few_lengths_without_a_change():
 
 
 def test_padding_that_would_move_the_end_takes_the_whole_context(monkeypatch):
-    encoder = ClipEncoder(porting.load_clip(CHECKPOINT), CHECKPOINT, QUIET)
+    encoder = open_clip_encoder(CHECKPOINT, "float32", QUIET)
     assert encoder.tokens(["cat"])[0].shape == (1, 8)
     monkeypatch.setattr(encoder.tokenizer, "padding_side", "left")
     assert encoder.tokens(["cat"])[0].shape == (1, 32)

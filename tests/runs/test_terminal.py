@@ -3,7 +3,9 @@
 import copy
 import html
 import io
+import json
 import re
+import shutil
 import sys
 
 import pytest
@@ -140,6 +142,27 @@ def test_names_like_markup_are_shown_as_they_are(metrics, capsys, monkeypatch):
     print_table(summary(metrics))
     found = capsys.readouterr().out
     assert f"the model names it: {name}" in " ".join(found.replace("│", " ").split())
+
+
+def test_control_characters_are_escaped(metrics, capsys, monkeypatch, folder, tmp_path):
+    monkeypatch.setenv("COLUMNS", "200")
+    name = "\x1b[31mcat\x07"
+    metrics["vlm"] = vlm(1.0, 0.5)
+    metrics["vlm"]["before"]["named"][0]["question"] = name
+    metrics["vlm"]["after"]["named"][0]["instead"] = {name: 0.75}
+    metrics["samples"] |= {"skipped": [name], "left_out": [name]}
+    metrics["warnings"] = [name]
+    finish(metrics, tmp_path / name)
+    found = capsys.readouterr()
+    assert "\x1b" not in found.out + found.err
+    for text in ("the model names it: ", "skipped ", "warning: ", f"open {tmp_path}/"):
+        assert f"{text}\\x1b[31mcat\\x07" in found.out + found.err
+    checkpoint = shutil.copytree(folder / "checkpoint", tmp_path / "checkpoint")
+    path = checkpoint / "preprocessor_config.json"
+    path.write_text(json.dumps(json.loads(path.read_text()) | {"size": name}))
+    main(["inspect", str(checkpoint)])
+    assert "\\x1b[31mcat" in (said := capsys.readouterr().out)
+    assert "\x1b" not in said
 
 
 def test_names_like_markup_are_text_in_the_report(metrics, run):

@@ -7,7 +7,7 @@ import sys
 
 import pytest
 
-from jax_unlearn.runtime.atomic_files import fresh_directory
+from jax_unlearn.runtime.atomic_files import fresh_directory, fresh_file, replace_files
 from jax_unlearn.runtime.errors import UserError
 from jax_unlearn.runtime.leftovers import remove_leftovers
 
@@ -15,7 +15,7 @@ from jax_unlearn.runtime.leftovers import remove_leftovers
 PROGRAM = """
 import sys, time
 from pathlib import Path
-from jax_unlearn.runtime.atomic_files import fresh_directory
+from jax_unlearn.runtime.atomic_files import fresh_directory, fresh_file, replace_files
 out, replacing = Path(sys.argv[1]), sys.argv[2] == "replacing"
 def wait(*_):
     print("ready", flush=True)
@@ -27,6 +27,18 @@ with fresh_directory(out, overwrite=True) as fresh:
     (fresh / "metrics.json").write_text("new")
     if not replacing:
         wait()
+"""
+
+# Has written one of two files, and waits.
+REPLACING = """
+import sys, time
+from pathlib import Path
+from jax_unlearn.runtime.atomic_files import replace_files
+def wait(*_):
+    print("ready", flush=True)
+    time.sleep(300)
+Path.replace = wait
+replace_files(Path(sys.argv[1]), {"metrics.json": "half"})
 """
 
 
@@ -84,6 +96,34 @@ def test_what_was_being_replaced_comes_back(tmp_path, at_work):
         write(out, "new", overwrite=False)
     assert (out / "metrics.json").read_text() == "old"
     assert names(tmp_path) == ["out"]
+
+
+def test_a_killed_process_leaves_no_file(tmp_path):
+    """As `evaluate` replaces the files of a run."""
+    (tmp_path / "metrics.json").write_text("old")
+    (tmp_path / "mine").write_text("mine")
+    strangers = {".metrics.json.partial", ".other.0123abcd.partial", ".metrics.json.0123abcd.old"}
+    for name in strangers:
+        (tmp_path / name).touch()
+    (tmp_path / ".metrics.json.11111111.partial").symlink_to(tmp_path / "mine")
+    process = subprocess.Popen(
+        [sys.executable, "-c", REPLACING, str(tmp_path)], stdout=subprocess.PIPE, text=True
+    )
+    with process:
+        assert process.stdout.readline() == "ready\n"
+        kept = strangers | {".metrics.json.11111111.partial", "metrics.json", "mine"}
+        (partial,) = set(names(tmp_path)) - kept
+        replace_files(tmp_path, {"metrics.json": "new"})
+        assert partial in names(tmp_path), "it is still at work"
+        process.kill()
+        process.wait()
+    replace_files(tmp_path, {"metrics.json": "newer"})
+    assert set(names(tmp_path)) == kept
+    assert (tmp_path / "metrics.json").read_text() == "newer"
+    (tmp_path / ".metrics.json.22222222.partial").touch()
+    with fresh_file(tmp_path / "metrics.json", overwrite=True) as fresh:
+        fresh.write_text("newest")
+    assert set(names(tmp_path)) == kept
 
 
 def test_only_what_has_our_names_is_removed(tmp_path):

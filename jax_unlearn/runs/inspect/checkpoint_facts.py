@@ -9,6 +9,7 @@ from typing import Any
 from jax_unlearn.data.batches import PATCHES
 from jax_unlearn.data.clip_preprocess import load_clip_preprocessor
 from jax_unlearn.data.preprocess import load_preprocessor
+from jax_unlearn.data.scan import printable
 from jax_unlearn.features.clip_encoder import load_tokenizer
 from jax_unlearn.features.extractor import ExtractionSettings
 from jax_unlearn.models.clip.encoders import ClipTextConfig, ClipVisionConfig
@@ -173,5 +174,6 @@ def lines(facts: dict[str, Any], indent: int = 0) -> list[str]:
             out += [f"{' ' * indent}{key}:", *lines(value, indent + 2)]
         else:
             shown = f"{value:,}" if isinstance(value, int) else value
-            out.append(f"{' ' * indent}{key}: {shown}")
+            # A checkpoint's own texts are among them.
+            out.append(f"{' ' * indent}{key}: {printable(str(shown))}")
     return out

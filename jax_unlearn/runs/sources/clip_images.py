@@ -5,11 +5,11 @@ from collections.abc import Sequence
 import numpy as np
 from rich.console import Console
 
-import porting
 from jax_unlearn.data.class_names import folder_prompts
 from jax_unlearn.data.dataset import collect_images
 from jax_unlearn.data.images import ImageFile, ImageReader
-from jax_unlearn.features.clip_encoder import IMAGE, TEXT, ClipEncoder
+from jax_unlearn.data.prompts import Prompt
+from jax_unlearn.features.clip_encoder import IMAGE, TEXT
 from jax_unlearn.features.extracted import Extracted
 from jax_unlearn.features.samples import SampleFeatures, Sides
 from jax_unlearn.features.stand_in import Counterpart, StandIn
@@ -19,6 +19,7 @@ from jax_unlearn.objective.stand_in import stand_in_of
 from jax_unlearn.objective.targets import STAND_IN
 from jax_unlearn.runs.fingerprint import fingerprint
 from jax_unlearn.runs.settings.config import RunConfig
+from jax_unlearn.runs.sources.open_encoder import open_clip_encoder
 from jax_unlearn.runs.sources.source import (
     StageOf,
     sample_counts,
@@ -42,12 +43,14 @@ class ClipImages:
     def __init__(self, config: RunConfig, console: Console) -> None:
         samples = config.samples
         self.dataset = collect_images(samples, config.solver.seed, config.execution.strict)
-        clip = porting.load_clip(samples.checkpoint, config.extraction.dtype)
-        self.encoder = ClipEncoder(clip, samples.checkpoint, console)
+        self.encoder = open_clip_encoder(samples.checkpoint, config.extraction.dtype, console)
         self.encoder.check_reads(names=bool(self._named()), images=True)
-        self.linears = (self.encoder.projection(IMAGE),)
         self.reader = ImageReader(config.execution.strict, [*self.dataset.unreadable])
         self.config = resolved(config, self.dataset)
+        if prompts := self._prompts():
+            self.encoder.lengths([prompt.text for prompt in prompts])
+        # The weights are loaded here, after all that can be checked without them.
+        self.linears = (self.encoder.projection(IMAGE),)
 
     def fingerprint(self) -> Facts:
         return fingerprint(self.config, self.dataset, self.encoder.contents(), 1)
@@ -104,9 +107,11 @@ class ClipImages:
 
     def _names(self) -> SampleFeatures | None:
         """Features of prompts of the classes; None if they have no names."""
-        if not (labels := self._named()):
-            return None
-        return self.encoder.texts(folder_prompts(labels, self.config.samples.template))
+        prompts = self._prompts()
+        return self.encoder.texts(prompts) if prompts else None
+
+    def _prompts(self) -> list[Prompt]:
+        return folder_prompts(self._named(), self.config.samples.template)
 
     def _sides(
         self, forget: Sequence[ImageFile], preserve: Sequence[ImageFile], what: str

@@ -3,22 +3,23 @@
 import warnings
 from collections.abc import Sequence
 from dataclasses import replace
+from itertools import chain
 from pathlib import Path
 
 from rich.console import Console
 
-import porting
 from jax_unlearn.data.class_names import FolderNames, folder_prompts, match_folders
 from jax_unlearn.data.dataset import collect_prompts
 from jax_unlearn.data.folders import find_images
 from jax_unlearn.data.images import ImageFile, ImageReader
-from jax_unlearn.data.prompts import Key
+from jax_unlearn.data.prompts import Key, Prompt
 from jax_unlearn.evaluate.judges import shown_folders
-from jax_unlearn.features.clip_encoder import IMAGE, TEXT, ClipEncoder
+from jax_unlearn.features.clip_encoder import IMAGE, TEXT
 from jax_unlearn.features.extracted import Extracted
 from jax_unlearn.features.samples import Sides
 from jax_unlearn.runs.fingerprint import fingerprint
 from jax_unlearn.runs.settings.config import RunConfig
+from jax_unlearn.runs.sources.open_encoder import open_clip_encoder
 from jax_unlearn.runs.sources.source import (
     StageOf,
     sample_counts,
@@ -41,12 +42,10 @@ class ClipNames:
 
     def __init__(self, config: RunConfig, console: Console) -> None:
         samples = config.samples
-        clip = porting.load_clip(samples.checkpoint, config.extraction.dtype)
-        self.encoder = ClipEncoder(clip, samples.checkpoint, console)
+        self.encoder = open_clip_encoder(samples.checkpoint, config.extraction.dtype, console)
         folders = shown_folders(samples)
         self.encoder.check_reads(names=True, images=bool(folders))
         self.dataset = collect_prompts(samples, self.encoder.key)
-        self.linears = (self.encoder.projection(TEXT),)
         self.reader = ImageReader(config.execution.strict)
         # Names instead of a file of names, so that the run does not depend on the file.
         names = [
@@ -63,19 +62,18 @@ class ClipNames:
             self.image_files[folder] = named_images(
                 folder, self.image_files[folder], names[0], names[1], self.encoder.key
             )
+        prompts = [*self.dataset.samples(), *chain(*self._others().values())]
+        self.encoder.lengths([prompt.text for prompt in prompts])
+        # The weights are loaded here, after all that can be checked without them.
+        self.linears = (self.encoder.projection(TEXT),)
 
     def fingerprint(self) -> Facts:
         return fingerprint(self.config, self.dataset, self.encoder.contents(), 1)
 
     def extract(self, stage_of: StageOf = unsaved) -> Extracted:
         """Encode the prompts, each of which is one row, and the images for evaluation."""
-        encoder, data, samples = self.encoder, self.dataset, self.config.samples
-        others = {
-            f"others.{i}": encoder.texts(
-                folder_prompts(class_names(self.image_files[folder]), samples.template)
-            )
-            for i, folder in enumerate(dict.fromkeys(samples.other_images))
-        }
+        encoder, data = self.encoder, self.dataset
+        others = {name: encoder.texts(prompts) for name, prompts in self._others().items()}
         train = Sides(encoder.texts(data.forget), encoder.texts(data.preserve))
         shown = {
             f"shown.{i}": encoder.images(files, self.reader, f"Images of {folder.name}")
@@ -91,6 +89,14 @@ class ClipNames:
             judged_linears=(encoder.projection(IMAGE),) if encoder.has(IMAGE) else (),
             judged=shown | others,
         )
+
+    def _others(self) -> dict[str, list[Prompt]]:
+        """Prompts of the classes of each of the other folders."""
+        samples = self.config.samples
+        return {
+            f"others.{i}": folder_prompts(class_names(self.image_files[folder]), samples.template)
+            for i, folder in enumerate(dict.fromkeys(samples.other_images))
+        }
 
 
 def class_names(files: Sequence[ImageFile]) -> list[str]:

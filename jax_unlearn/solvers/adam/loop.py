@@ -19,7 +19,7 @@ from jax_unlearn.objective.loss import LossWeights, Problem, loss
 from jax_unlearn.runtime.errors import UserError
 from jax_unlearn.runtime.snapshots import NoSnapshots, Snapshot, Stage
 from jax_unlearn.solvers.adam.sharding import replicate, shard_rows
-from jax_unlearn.solvers.config import Select, SolverConfig, check
+from jax_unlearn.solvers.config import Select, SolverConfig, check, checked_init
 from jax_unlearn.solvers.result import Progress, Result, history_of
 
 
@@ -118,13 +118,13 @@ def train(
         UserError: `select="held_out"` without held-out rows, a rank that a Linear cannot have,
             or rows that are not finite.
     """
-    check(config, problem)
+    check(config, problem, held_out)
     if config.select == "held_out" and held_out is None:
         raise UserError("select 'held_out' needs held-out rows to choose by")
     weights = config.loss_weights()
     begun = time.perf_counter()
     problem = shard_rows(compress(problem), mesh)
-    adapter = replicate(init or config.init(problem), mesh)
+    adapter = replicate(config.init(problem) if init is None else checked_init(init, problem), mesh)
     state, first_terms = replicate(start(adapter, problem, weights), mesh)
     if state.failed:
         raise UserError("the loss is not finite at the start: the features or the target are not")

@@ -83,7 +83,7 @@ def solve(
         UserError: a part is not linear, `select="held_out"` without held-out rows, a setting is
             out of range, or rows are not finite.
     """
-    linears = _check(problem, config)
+    linears = _check(problem, config, held_out)
     if config.select == "held_out" and held_out is None:
         raise UserError("select 'held_out' needs held-out rows to choose by")
     begun = time.perf_counter()
@@ -196,13 +196,15 @@ def _pair(linear: Solved, change: Change, fresh: LoraPair, scale: float) -> Lora
     return LoraPair(a=a, b=b)
 
 
-def _check(problem: Problem, config: SolverConfig) -> dict[str, LinearProblem]:
+def _check(
+    problem: Problem, config: SolverConfig, held_out: Problem | None
+) -> dict[str, LinearProblem]:
     """The parts of the problem, after checking them and the settings.
 
     Raises:
         UserError: a part is not linear, or a setting is out of range.
     """
-    check(config, problem)
+    check(config, problem, held_out)
     linears = {name: part for name, part in problem.items() if isinstance(part, LinearProblem)}
     if others := [name for name in problem if name not in linears]:
         raise UserError(

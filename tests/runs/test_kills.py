@@ -1,0 +1,187 @@
+"""Runs and exports that are killed at random times: the same bytes in the end, and nothing else.
+
+SIGKILL, SIGTERM and SIGINT take turns, in extraction, training, saving and exporting. Half of the
+kills are at a random time of the process, half as soon as it writes its output. The figures go to
+the file KILLS_OUT, from which docs/security.md has them.
+"""
+
+import multiprocessing
+import os
+import random
+import shutil
+import signal
+import subprocess
+import sys
+import time
+from collections import Counter, defaultdict
+from itertools import cycle, product
+from pathlib import Path
+from threading import Thread
+
+import pytest
+
+from benchmarks.harness import write
+from benchmarks.speed.tower import machine
+from jax_unlearn.runs.cli import main
+from jax_unlearn.runtime.resume import StageSnapshots
+from tests.running import arguments
+
+OPTIONS = {"granularity": "tokens", "max_pixels": 512, "batch_patches": 512}
+OPTIONS |= {"epochs": 60, "chunk": 10, "save_steps": 1}
+SIGNALS = (signal.SIGINT, signal.SIGTERM, signal.SIGKILL)
+# Of a process that a signal ended: by the system, or by the program after SIGTERM or SIGINT.
+ENDED = {signal.SIGKILL: {-9}, signal.SIGTERM: {-15, 143}, signal.SIGINT: {-2, 130}}
+BOUND = 300
+# Seconds until the program's own first line; before, Python answers SIGINT with a traceback.
+START = 1.0
+# As each run has other times and pictures, these differ.
+VARIED = {"metrics.json", "report.html", "config.json", "digests.json", "README.md"}
+
+
+def tree(directory):
+    """The bytes of each file that is the same in every run, and the names of the others."""
+    return {
+        str(path.relative_to(directory)): None if path.name in VARIED else path.read_bytes()
+        for path in sorted(directory.rglob("*"))
+        if path.is_file()
+    }
+
+
+class Killer:
+    """Ends commands at random times, and checks what each leaves.
+
+    counts: the kills by signal and by when they came.
+    """
+
+    def __init__(self, place, seed):
+        self.place, self.draw = place, random.Random(seed)
+        # For each command each signal at both times, in turn.
+        self.turns = defaultdict(lambda: cycle(product(SIGNALS, (True, False))))
+        self.counts = Counter()
+        self.seconds = {}
+
+    def until_done(self, words, out, whole, enough):
+        """Start a command until it has ended by itself or there were enough kills in all."""
+        while self.counts.total() < enough:
+            # A process may have written all, and be killed as it exits.
+            if self.once(words, out) or out.exists():
+                break
+        else:
+            self.run_whole(words)
+        assert tree(out) == whole
+        assert self.left() <= {"out", "exported"}, "leftovers"
+
+    def once(self, words, out):
+        """Start a command and kill it; whether it had ended before."""
+        command = words[0]
+        number, random_time = next(self.turns[command])
+        begun = time.monotonic()
+        process = self.start(words)
+        if random_time:
+            until = begun + START + self.draw.random() * self.seconds.get(command, 6.0)
+            while process.poll() is None and time.monotonic() < until:
+                time.sleep(0.01)
+        else:
+            while process.poll() is None and not self.partial(out):
+                time.sleep(0.001)
+            time.sleep(self.draw.random() * 0.05)
+        process.send_signal(number)
+        _, errors = process.communicate(timeout=BOUND)
+        assert "Traceback" not in errors, errors
+        if process.returncode == 0:
+            self.seconds[command] = time.monotonic() - begun
+            return True
+        assert process.returncode in ENDED[number], (number, process.returncode, errors)
+        self.counts[command, number.name, "random" if random_time else "writing"] += 1
+        return False
+
+    def start(self, words):
+        return subprocess.Popen(
+            [sys.executable, "-m", "jax_unlearn", *map(str, words)],
+            stdout=subprocess.DEVNULL,
+            stderr=subprocess.PIPE,
+            text=True,
+            # A shell starts what runs in the background with SIGINT ignored.
+            preexec_fn=lambda: signal.signal(signal.SIGINT, signal.default_int_handler),
+        )
+
+    def run_whole(self, words):
+        process = self.start(words)
+        _, errors = process.communicate(timeout=BOUND)
+        assert process.returncode == 0, errors
+
+    def partial(self, out):
+        return any(self.place.glob(f".{out.name}.*.partial"))
+
+    def left(self):
+        return {path.name for path in self.place.iterdir()}
+
+
+def killed(folder, place, kills, seed):
+    """Run and export, again and again, until there were enough kills."""
+    words = arguments(folder, place.parent / "whole", **OPTIONS)
+    main(words)
+    main(["export", str(place.parent / "whole"), "--out", str(place.parent / "merged")])
+    whole, merged = (tree(place.parent / name) for name in ("whole", "merged"))
+    place.mkdir()
+    out, exported = place / "out", place / "exported"
+    killer = Killer(place, seed)
+    while killer.counts.total() < kills:
+        run = [*arguments(folder, out, **OPTIONS), "--resume"]
+        killer.until_done(run, out, whole, kills)
+        # Half of the kills are of exports, of which each run has several.
+        for _ in range(4):
+            killer.until_done(["export", out, "--out", exported], exported, merged, kills)
+            shutil.rmtree(exported)
+        shutil.rmtree(out)
+    return killer.counts
+
+
+@pytest.mark.slow
+def test_a_hundred_kills(folder, tmp_path):
+    counts = killed(folder, tmp_path / "place", int(os.environ.get("KILLS", "100")), seed=1)
+    rows = [
+        dict(zip(("command", "signal", "when", "kills"), (*place, count), strict=True))
+        for place, count in sorted(counts.items())
+    ]
+    print(*rows, sep="\n")
+    if out := os.environ.get("KILLS_OUT"):
+        write(Path(out), {"machine": machine(), "rows": rows})
+    for command in ("run", "export"):
+        assert {name for words, name, _ in counts if words == command} == {
+            number.name for number in SIGNALS
+        }
+
+
+@pytest.mark.slow
+def test_a_worker_that_the_kernel_kills(folder, tmp_path, monkeypatch, capsys):
+    """What had been done is saved, and nothing else is left."""
+    options = OPTIONS | {"workers": 1, "save_steps": None}
+    main(arguments(folder, tmp_path / "whole", **options))
+    done, stages = StageSnapshots.done, []
+
+    def kill_next(earlier):
+        while not (workers := set(multiprocessing.active_children()) - earlier):
+            time.sleep(0.01)
+        for worker in workers:
+            os.kill(worker.pid, signal.SIGKILL)
+
+    def ended(stage, snapshot):
+        done(stage, snapshot)
+        stages.append(stage)
+        if len(stages) == 1:
+            Thread(target=kill_next, args=(set(multiprocessing.active_children()),)).start()
+
+    place = tmp_path / "place"
+    with monkeypatch.context() as patch:
+        patch.setattr(StageSnapshots, "done", ended)
+        with pytest.raises(SystemExit) as caught:
+            main(arguments(folder, place / "out", **options))
+    assert caught.value.code == 2
+    said = "--workers 1: a process that decodes images has died (SIGKILL); continue with --resume"
+    assert said in capsys.readouterr().err
+    assert [path.name for path in place.iterdir()] == ["out.resume"]
+    assert len(stages) == 1
+    main([*arguments(folder, place / "out", **options), "--resume"])
+    assert tree(place / "out") == tree(tmp_path / "whole")
+    assert [path.name for path in place.iterdir()] == ["out"]
