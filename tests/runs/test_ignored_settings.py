@@ -137,6 +137,9 @@ def base_of(mode, root):
     more = {"epochs": 12, "optimizer": "adam"} if optimizer == "adam" else {}
     more |= {"optimizer": "leace"} if optimizer == "leace" else {}
     more |= {"target": "stand_in", "rank": 3} if optimizer == "stand_in" else {}
+    if kind in ("names", "clip") and optimizer == "closed_form":
+        # With the default, a later iteration or start is no better than the first.
+        more |= {"lambda_weight": 0.1}
     if kind == "saved":
         return start_settings(statistics=root / "run", out=root / "x").replace(**more)
     checkpoint = (root if kind == "qwen" else CLIP_ASSETS) / "checkpoint"
