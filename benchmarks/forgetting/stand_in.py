@@ -61,7 +61,7 @@ class Options:
 
     concepts: tuple[str, ...] = ("triangle", "teal", "red triangle", "astronaut")
     """Concepts that had a part in designing the method."""
-    unseen: tuple[str, ...] = ("rectangle", "brown", "gray circle")
+    unseen: tuple[str, ...] = ("rectangle", "brown", "green circle")
     """Concepts on which nothing was measured before."""
     seeds: tuple[int, ...] = (0, 1, 2)
     train: int = 600

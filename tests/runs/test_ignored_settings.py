@@ -96,6 +96,10 @@ EXECUTION = {
 }
 QWEN = ("qwen closed_form", "qwen adam", "qwen leace", "qwen stand_in")
 CLIP = ("names closed_form", "names adam", "names leace", "clip closed_form", "clip leace")
+OTHER_WEIGHTS = {
+    "names": {"lambda_forget": 0.7, "lambda_preserve": 0.6},
+    "clip": {"lambda_weight": 0.1},
+}
 MODES = (*QWEN, *CLIP, "saved closed_form", "saved adam")
 SHAPES = ("red triangle", "green triangle", "blue circle", "red circle")
 
@@ -137,9 +141,9 @@ def base_of(mode, root):
     more = {"epochs": 12, "optimizer": "adam"} if optimizer == "adam" else {}
     more |= {"optimizer": "leace"} if optimizer == "leace" else {}
     more |= {"target": "stand_in", "rank": 3} if optimizer == "stand_in" else {}
-    if kind in ("names", "clip") and optimizer == "closed_form":
-        # With the default, a later iteration or start is no better than the first.
-        more |= {"lambda_weight": 0.1}
+    if optimizer == "closed_form":
+        # With the default weights, a later iteration or start is no better than the first.
+        more |= OTHER_WEIGHTS.get(kind, {})
     if kind == "saved":
         return start_settings(statistics=root / "run", out=root / "x").replace(**more)
     checkpoint = (root if kind == "qwen" else CLIP_ASSETS) / "checkpoint"
