@@ -4,14 +4,15 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 
 import numpy as np
-from jaxtyping import Float, Float64, Int
+from jaxtyping import Float, Float64, Int, Shaped
 
 from jax_unlearn.features.extracted import Extracted
 from jax_unlearn.features.gram import gram
 from jax_unlearn.features.samples import SampleFeatures
-from jax_unlearn.features.stand_in import StandIn, TokenMoments
+from jax_unlearn.features.stand_in import Counterpart, StandIn, TokenMoments
 from jax_unlearn.features.token_sample import by_image, deviations, having_tokens
 from jax_unlearn.models.frozen_linear import FrozenLinear
+from jax_unlearn.objective.counterparts import words_of
 
 # Principal components of the outputs that are compared.
 CONTEXT = 40
@@ -21,6 +22,7 @@ FLOOR, FLATTEN = 0.02, 0.3
 # How many times more often than on average one stand-in image may be used.
 REUSE = 2
 
+Groups = Shaped[np.ndarray, " _"]
 Outputs = Sequence[Float[np.ndarray, "_ _"]]
 
 
@@ -78,6 +80,7 @@ def stand_in_of(
     forget: SampleFeatures,
     chosen: Int[np.ndarray, " n_f"],
     stand_in: SampleFeatures,
+    pair: Counterpart,
     preserve: SampleFeatures | None = None,
 ) -> StandIn:
     """Match the images and sum the moments of their tokens.
@@ -88,6 +91,7 @@ def stand_in_of(
             `preserve` is given.
         chosen: the images of one concept among them.
         stand_in: features of the stand-in images.
+        pair: the concept and its counterpart.
         preserve: features of images to keep that have sampled tokens; None if samples have one row
             each.
     """
@@ -95,7 +99,8 @@ def stand_in_of(
     own = {name: forget.taps[name].x[chosen] for name in names}
     theirs = {name: stand_in.taps[name].x for name in names}
     outputs = [[one.output(x[one.name]) for one in linears] for x in (own, theirs)]
-    matched = match(*outputs)
+    words = other_words(pair, forget.labels[chosen], stand_in.labels)
+    matched = match(outputs[0], outputs[1], *words)
     tokens = {}
     for name in names if preserve else ():
         f = by_image(forget.tokens[name])[chosen]
@@ -115,22 +120,63 @@ def stand_in_of(
     return StandIn(np.asarray(chosen), matched, theirs, tokens)
 
 
-def match(forget: Outputs, stand_in: Outputs) -> Int[np.ndarray, " n_f"]:
+def other_words(
+    pair: Counterpart, forget: np.ndarray, stand_in: np.ndarray
+) -> tuple[Groups, Groups]:
+    """The other words of each image's class: "red" of a red triangle, if triangles are forgotten.
+
+    Args:
+        pair: the concept and its counterpart.
+        forget: classes of the images to forget.
+        stand_in: classes of the stand-in images.
+
+    Returns:
+        The words of both sides; no words at all, unless those of each class to forget are also
+        those of a stand-in class.
+    """
+    both = [
+        np.array([" ".join(sorted(words_of(str(label)) - words_of(name))) for label in labels])
+        for labels, name in ((forget, pair.concept), (stand_in, pair.name))
+    ]
+    if not set(both[0]) <= set(both[1]):
+        both = [np.full(len(labels), "") for labels in both]
+    return both[0], both[1]
+
+
+def match(
+    forget: Outputs,
+    stand_in: Outputs,
+    forget_groups: Groups | None = None,
+    stand_in_groups: Groups | None = None,
+) -> Int[np.ndarray, " n_f"]:
     """Index of the stand-in image matched to each image to forget.
 
     The outputs of all projectors are compared after the mean of the own side is subtracted, since
     otherwise images would be matched by what distinguishes the classes. The assignment minimises
     the sum of squared distances; an image may be used up to REUSE times as often as on average.
 
+    A model may embed each class at a place of its own, so that the red ones of two shapes have
+    nothing in common. So images are matched within groups whose names agree, if there are some, and
+    the mean of the own group is subtracted.
+
     Args:
         forget: [n_f, E] original mean outputs of the images to forget, for each projector.
         stand_in: [n_g, E] those of the stand-in images.
+        forget_groups: [n_f] group of each image to forget; by default all are in one.
+        stand_in_groups: [n_g] group of each stand-in image.
     """
     # Here, because it takes a tenth of a second that other targets need not wait for.
     from scipy.optimize import linear_sum_assignment
 
-    f, g = context(forget, stand_in)
+    counts = len(forget[0]), len(stand_in[0])
+    groups = [
+        np.zeros(count, int) if own is None else own
+        for count, own in zip(counts, (forget_groups, stand_in_groups), strict=True)
+    ]
+    f, g = context(forget, stand_in, *groups)
     distances = (f**2).sum(axis=1)[:, None] + (g**2).sum(axis=1) - 2 * f @ g.T
+    # More than any other difference, but finite: a group may have too few images.
+    distances += (groups[0][:, None] != groups[1]) * (1 + distances.max(initial=0))
     often = REUSE * -(-len(f) // len(g))
     rows, columns = linear_sum_assignment(np.tile(distances, (1, often)))
     found = np.empty(len(f), int)
@@ -139,11 +185,13 @@ def match(forget: Outputs, stand_in: Outputs) -> Int[np.ndarray, " n_f"]:
 
 
 def context(
-    forget: Outputs, stand_in: Outputs
+    forget: Outputs, stand_in: Outputs, forget_groups: Groups, stand_in_groups: Groups
 ) -> tuple[Float[np.ndarray, "n_f k"], Float[np.ndarray, "n_g k"]]:
-    """Both sides' scaled principal components, centred by side."""
-    sides = [np.concatenate(side, axis=1).astype(np.float64) for side in (forget, stand_in)]
-    f, g = (side - side.mean(axis=0) for side in sides)
+    """Both sides' scaled principal components, centred by group of each side."""
+    f, g = (
+        centred(np.concatenate(side, axis=1).astype(np.float64), groups)
+        for side, groups in ((forget, forget_groups), (stand_in, stand_in_groups))
+    )
     # Each side counts half, whatever its number of images.
     both = np.concatenate([f / np.sqrt(2 * len(f)), g / np.sqrt(2 * len(g))])
     _, singular, components = np.linalg.svd(both, full_matrices=False)
@@ -154,3 +202,12 @@ def context(
         return np.zeros((len(f), 1)), np.zeros((len(g), 1))
     scale = components[:CONTEXT].T * (values + FLOOR * largest) ** -FLATTEN
     return f @ scale, g @ scale
+
+
+def centred(rows: Float[np.ndarray, "n e"], groups: Groups) -> Float[np.ndarray, "n e"]:
+    """The rows minus the mean of their group."""
+    found = rows.copy()
+    for group in np.unique(groups):
+        own = groups == group
+        found[own] -= rows[own].mean(axis=0)
+    return found

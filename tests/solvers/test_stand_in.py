@@ -3,9 +3,9 @@
 import numpy as np
 import pytest
 
-from jax_unlearn.features.stand_in import TokenMoments
+from jax_unlearn.features.stand_in import Counterpart, TokenMoments
 from jax_unlearn.objective import stand_in as matching
-from jax_unlearn.objective.stand_in import StandInRows, match
+from jax_unlearn.objective.stand_in import StandInRows, match, other_words
 from jax_unlearn.runtime.errors import UserError
 from jax_unlearn.solvers import stand_in as solver
 from jax_unlearn.solvers.stand_in import (
@@ -111,13 +111,37 @@ def test_a_match_that_is_not_centred_loses_the_attribute(monkeypatch):
 
     centred = same_attribute()
 
-    def uncentred(forget, stand_in):
+    def uncentred(forget, stand_in, *_):
         # The step of the class is a part of what is compared.
         return np.concatenate(forget, axis=1), np.concatenate(stand_in, axis=1)
 
     monkeypatch.setattr(matching, "context", uncentred)
     assert same_attribute() < centred - 0.05
     assert centred > 0.97
+
+
+def test_images_are_matched_within_groups_whose_names_agree():
+    random = np.random.default_rng(0)
+    # Each of four classes of both sides is at a place of its own: colours have nothing in common.
+    places = 10 * random.normal(size=(2, 4, 6))
+    colours = np.repeat(np.arange(4), 30)
+    own, theirs = (place[colours] + 0.1 * random.normal(size=(120, 6)) for place in places)
+    names = np.array(["red", "blue", "teal", "gray"])[colours]
+    grouped = match([own], [theirs], names, names)
+    assert (colours[grouped] == colours).all()
+    assert (colours[match([own], [theirs])] == colours).mean() < 0.9
+    # A group with too few stand-in images borrows from others.
+    few = np.delete(np.arange(120), np.arange(5, 30))
+    borrowed = match([own], [theirs[few]], names, names[few])
+    assert (colours[few][borrowed] == colours).mean() == pytest.approx(110 / 120)
+
+
+def test_the_other_words_of_classes_are_groups():
+    colours = Counterpart("triangle", (), "circle", ())
+    forget, kept = (np.array([f"{c} {s}" for c in ("red", "blue")]) for s in ("triangle", "circle"))
+    assert [list(words) for words in other_words(colours, forget, kept)] == [["red", "blue"]] * 2
+    # Not where a class to forget has no class of the same words.
+    assert [list(words) for words in other_words(colours, forget, kept[:1])] == [["", ""], [""]]
 
 
 def test_each_stand_in_image_is_used_a_limited_number_of_times():

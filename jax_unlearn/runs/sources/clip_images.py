@@ -94,7 +94,7 @@ class ClipImages:
             chosen = set(files)
             places = [i for i, file in enumerate(train.preserve.files) if file in chosen]
             features = train.preserve.chosen(np.array(places))
-        return stand_in_of(self.linears, train.forget, images_of(train, pair), features)
+        return stand_in_of(self.linears, train.forget, images_of(train, pair), features, pair)
 
     def _named(self) -> list[str]:
         """The classes; none if folders without sub-folders or a model without texts have no names.

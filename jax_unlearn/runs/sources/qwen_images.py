@@ -131,7 +131,12 @@ class QwenImages:
 
         return tuple(
             stand_in_of(
-                linears, train.forget, images_of(train, pair), features(group), features(kept)
+                linears,
+                train.forget,
+                images_of(train, pair),
+                features(group),
+                pair,
+                features(kept),
             )
             for pair, group in zip(pairs, chosen, strict=True)
         )
