@@ -9,6 +9,7 @@ from typing import Any
 from rich.table import Table
 
 from jax_unlearn.data.scan import printable
+from jax_unlearn.objective.targets import STAND_IN
 from jax_unlearn.runs.report.page import VLM_ROWS, ZERO_SHOT_ROWS, percent
 from jax_unlearn.runs.run_directory import Metrics
 from jax_unlearn.runs.saved_statistics import unsaved_statistics
@@ -19,6 +20,10 @@ from jax_unlearn.runtime.pipe_console import PipeConsole
 
 # Number of labelled images of each side whose readers are shown.
 FEW = 10
+# Above this share readers of a concept count as finding it.
+FOUND = 0.75
+# Number of images of a concept with which the target stand_in hides it well.
+ENOUGH = 250
 
 
 def show_unencodable() -> None:
@@ -74,8 +79,20 @@ def made(metrics: Metrics, out: Path) -> list[str]:
     steps = {f"open {out / 'report.html'}": "figures, curves and images"}
     if "paths" in metrics and not {"vlm", "zero_shot"} & set(metrics):
         steps[f"jax-unlearn evaluate {out} --vlm"] = "ask the model itself, which was not done yet"
+    if findable(metrics):
+        steps["jax-unlearn run … --target stand_in"] = (
+            "labelled images still find it; there are enough images to hide it from a few"
+        )
     steps[f"jax-unlearn export {out} --out DIRECTORY"] = "the changed model, to serve"
     return [f"{out}: a change of rank {adapter['rank']} of {linears}", *next_steps(steps)]
+
+
+def findable(metrics: Metrics) -> bool:
+    """Whether few labelled images find a concept again, and stand_in could prevent that."""
+    found = metrics.get("reidentification", ())
+    shown = [row[2] for one in found if one["fresh"] and (row := few_shot_row(one))]
+    enough = metrics["samples"]["forget"] >= ENOUGH * max(1, len(found))
+    return metrics["optimizer"] != STAND_IN and enough and any(float(s) > FOUND for s in shown)
 
 
 def next_steps(steps: dict[str, str]) -> list[str]:

@@ -176,3 +176,29 @@ def test_names_like_markup_are_text_in_the_report(metrics, run):
     page = report(run, config, metrics, [])
     assert "<script" not in page
     assert len(re.findall(re.escape(name), html.unescape(page))) >= 6
+
+
+@pytest.mark.parametrize(
+    ("images", "score", "fresh", "optimizer", "suggested"),
+    [
+        (250, 0.95, True, "closed_form", True),
+        (249, 0.95, True, "closed_form", False),
+        (250, 0.7, True, "closed_form", False),
+        (250, 0.95, False, "closed_form", False),
+        (250, 0.95, True, "stand_in", False),
+    ],
+)
+def test_with_enough_images_another_target_is_suggested(
+    metrics, run, capsys, images, score, fresh, optimizer, suggested
+):
+    curve = {"10": {"before": [1.0, 1.0, 1.0], "after": [score, 0.6, 1.0]}}
+    metrics["reidentification"] = [
+        {"concept": "red triangle", "counterpart": "blue circle", "fresh": fresh,
+         "few_shot": {"mean": curve}}
+    ]  # fmt: skip
+    metrics["samples"] = metrics["samples"] | {"forget": images}
+    metrics["optimizer"] = optimizer
+    found, rows = printed(metrics, run, capsys)
+    assert ("--target stand_in" in found.out) == suggested
+    (shown,) = (row for what, row in rows.items() if what.startswith("10 labelled images"))
+    assert shown[:2] == ["1.000", f"{score:.3f}"]
