@@ -35,9 +35,7 @@ def plot(results: dict[str, Any], path: Path, settings: Sequence[str]) -> None:
     linear = [row["readers"]["refitted"]["mean"]["linear"]["after"]["balanced"] for row in rows]
     axes[3].plot(images, linear, marker=".", label="measured")
     axes[3].plot(images, [row["readers"]["expected_linear"] for row in rows], "k--", label="law")
-    axes[3].set(
-        xscale="log", title="images of each side", xlabel="images that the edit is fitted on"
-    )
+    axes[3].set(xscale="log", title="a linear reader", xlabel="images that the edit is fitted on")
     axes[3].legend(frameon=False, fontsize=7)
     figure.savefig(path, dpi=130)
 

@@ -163,6 +163,7 @@ def score_all(
             # Of one image a side the variance within a class is unknown, and with many images a
             # linear reader need not converge to be tested.
             warnings.filterwarnings("ignore", category=RuntimeWarning)
+            warnings.filterwarnings("ignore", message="self.within_class_std_dev_")
             warnings.filterwarnings("ignore", category=ConvergenceWarning)
             reader = make().fit(fitted, labels)
         found[name] = (
