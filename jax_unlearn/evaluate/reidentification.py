@@ -95,7 +95,7 @@ def few_shot(classes: TwoClasses, shots: Sequence[int] = SHOTS, draws: int = DRA
         for k in sorted({*(k for k in shots if k <= most), most} - {0}):
             rows = np.concatenate([fit[0][:k], fit[1][:k]])
             labels = np.repeat([1, 0], k)
-            scored = score_all(x, rows, labels, test)
+            scored = score_all(x, rows, labels, test, classes.forget.shape[1])
             if k == most:
                 for name in REFITTED:
                     refitted.setdefault(name, []).append(scored[name])
@@ -148,15 +148,20 @@ def splits(sides: SideRows, draws: int) -> Iterator[tuple[Pair, Pair]]:
 
 
 def score_all(
-    x: Embeddings, rows: Int[np.ndarray, " n"], labels: Int[np.ndarray, " n"], test: Pair
+    x: Embeddings,
+    rows: Int[np.ndarray, " n"],
+    labels: Int[np.ndarray, " n"],
+    test: Pair,
+    width: int,
 ) -> dict[str, tuple[float, float]]:
-    """Both recalls of every reader fitted on some rows."""
+    """Both recalls of every reader fitted on some rows of embeddings with `width` outputs."""
     # Here, as in `probes`, since it doubles the time of starting.
     from sklearn.exceptions import ConvergenceWarning
 
     found = {}
     mean = x[rows].mean(axis=0)
-    scale = np.sqrt(((x[rows] - mean) ** 2).sum() / len(rows)) or 1.0
+    # As if every output had unit variance on average; a penalty of readers depends on that.
+    scale = np.sqrt(((x[rows] - mean) ** 2).sum() / len(rows) / width) or 1.0
     fitted, first, second = ((x[own] - mean) / scale for own in (rows, *test))
     for name, make in READERS.items():
         with warnings.catch_warnings():
@@ -191,7 +196,9 @@ def reduced(classes: TwoClasses) -> tuple[Embeddings, SideRows]:
     return x, SideRows((rows[0], rows[1]), fit)
 
 
-def before_and_after(before: Mapping[str, TwoClasses], after: Mapping[str, TwoClasses]) -> Any:
+def before_and_after(
+    before: Mapping[str, TwoClasses], after: Mapping[str, TwoClasses], draws: int
+) -> Any:
     """Scores before and after the edit, by how tokens are pooled (mean, max or spread)."""
     from sklearn import config_context
 
@@ -200,7 +207,7 @@ def before_and_after(before: Mapping[str, TwoClasses], after: Mapping[str, TwoCl
     for pool, (when, sides) in product(before, (("before", before), ("after", after))):
         # The rows are checked already, and a fit of few rows takes less than the checks.
         with config_context(assume_finite=True, skip_parameter_validation=True):
-            scores = few_shot(sides[pool], draws=DRAWS)
+            scores = few_shot(sides[pool], draws=draws)
         for k, values in scores.curve.items():
             curves.setdefault(pool, {}).setdefault(k, {})[when] = values
         for name, recalls in scores.refitted.items():

@@ -6,6 +6,7 @@ from typing import Any
 import numpy as np
 from jaxtyping import Bool, Float
 
+from jax_unlearn.evaluate import reidentification
 from jax_unlearn.evaluate.reidentification import TwoClasses, before_and_after, enough, readable
 from jax_unlearn.features.extracted import Extracted
 from jax_unlearn.features.samples import SampleFeatures
@@ -67,7 +68,9 @@ def of_pair(extracted: Extracted, adapter: LoraAdapter, pair: Counterpart) -> di
         facts["expected_linear"] = readable(len(stand_in.forget), len(some))
     if not min(counts):
         return facts | {"few_shot": {}, "refitted": {}}
-    return facts | before_and_after(*found)
+    # Of many concepts each is tried less often, so that the time stays bounded.
+    draws = max(1, reidentification.DRAWS // len(extracted.counterparts))
+    return facts | before_and_after(found[0], found[1], draws)
 
 
 def two_classes(groups: list[Embeddings]) -> TwoClasses:
@@ -97,13 +100,15 @@ def pooled(
         if sampled is None or not len(sampled.x):
             return {}
         own = mask[having_tokens(sampled)]
+        if not own.any():
+            return {}
         tokens = by_image(sampled)[own]
         rows = tokens.reshape(-1, tokens.shape[-1])
         outputs = last.output(rows)
         changed = outputs + rows_change(last, rows, adapter)
         for name, pool in POOLS.items():
             for when, y in enumerate((outputs, changed)):
-                found[name][when].append(pool(y.reshape(*tokens.shape[:2], -1)))
+                found[name][when].append(pool(y.reshape(*tokens.shape[:2], y.shape[-1])))
     return {
         k: (np.concatenate(b, axis=1), np.concatenate(a, axis=1)) for k, (b, a) in found.items()
     }

@@ -128,9 +128,8 @@ class PassState:
         taps = {
             name: TapRows.of([self.rows[image][name] for image in order]) for name in self.names
         }
-        tokens = {
-            name.removesuffix(SAMPLED): self._of_some(name, order) for name in self._sampled_names()
-        }
+        sampled = {name: self._of_some(name, order) for name in self._sampled_names()}
+        tokens = {name.removesuffix(SAMPLED): tap for name, tap in sampled.items() if len(tap.x)}
         files = tuple(self.files[image] for image in order)
         features = SampleFeatures(files, taps, tokens=tokens)
         return self.statistics.finish(features, order) if self.statistics else features

@@ -18,6 +18,7 @@ def counterparts(
     sides: Sides,
     concept: str | None,
     stand_in: str | None = None,
+    classes: Collection[str] = (),
 ) -> tuple[Counterpart, ...]:
     """The counterpart of each concept: the one that is named, or else the nearest class.
 
@@ -30,13 +31,14 @@ def counterparts(
         sides: features of the training samples, one row each at the projectors' last Linears.
         concept: the words of the concept, if they were given.
         stand_in: words of the counterpart's classes, or the path of a folder.
+        classes: all classes to keep, of which `sides` may have some only.
     """
     forgotten, kept = ([*dict.fromkeys(map(str, side.labels))] for side in
                        (sides.forget, sides.preserve))  # fmt: skip
     groups = {concept: forgotten} if concept else {label: [label] for label in forgotten}
     if stand_in is not None:
         # A name without a class is that of a folder; the data set has checked that there is one.
-        named = tuple(sorted(matches(stand_in, kept)))
+        named = tuple(sorted(matches(stand_in, classes or kept)))
         return tuple(Counterpart(c, tuple(f), stand_in, named) for c, f in groups.items())
     if len(kept) == 1:
         # Nothing tells the images to keep apart.
@@ -72,7 +74,7 @@ def with_same_words(
     For the concept "triangle" with red and blue triangles: {"circle": ["red circle", "blue
     circle"]}, for every such word that occurs with the other words of each class to forget.
     """
-    ours = set(concept.lower().split())
+    ours = words_of(concept)
     rests = [frozenset(words_of(label) - ours) for label in forgotten]
     if not all(rests):
         return {}

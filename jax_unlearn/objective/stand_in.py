@@ -153,7 +153,8 @@ def match(
 
     The outputs of all projectors are compared after the mean of the own side is subtracted, since
     otherwise images would be matched by what distinguishes the classes. The assignment minimises
-    the sum of squared distances; an image may be used up to REUSE times as often as on average.
+    the sum of squared distances; an image may be used up to REUSE times as often as on average in
+    its group.
 
     A model may embed each class at a place of its own, so that the red ones of two shapes have
     nothing in common. So images are matched within groups whose names agree, if there are some, and
@@ -175,12 +176,14 @@ def match(
     ]
     f, g = context(forget, stand_in, *groups)
     distances = (f**2).sum(axis=1)[:, None] + (g**2).sum(axis=1) - 2 * f @ g.T
-    # More than any other difference, but finite: a group may have too few images.
-    distances += (groups[0][:, None] != groups[1]) * (1 + distances.max(initial=0))
-    often = REUSE * -(-len(f) // len(g))
-    rows, columns = linear_sum_assignment(np.tile(distances, (1, often)))
-    found = np.empty(len(f), int)
-    found[rows] = columns % len(g)
+    found = np.empty(counts[0], int)
+    for group in np.unique(groups[0]):
+        own, theirs = (np.flatnonzero(side == group) for side in groups)
+        if not len(theirs):
+            theirs = np.arange(counts[1])
+        often = REUSE * -(-len(own) // len(theirs))
+        rows, columns = linear_sum_assignment(np.tile(distances[np.ix_(own, theirs)], (1, often)))
+        found[own[rows]] = theirs[columns % len(theirs)]
     return found
 
 

@@ -26,7 +26,7 @@ from jax_unlearn.runs.pipeline import run
 from jax_unlearn.runs.settings.checks import refuse_preset, refuse_unused
 from jax_unlearn.runs.settings.config import RunConfig, build, read_config
 from jax_unlearn.runs.settings.config_file import OF_RUN, options_in
-from jax_unlearn.runs.settings.presets import Preset, start_settings
+from jax_unlearn.runs.settings.presets import Preset, start_settings, with_target
 from jax_unlearn.runs.settings.sweep_config import SweepConfig, sweep_start
 from jax_unlearn.runs.terminal import finish, finish_sweep, print_table
 from jax_unlearn.runtime.errors import UserError
@@ -189,7 +189,7 @@ def parse_run(kind: type[Any], arguments: Sequence[str]) -> tuple[Any, RunConfig
     if first.config:
         # The config.json of a run; the values of other files are among the options.
         refuse_beside(first, "--config")
-        start = read_config(first.config.parent)
+        start = with_target(read_config(first.config.parent), first.target)
     elif first.checkpoint or first.statistics:
         start = start_settings(
             first.preset,

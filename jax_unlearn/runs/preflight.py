@@ -9,6 +9,12 @@ from jax_unlearn.runs.concepts import concepts_of, preserve_weight_of
 from jax_unlearn.runs.settings.config import RunConfig
 from jax_unlearn.solvers.stand_in import fit_stand_in
 
+# What the model will say afterwards, where the stand-in is a class that it may have a name for.
+NAMED = (
+    "the model will call the one by the other's name, which of a person or a brand is a false "
+    "statement about another; --stand-in FOLDER takes images that it has no name for"
+)
+UNNAMED = "the model will call the concept what it calls these images"
 # Classes whose drift is named in the output.
 ENDANGERED = 3
 
@@ -30,6 +36,7 @@ def preflight(extracted: Extracted, config: RunConfig) -> dict[str, Any]:
             {
                 "concept": pair.concept,
                 "counterpart": pair.name,
+                "is_class": bool(pair.preserve),
                 "images": len(some.forget),
                 "stand_in_images": len(some.stand_in),
                 "linear": readable(len(some.forget), len(some.stand_in)),
@@ -45,13 +52,14 @@ def in_words(expected: dict[str, Any]) -> list[str]:
     for one in expected["concepts"]:
         concept, other = one["concept"], one["counterpart"]
         said += [
-            f"{concept} → {other}: the model will call the one by the other's name, which of a "
-            "person or a brand is a false statement about another; --stand-in FOLDER takes images "
-            "that it has no name for",
+            f"{concept} → {other}: {NAMED if one['is_class'] else UNNAMED}",
             f"with {one['images']} images of {concept} and {one['stand_in_images']} of {other} a "
             f"linear reader of many fresh images can be expected to be right in {one['linear']:.0%}"
             "; chance is 50%",
         ]
     drift = sorted(expected["drift"].items(), key=lambda item: -item[1])
     named = ", ".join(f"{label} {share:.2f}" for label, share in drift[:ENDANGERED])
-    return [*said, f"expected drift of classes to keep, largest: {named}"]
+    return [
+        *said,
+        f"drift of classes to keep after a first fit, largest, and more after all rounds: {named}",
+    ]

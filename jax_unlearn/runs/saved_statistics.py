@@ -50,6 +50,7 @@ def protect(out: Path, samples: SampleSettings) -> None:
         samples.images,
         *samples.other_images,
         samples.statistics,
+        None if samples.stand_in is None else Path(samples.stand_in),
     )
     mode = out.stat().st_mode & 0o777
     for folder in folders:

@@ -22,8 +22,6 @@ The tokens enter through Gram matrices only (`features.stand_in.TokenMoments`).
 
 import time
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass
-from functools import partial
 
 import numpy as np
 from jaxtyping import Float, Float64
@@ -51,27 +49,39 @@ Matrix = Float64[np.ndarray, "_ _"]
 
 
 class Ridge:
-    """The ridge regression of one projector; its factor does not depend on the targets."""
+    """The ridge regression of one projector for all concepts together.
 
-    def __init__(self, rows: StandInRows, preserve: float) -> None:
+    Its factor does not depend on the targets. The moments of the concepts add up, so that what one
+    concept moves, another that lies beside it does not move again.
+    """
+
+    def __init__(self, concepts: Sequence[StandInRows], preserve: float) -> None:
         """`preserve`: the weight λ of the images to keep."""
-        self.x = with_ones(rows.forget)
-        self.w = rows.weight.T.astype(np.float64)
-        self.b = np.concatenate([self.w, rows.bias[None].astype(np.float64)])
-        self.own = self.x @ self.b
-        self.tokens = rows.tokens
-        h = self.x.T @ self.x / len(self.x) + preserve * rows.preserve
-        if rows.tokens:
-            h[:-1, :-1] += TOKENS * (rows.tokens.forget + preserve * rows.tokens.preserve)
+        first = concepts[0]
+        self.w = first.weight.T.astype(np.float64)
+        self.b = np.concatenate([self.w, first.bias[None].astype(np.float64)])
+        self.x = [with_ones(one.forget) for one in concepts]
+        self.own = [x @ self.b for x in self.x]
+        self.tokens = [one.tokens for one in concepts]
+        h = preserve * first.preserve
+        for x in self.x:
+            h = h + x.T @ x / len(x)
+        for tokens in self.tokens:
+            if tokens:
+                h[:-1, :-1] += TOKENS * tokens.forget
+        if first.tokens:
+            h[:-1, :-1] += TOKENS * preserve * first.tokens.preserve
         h[np.diag_indices(len(h))] += RIDGE * np.trace(h) / len(h)
         self.factor = cho_factor(h, lower=True)
 
-    def moments(self, targets: Matrix, tokens: Matrix | None) -> Matrix:
-        """C, from the targets T and the product r_fᵀ (Θ − r_f W) / N_f."""
-        c = self.x.T @ (targets - self.own) / len(self.x)
-        if tokens is not None:
-            c[:-1] += TOKENS * tokens
-        return np.asarray(c)
+    def moments(self, targets: Sequence[Matrix], tokens: Sequence[Matrix | None]) -> Matrix:
+        """C, from each concept's targets T and product r_fᵀ (Θ − r_f W) / N_f."""
+        c = np.zeros_like(self.b)
+        for x, own, target, moved in zip(self.x, self.own, targets, tokens, strict=True):
+            c += x.T @ (target - own) / len(x)
+            if moved is not None:
+                c[:-1] += TOKENS * moved
+        return c
 
     def change(self, c: Matrix) -> Matrix:
         """M of full rank."""
@@ -106,89 +116,85 @@ def fit_stand_in(
     rounds: int = ROUNDS,
     progress: Callable[[int], None] = lambda _: None,
 ) -> Result:
-    """The edit of one or several concepts.
-
-    Each concept is solved on the original model, over all projectors together, and the changes are
-    added up, so that their order does not matter.
+    """The edit of one or several concepts, over all projectors together.
 
     Args:
         concepts: for each concept the rows of each adapted Linear, by its name.
         rank: largest rank of each change of a weight, for each concept.
         preserve: λ, the weight of the images to keep against those to forget.
         rounds: number of times that the fitted outputs are moved to the stand-in's covariance.
-        progress: called with the number of rounds done, over all concepts.
+        progress: called with the number of rounds done.
 
     Returns:
         The adapter. Row 0 of its history is no change, row 1 the adapter: the root mean square of
         the distance to the target (forget) and of the change (preserve) of image means, over all
         projectors and concepts, and the norm of the change of the weights.
     """
-    begun, solved = time.perf_counter(), []
-    for number, projectors in enumerate(concepts):
-        rounds_before = partial(lambda before, done: progress(before + done), number * rounds)
-        solved.append(solve_concept(projectors, rank, preserve, rounds, rounds_before))
-    pairs = {name: summed([one.pairs[name] for one in solved]) for name in concepts[0]}
+    begun, names = time.perf_counter(), [*concepts[0]]
+    ridges = {name: Ridge([one[name] for one in concepts], preserve) for name in names}
+    goals = [
+        {name: with_ones(one[name].goal) @ ridges[name].b for name in names} for one in concepts
+    ]
+    start = missed(ridges, goals, {name: np.zeros_like(ridges[name].b) for name in names})
+    cs = {}
+    for name, ridge in ridges.items():
+        first = [
+            (tokens.matched - tokens.forget) @ ridge.w if tokens else None
+            for tokens in ridge.tokens
+        ]
+        cs[name] = ridge.moments([goal[name] for goal in goals], first)
+    of_means = [
+        JointTransport(
+            side_by_side([ridges[name].own[number] for name in names]),
+            side_by_side([with_ones(one[name].stand_in) @ ridges[name].b for name in names]),
+        )
+        for number, one in enumerate(concepts)
+    ]
+    of_tokens = {
+        name: [TokenTransport(tokens, ridge.w) if tokens else None for tokens in ridge.tokens]
+        for name, ridge in ridges.items()
+    }
+    for done in range(rounds):
+        changes = {name: ridge.change(cs[name]) for name, ridge in ridges.items()}
+        goals = []
+        for number, transport_of in enumerate(of_means):
+            fitted = [
+                ridge.own[number] + ridge.x[number] @ changes[name]
+                for name, ridge in ridges.items()
+            ]
+            ends = np.cumsum([one.shape[1] for one in fitted])[:-1]
+            moved = np.split(transport_of(side_by_side(fitted)), ends, axis=1)
+            goals.append(dict(zip(names, moved, strict=True)))
+        for name, ridge in ridges.items():
+            tokens = [one(changes[name][:-1]) if one else None for one in of_tokens[name]]
+            cs[name] = ridge.moments([goal[name] for goal in goals], tokens)
+        progress(done + 1)
+    pairs = {name: ridge.pair(cs[name], rank * len(concepts)) for name, ridge in ridges.items()}
     used = max(len(pair.a) for pair in pairs.values())
-    terms = np.sqrt(np.sum([one.terms for one in solved], axis=0))
-    terms[:, 2] = [0.0, np.sqrt(sum(np.sum((p.b @ p.a) ** 2) for p in pairs.values()))]
+    whole = {name: with_bias(pair) for name, pair in pairs.items()}
+    kept = sum(np.sum((concepts[0][n].preserve @ change) * change) for n, change in whole.items())
+    weight = sum(np.sum((pair.b @ pair.a) ** 2) for pair in pairs.values())
+    terms = np.array([[start, 0.0, 0.0], [missed(ridges, goals, whole), kept, weight]])
     return Result(
         LoraAdapter({name: padded(pair, used) for name, pair in pairs.items()}, float(used), used),
-        history_of(terms, 0),
+        history_of(np.sqrt(terms), 0),
         1,
         None,
         {"total": time.perf_counter() - begun},
     )
 
 
-@dataclass(frozen=True)
-class Solved:
-    """The change for one concept; terms [2, 3]: squares of the history's terms."""
-
-    pairs: dict[str, LoraPair]
-    terms: Float64[np.ndarray, "2 terms"]
-
-
-def solve_concept(
-    projectors: Mapping[str, StandInRows],
-    rank: int,
-    preserve: float,
-    rounds: int,
-    progress: Callable[[int], None],
-) -> Solved:
-    ridges = {name: Ridge(rows, preserve) for name, rows in projectors.items()}
-    targets = {name: with_ones(rows.goal) @ ridges[name].b for name, rows in projectors.items()}
-    start = sum(mean_square(targets[name] - ridge.own) for name, ridge in ridges.items())
-    cs = {}
-    for name, ridge in ridges.items():
-        tokens = ridge.tokens
-        first = (tokens.matched - tokens.forget) @ ridge.w if tokens else None
-        cs[name] = ridge.moments(targets[name], first)
-    of_means = JointTransport(
-        side_by_side([ridge.own for ridge in ridges.values()]),
-        side_by_side([with_ones(r.stand_in) @ ridges[n].b for n, r in projectors.items()]),
-    )
-    of_tokens = {
-        name: TokenTransport(ridge.tokens, ridge.w)
+def missed(
+    ridges: Mapping[str, Ridge],
+    goals: Sequence[Mapping[str, Matrix]],
+    changes: Mapping[str, Matrix],
+) -> float:
+    """Mean squared distance of image means to their goals, summed over projectors and concepts."""
+    return sum(
+        mean_square(goal[name] - ridge.own[number] - ridge.x[number] @ changes[name])
         for name, ridge in ridges.items()
-        if ridge.tokens
-    }
-    for done in range(rounds):
-        changes = {name: ridge.change(cs[name]) for name, ridge in ridges.items()}
-        fitted = [ridge.own + ridge.x @ changes[name] for name, ridge in ridges.items()]
-        ends = np.cumsum([one.shape[1] for one in fitted])[:-1]
-        moved = np.split(of_means(side_by_side(fitted)), ends, axis=1)
-        targets = dict(zip(ridges, moved, strict=True))
-        for name, ridge in ridges.items():
-            of_round = of_tokens[name](changes[name][:-1]) if name in of_tokens else None
-            cs[name] = ridge.moments(targets[name], of_round)
-        progress(done + 1)
-    pairs = {name: ridge.pair(cs[name], rank) for name, ridge in ridges.items()}
-    missed = kept = 0.0
-    for name, ridge in ridges.items():
-        change = with_bias(pairs[name])
-        missed += mean_square(targets[name] - ridge.own - ridge.x @ change)
-        kept += float(np.sum((projectors[name].preserve @ change) * change))
-    return Solved(pairs, np.array([[start, 0.0, 0.0], [missed, kept, 0.0]]))
+        for number, goal in enumerate(goals)
+    )
 
 
 def mean_square(rows: Matrix) -> float:
@@ -204,15 +210,6 @@ def with_bias(pair: LoraPair) -> Matrix:
     """M [D + 1, E] of a pair with scale 1."""
     assert pair.bias is not None
     return np.concatenate([pair.a.T @ pair.b.T, pair.bias[None]]).astype(np.float64)
-
-
-def summed(pairs: Sequence[LoraPair]) -> LoraPair:
-    """The sum of several changes; its rank is the sum of their ranks."""
-    return LoraPair(
-        np.concatenate([pair.a for pair in pairs]),
-        np.concatenate([pair.b for pair in pairs], axis=1),
-        sum(pair.bias for pair in pairs),  # type: ignore[arg-type,misc]
-    )
 
 
 def padded(pair: LoraPair, rank: int) -> LoraPair:
@@ -288,6 +285,9 @@ def transport(start: Matrix, goal: Matrix) -> Matrix:
     A = S^-½ (S^½ G S^½)^½ S^-½ (source: Peyré and Cuturi 2019, "Computational Optimal Transport",
     arXiv:1803.00567, section 2.6), both shrunk towards the identity of the same trace.
     """
+    if not (np.trace(start) and np.trace(goal)):
+        # One image, or copies of it, have no spread that could be moved.
+        return np.eye(len(start))
     s, g = (shrunk(one) for one in (start, goal))
     values, vectors = eigh(s)
     root = (vectors * np.sqrt(values)) @ vectors.T

@@ -60,6 +60,17 @@ def test_without_a_concept_every_class_is_one():
     assert (second.concept, second.preserve) == ("disc", ("red circle",))
 
 
+def test_underscores_count_as_spaces():
+    (one,) = found({"white_shark": (0, 0, 0)}, {"great_white_shark": (9, 9, 9), "cat": (0, 0, 1)})
+    assert one.name == "cat"
+
+
+def test_a_class_without_a_sample_may_be_named():
+    sides = Sides(side(TRIANGLES), side(SHAPES))
+    (one,) = counterparts(PROJECTORS, sides, "triangle", "oval", {"red oval", *SHAPES})
+    assert one.preserve == ("red oval",)
+
+
 def test_classes_to_keep_may_be_named_or_be_a_folder():
     (named,) = found(TRIANGLES, SHAPES, "triangle", "square")
     assert (named.name, named.preserve) == ("square", ("blue square", "red square"))

@@ -143,7 +143,7 @@ def test_classes_to_keep_can_be_named(folder, tmp_path):
     assert found["counterpart"] == "astronaut"
 
 
-def test_several_classes_are_solved_alone_and_added(folder, tmp_path):
+def test_several_classes_are_solved_together(folder, tmp_path):
     both = tmp_path / "forget"
     shutil.copytree(folder / "forget", both)
     (both / "coffee").mkdir()
@@ -189,6 +189,7 @@ def test_the_image_side_of_clip(tmp_path):
         ({"stand_in": "unicorn"}, "--stand-in unicorn: is neither a folder nor among the classes"),
         ({"target": "near", "stand_in": "astronaut"}, "--stand-in: has no effect here"),
         ({"target": "near", "strength": "strong"}, "--strength: has no effect here"),
+        ({"preset": "faithful", "rank": None}, "cannot be used with --target stand_in"),
         ({"rank": 1000}, "--rank 1000: must be from 1 to"),
     ],
 )
@@ -196,6 +197,21 @@ def test_settings_without_effect_or_meaning_are_refused(folder, tmp_path, capsys
     words = arguments(folder, tmp_path / "run", **STAND_IN | options)
     assert said in refused(capsys, words)
     assert not (tmp_path / "run").exists()
+
+
+def test_another_target_starts_from_its_own_defaults(stood, tmp_path, capsys):
+    main(["run", "--statistics", str(stood), "--out", str(tmp_path / "near"), "--target", "near"])
+    config = read(tmp_path / "near" / "config.json")
+    assert (config["rank"], config["lambda_forget"], config["lambda_preserve"]) == (5, 1.3, 2.5)
+    again = ["run", "--config", str(tmp_path / "near" / "config.json"), "--target", "stand_in"]
+    # Which is more than the tiny Linears take.
+    assert "--rank 32: must be from 1 to" in refused(capsys, [*again, "--out", str(tmp_path / "x")])
+
+
+def test_a_sweep_of_this_target_has_no_others(stood, tmp_path, capsys):
+    words = ["sweep", "--statistics", str(stood), "--out", str(tmp_path / "x")]
+    words += ["--target-kinds", "near", "stand_in"]
+    assert "--target-kinds: stand_in is swept alone" in refused(capsys, words)
 
 
 def test_names_have_no_stand_in(tmp_path, capsys):

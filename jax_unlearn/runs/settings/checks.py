@@ -196,14 +196,31 @@ def check_target(config: RunConfig) -> None:
     Raises:
         UserError: it has none.
     """
-    if config.objective.target == STAND_IN and config.samples.forget_text:
+    target, tried = config.objective.target, sweep_of(config)
+    kinds = set(tried.sweep.target_kinds) if tried else set()
+    if STAND_IN in {target, *kinds} and not kinds <= {target}:
+        raise UserError("--target-kinds: stand_in is swept alone; give only --target stand_in")
+    if target != STAND_IN:
+        return
+    if config.samples.forget_text:
         raise UserError(
             "--target stand_in: needs many images of a class, and a name has a few prompts; leave "
             "it out"
         )
-    tried = sweep_of(config)
-    if tried and {*tried.sweep.target_kinds} - {config.objective.target} >= {STAND_IN}:
-        raise UserError("--target-kinds stand_in: is swept alone; give --target stand_in instead")
+    # Also if a preset or an earlier run set them.
+    plain = {
+        "granularity": (config.extraction.granularity, "images"),
+        "linears": (tuple(config.objective.linears), ("linear_fc2",)),
+        "optimizer": (config.solver.optimizer, None),
+        "select": (config.solver.select, "best"),
+    }
+    for name, (value, needed) in plain.items():
+        if value != needed:
+            shown = " ".join(value) if isinstance(value, tuple) else value
+            raise UserError(
+                f"{option(name)} {shown}: cannot be used with --target stand_in, and the preset or "
+                "the earlier run sets it; start from another"
+            )
 
 
 def check_select(config: RunConfig, start: RunConfig) -> None:

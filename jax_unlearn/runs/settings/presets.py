@@ -8,6 +8,7 @@ from pathlib import Path
 from typing import Any, Literal
 
 from jax_unlearn.features.extracted import SourceKind
+from jax_unlearn.objective.targets import STAND_IN
 from jax_unlearn.runs.settings.checks import source_of
 from jax_unlearn.runs.settings.config import RunConfig, read_config
 from jax_unlearn.runtime.errors import UserError
@@ -112,13 +113,30 @@ def start_settings(
         if preset != "default":
             raise UserError("--preset: --statistics starts from the earlier run; leave it out")
         earlier = read_config(statistics).replace(out=out, statistics=statistics)
-        same = target in (None, earlier.objective.target)
-        return earlier if same else earlier.replace(**OF_TARGET.get(str(target), {}))
+        return with_target(earlier, target)
     assert checkpoint is not None
     given = {"checkpoint": checkpoint, "out": out, "forget_text": tuple(forget_text)}
     plain = RunConfig.of(**given)
     settings = preset_settings(preset, source_of(plain.samples))
     return plain.replace(**settings | OF_TARGET.get(str(target), {}))
+
+
+def with_target(earlier: RunConfig, target: str | None) -> RunConfig:
+    """The settings of an earlier run as the start of one with another target, or the same.
+
+    Settings that a target has defaults of its own for start from those of the new target.
+    """
+    if target in (None, earlier.objective.target):
+        return earlier
+    new = OF_TARGET.get(str(target), {})
+    if target == STAND_IN:
+        # It has a solver of its own.
+        new = new | {"optimizer": None}
+    if earlier.objective.target in OF_TARGET:
+        plain = RunConfig.of(checkpoint=Path(), out=Path())
+        names = ("rank", "lambda_forget", "lambda_preserve")
+        new = {name: getattr(plain.solver, name) for name in names} | {"strength": None} | new
+    return earlier.replace(**new)
 
 
 def start_of(config: RunConfig) -> RunConfig:

@@ -62,7 +62,8 @@ class ClipImages:
         train = self._sides(data.forget, data.preserve, "Training")
         samples = self.config.samples
         projectors = projectors_of(self.linears)
-        pairs = counterparts(projectors, train, samples.concept, samples.stand_in)
+        classes = {file.label for file in data.preserve}
+        pairs = counterparts(projectors, train, samples.concept, samples.stand_in, classes)
         stand_ins: tuple[StandIn, ...] = ()
         judged = {"names": names} if names else {}
         if self.config.objective.target == STAND_IN:

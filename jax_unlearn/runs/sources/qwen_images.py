@@ -1,6 +1,7 @@
 """Source: images through a Qwen3 vision tower."""
 
 from collections.abc import Iterator, Sequence
+from dataclasses import replace
 
 import jax
 import numpy as np
@@ -36,6 +37,8 @@ from jax_unlearn.runtime.resume import Facts
 
 # Number of images of each kind of which a few tokens are kept, for covariances and readers.
 MOST_SAMPLED = 512
+# Largest number of stand-in images of a concept; more would only take memory and time.
+MOST_STAND_IN = 2000
 
 
 class QwenImages:
@@ -87,11 +90,14 @@ class QwenImages:
             self._train(data.forget, True, stage_of), self._train(data.preserve, False, stage_of)
         )
         means = train.image_means()
-        pairs = counterparts(self.projectors, means, samples.concept, samples.stand_in)
+        classes = {file.label for file in data.preserve}
+        pairs = counterparts(self.projectors, means, samples.concept, samples.stand_in, classes)
         stand_ins: tuple[StandIn, ...] = ()
         judged: dict[str, SampleFeatures] = {}
         if self.config.objective.target == STAND_IN:
             stand_ins = self._stand_ins(train, pairs, stage_of)
+            # Their moments are summed.
+            train = replace(train, forget=replace(train.forget, tokens={}))
             if held_out := data.stand_in_held_out:
                 judged = {STAND_IN: self._test(held_out, STAND_IN, stage_of, held_out)}
         moved_onto = {label for pair in pairs for label in pair.preserve}
@@ -117,7 +123,9 @@ class QwenImages:
     ) -> tuple[StandIn, ...]:
         """One more pass, over the stand-in images and some images to keep, for their tokens."""
         data, linears = self.dataset, [one.last for one in self.projectors]
-        chosen = [stand_in_files(linears, train, pair, data) for pair in pairs]
+        chosen = [
+            self._drawn(stand_in_files(linears, train, pair, data), MOST_STAND_IN) for pair in pairs
+        ]
         kept = self._drawn(data.preserve, MOST_SAMPLED)
         files = [*dict.fromkeys(file for group in (*chosen, kept) for file in group)]
         found = self.extractor.extract(
@@ -181,8 +189,9 @@ class QwenImages:
         """Features of held-out images; of those in `compared` also a few tokens."""
         what = "the stand-in" if name == STAND_IN else f"images to {name}"
         stage = stage_of(f"{name}-held-out")
-        kept, console = self._some(files), self.console
         sampled = set(self._drawn(compared, MOST_SAMPLED))
+        drawn, console = {*self._some(files), *sampled}, self.console
+        kept = [file for file in files if file in drawn]
         return self.extractor.extract(
             kept, self.reader, f"Held-out {what}", console, stage=stage, sampled=sampled
         )
