@@ -69,8 +69,8 @@ class TwoClasses:
 def readable(forget: int, counterpart: int) -> float:
     """Accuracy that a linear reader of fresh images reaches after the target stand_in.
 
-    Φ(½ √(75 (1/n_f + 1/n_g))), fitted to readers with a thousand labelled images of a side; those
-    with fewer reach less (docs/results/stand-in.md).
+    Φ(½ √(75 (1/n_f + 1/n_g))), for readers with hundreds of labelled images; measured was up to
+    0.06 more (docs/results/stand-in.md).
 
     Args:
         forget: number of different images to forget that the edit is fitted on.

@@ -189,8 +189,12 @@ class QwenImages:
         """Features of held-out images; of those in `compared` also a few tokens."""
         what = "the stand-in" if name == STAND_IN else f"images to {name}"
         stage = stage_of(f"{name}-held-out")
-        sampled = set(self._drawn(compared, MOST_SAMPLED))
-        drawn, console = {*self._some(files), *sampled}, self.console
+        most, console = self.config.extraction.keep_means, self.console
+        # Of many files some that are compared are kept for sure, but no more than half of all.
+        some = MOST_SAMPLED if len(files) <= most else min(MOST_SAMPLED, most // 2)
+        sampled = set(self._drawn(compared, some))
+        others = [file for file in files if file not in sampled]
+        drawn = {*sampled, *self._drawn(others, most - len(sampled))}
         kept = [file for file in files if file in drawn]
         return self.extractor.extract(
             kept, self.reader, f"Held-out {what}", console, stage=stage, sampled=sampled
