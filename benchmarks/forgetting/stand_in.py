@@ -24,9 +24,8 @@ from benchmarks.forgetting.targets import machine
 from benchmarks.shipped.qwen3_vl.generated import counts_for, write_drawings
 from benchmarks.shipped.qwen3_vl.images import COLORS, PHOTOS, SHAPES
 from jax_unlearn.data.images import ImageFile
-from jax_unlearn.evaluate.drift import drift_by_class
 from jax_unlearn.evaluate.judges import splits
-from jax_unlearn.evaluate.probes import fit_before, read_splits
+from jax_unlearn.evaluate.probes import drift_by_class, fit_before, read_splits
 from jax_unlearn.evaluate.two_classes import reidentify
 from jax_unlearn.evaluate.vlm.exam import Exam
 from jax_unlearn.evaluate.vlm.model import load_vlm
@@ -177,7 +176,8 @@ def measure(concept: str, options: Options, console: Console) -> dict[str, Any]:
             chosen = start.replace(seed=seed, **setting)
             adapter = fit_adapter(extracted, chosen, QUIET).found.result.adapter
             seconds = time.perf_counter() - begun
-            read = read_splits(train, splits(extracted, extracted.test, adapter), fitted)
+            test = splits(extracted, extracted.test, adapter)
+            read = read_splits(train, test, fitted)
             (found,) = reidentify(extracted, adapter)
             row = {
                 "setting": name,
@@ -187,7 +187,7 @@ def measure(concept: str, options: Options, console: Console) -> dict[str, Any]:
                 "seconds": seconds,
                 "drift": max(one["drift"]["relative"] for one in read["paths"].values()),
                 "kept": read["preserve"]["accuracy_after"] - read["preserve"]["accuracy_before"],
-                "most_moved": max(drift_by_class(extracted, extracted.test, adapter).values()),
+                "most_moved": max(drift_by_class(test).values()),
                 "readers": found,
             }
             if seed == options.seeds[0]:

@@ -8,8 +8,7 @@ import numpy as np
 
 from jax_unlearn.data.dataset import SampleSettings
 from jax_unlearn.data.images import ImageFile
-from jax_unlearn.evaluate.drift import drift_by_class
-from jax_unlearn.evaluate.probes import Split, drift, read_splits
+from jax_unlearn.evaluate.probes import Split, drift, drift_by_class, read_splits
 from jax_unlearn.evaluate.score import Score, fit_probes, score
 from jax_unlearn.evaluate.two_classes import reidentify
 from jax_unlearn.evaluate.zero_shot import compare
@@ -70,7 +69,7 @@ class ProbeJudge:
         test = splits(self.extracted, self.test, adapter)
         read = read_splits(splits(self.extracted, self.train, adapter), test)
         read["reidentification"] = reidentify(self.extracted, adapter)
-        read["drift_by_class"] = drift_by_class(self.extracted, self.test, adapter)
+        read["drift_by_class"] = drift_by_class(test)
         names = self.extracted.judged.get("names")
         if names is None:
             return read

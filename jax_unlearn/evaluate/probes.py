@@ -123,6 +123,18 @@ def drift(before: Embeddings, after: Embeddings) -> dict[str, float]:
     return {"relative": float((moved / norm).mean()), "cosine": float(cosine.mean())}
 
 
+def drift_by_class(splits: Mapping[str, Split]) -> dict[str, float]:
+    """Mean relative distance that each preserve class's images moved, worst projector."""
+    one = next(iter(splits.values()))
+    found = dict.fromkeys(sorted({str(label) for label in one.labels[~one.is_forget]}), 0.0)
+    for split in splits.values():
+        for label in found:
+            own = ~split.is_forget & (split.labels == label)
+            moved = drift(split.before[own], split.after[own])["relative"]
+            found[label] = max(found[label], moved)
+    return found
+
+
 def read_all(
     train: Mapping[str, Split], test: Mapping[str, Split], fitted: Fitted | None = None
 ) -> tuple[dict[str, Any], list[str]]:

@@ -30,8 +30,9 @@ from jax_unlearn.runtime.errors import UserError
 from jax_unlearn.runtime.used_if import used_if
 
 LinearName = Literal["linear_fc1", "linear_fc2"]
-# Optimisers that fit to a target; LEACE has none, and the stand-in target has its own solver.
+# Optimisers that fit to a target; LEACE has neither target, rank nor weights of a loss.
 FITTED = ("closed_form", "adam")
+# The stand-in target's own solver has a rank and two weights.
 WITH_TARGET = (*FITTED, STAND_IN)
 Strength = Literal["gentle", "strong"]
 # λ_preserve / λ_forget of each strength.

@@ -16,7 +16,7 @@ from jaxtyping import Float, Int
 
 NeutralKind = Literal["random", "matched", "mean", "blank", "shift", "near", "twin"]
 # stand_in is no target of single rows; it has a solver of its own (`solvers.stand_in`).
-TargetKind = Literal["random", "matched", "mean", "blank", "shift", "near", "twin", "stand_in"]
+TargetKind = Literal[NeutralKind, "stand_in"]
 STAND_IN: Literal["stand_in"] = "stand_in"
 TARGETS: tuple[NeutralKind, ...] = get_args(NeutralKind)
 NEIGHBOURS = 10

@@ -2,7 +2,8 @@
 
 from typing import Any
 
-from jax_unlearn.evaluate.drift import drift_by_class
+from jax_unlearn.evaluate.judges import splits
+from jax_unlearn.evaluate.probes import drift_by_class
 from jax_unlearn.evaluate.reidentification import readable
 from jax_unlearn.features.extracted import Extracted
 from jax_unlearn.runs.concepts import concepts_of, preserve_weight_of
@@ -43,7 +44,7 @@ def preflight(extracted: Extracted, config: RunConfig) -> dict[str, Any]:
             }
         )
     train = extracted.train.image_means()
-    return {"concepts": found, "drift": drift_by_class(extracted, train, first.adapter)}
+    return {"concepts": found, "drift": drift_by_class(splits(extracted, train, first.adapter))}
 
 
 def in_words(expected: dict[str, Any]) -> list[str]:

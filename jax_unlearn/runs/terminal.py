@@ -90,9 +90,9 @@ def made(metrics: Metrics, out: Path) -> list[str]:
 def findable(metrics: Metrics) -> bool:
     """Whether few labelled images find a concept again, and stand_in could prevent that."""
     found = metrics.get("reidentification", ())
-    shown = [row[2] for one in found if one["fresh"] and (row := few_shot_row(one))]
+    after = [read[2] for one in found if one["fresh"] and (read := few_shot(one))]
     enough = metrics["samples"]["forget"] >= ENOUGH * max(1, len(found))
-    return metrics["optimizer"] != STAND_IN and enough and any(float(s) > FOUND for s in shown)
+    return metrics["optimizer"] != STAND_IN and enough and any(score > FOUND for score in after)
 
 
 def next_steps(steps: dict[str, str]) -> list[str]:
@@ -151,8 +151,8 @@ def summary(metrics: Metrics) -> Table:
         table.add_row("preserve, right by the first probe", *shares(preserve), chance)
         # Runs of earlier versions do not have them.
         for found in metrics.get("reidentification", ()):
-            if row := few_shot_row(found):
-                table.add_row(*row)
+            if read := few_shot(found):
+                table.add_row(*few_shot_row(found, *read))
     for before, after in zip(*named(metrics), strict=True):
         share = (f"{before['share']:.3f}", f"{after['share']:.3f}", f"{before['chance']:.3f}")
         table.add_row(f"the model names it: {before['question']}", *share)
@@ -165,17 +165,25 @@ def summary(metrics: Metrics) -> Table:
     return table
 
 
-def few_shot_row(found: Metrics) -> tuple[str, str, str, str] | None:
-    """How well FEW labelled images, or fewer, tell a concept from its counterpart."""
+def few_shot(found: Metrics) -> tuple[int, float, float] | None:
+    """(labelled images, at most FEW, accuracy before, and after); None if it was not measured."""
     curve = found["few_shot"].get("mean", {})
     known = [k for k in curve if int(k) <= FEW]
     if not known:
         return None
     k = max(known, key=int)
-    images = f"{k} labelled images of each tell" if k != "1" else "1 labelled image of each tells"
+    return int(k), curve[k]["before"][0], curve[k]["after"][0]
+
+
+def few_shot_row(
+    found: Metrics, shots: int, before: float, after: float
+) -> tuple[str, str, str, str]:
+    """How well a few labelled images tell a concept from its counterpart."""
+    images = (
+        f"{shots} labelled images of each tell" if shots > 1 else "1 labelled image of each tells"
+    )
     what = f"{images} {found['concept']} from {found['counterpart']}"
-    before, after = (f"{curve[k][when][0]:.3f}" for when in ("before", "after"))
-    return what, before, after, "0.500"
+    return what, f"{before:.3f}", f"{after:.3f}", "0.500"
 
 
 def add_zero_shot(table: Table, zero_shot: Metrics) -> None:

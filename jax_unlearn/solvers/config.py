@@ -10,28 +10,25 @@ import numpy as np
 
 from jax_unlearn.models.lora import LoraAdapter, checked_adapter, init_adapter
 from jax_unlearn.objective.loss import LossWeights, Problem, ProjectorProblem, Reduction, shapes
+from jax_unlearn.objective.problem import FITTED, WITH_TARGET
 from jax_unlearn.runtime.arguments import instance_argument
 from jax_unlearn.runtime.errors import UserError
 from jax_unlearn.runtime.used_if import option, used_if
 
 Select = Literal["best", "last", "held_out"]
-# Optimisers of the loss; LEACE has neither a rank nor weights of a loss.
-FITTED = ("closed_form", "adam")
-# The stand-in target's own solver has a rank and two weights.
-WITH_RANK = (*FITTED, "stand_in")
 
 
 @dataclass(frozen=True)
 class SolverConfig:
     """Settings of `train` and `solve`; the defaults were chosen by measurement."""
 
-    rank: int = used_if(5, optimizer=WITH_RANK)
+    rank: int = used_if(5, optimizer=WITH_TARGET)
     """Rank of the change; 32 by default with --target stand_in."""
     alpha: float | None = used_if(None, optimizer=FITTED)
     """Numerator of the scale alpha / rank; by default the rank, so that the scale is 1."""
-    lambda_forget: float = used_if(1.3, optimizer=WITH_RANK, strength=None)
+    lambda_forget: float = used_if(1.3, optimizer=WITH_TARGET, strength=None)
     """Weight of the forget term; 1 by default with --target stand_in."""
-    lambda_preserve: float = used_if(2.5, optimizer=WITH_RANK, strength=None)
+    lambda_preserve: float = used_if(2.5, optimizer=WITH_TARGET, strength=None)
     """Weight of the preserve term; 1 by default with --target stand_in."""
     lambda_weight: float = used_if(1.0, optimizer=FITTED)
     """Weight of the norm of B A."""

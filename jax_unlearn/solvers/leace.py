@@ -109,12 +109,18 @@ def shrunk(covariance: Float64[np.ndarray, "e e"], count: int) -> Float64[np.nda
 
         share = (tr Σ)² / (n ‖Σ − (tr Σ / E) I‖²), at most 1
     """
-    identity = np.eye(len(covariance))
     trace = np.trace(covariance)
-    level = trace / len(covariance)
-    distance = count * np.sum((covariance - level * identity) ** 2)
+    distance = count * np.sum((covariance - towards_identity(covariance, 1.0)) ** 2)
     share = 1.0 if distance <= trace**2 else trace**2 / distance
-    return (1 - share) * covariance + share * level * identity
+    return towards_identity(covariance, share)
+
+
+def towards_identity(
+    covariance: Float64[np.ndarray, "e e"], share: float
+) -> Float64[np.ndarray, "e e"]:
+    """The mean of a covariance and the multiple of the identity with its trace, of that share."""
+    level = np.trace(covariance) / len(covariance)
+    return (1 - share) * covariance + share * level * np.eye(len(covariance))
 
 
 @dataclass(frozen=True)

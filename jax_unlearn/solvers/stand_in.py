@@ -31,6 +31,7 @@ from jax_unlearn.features.stand_in import TokenMoments
 from jax_unlearn.models.lora import LoraAdapter, LoraPair
 from jax_unlearn.objective.stand_in import StandInRows
 from jax_unlearn.runtime.errors import UserError
+from jax_unlearn.solvers.leace import towards_identity
 from jax_unlearn.solvers.result import Result, history_of
 
 # Weight w of the token deviations beside the image means.
@@ -288,18 +289,13 @@ def transport(start: Matrix, goal: Matrix) -> Matrix:
     if not (np.trace(start) and np.trace(goal)):
         # One image, or copies of it, have no spread that could be moved.
         return np.eye(len(start))
-    s, g = (shrunk(one) for one in (start, goal))
+    s, g = (towards_identity(one, SHRINKAGE) for one in (start, goal))
     values, vectors = eigh(s)
     root = (vectors * np.sqrt(values)) @ vectors.T
     inverse = (vectors / np.sqrt(values)) @ vectors.T
     values, vectors = eigh(root @ g @ root)
     middle = (vectors * np.sqrt(np.maximum(values, 0))) @ vectors.T
     return np.asarray(inverse @ middle @ inverse)
-
-
-def shrunk(covariance: Matrix) -> Matrix:
-    level = np.trace(covariance) / len(covariance)
-    return (1 - SHRINKAGE) * covariance + SHRINKAGE * level * np.eye(len(covariance))
 
 
 def with_ones(x: Float[np.ndarray, "n d"]) -> Float64[np.ndarray, "n wide"]:

@@ -9,11 +9,12 @@ from jax_unlearn.objective import stand_in as matching
 from jax_unlearn.objective.stand_in import StandInRows, match, other_words
 from jax_unlearn.runtime.errors import UserError
 from jax_unlearn.solvers import stand_in as solver
+from jax_unlearn.solvers.leace import towards_identity
 from jax_unlearn.solvers.stand_in import (
+    SHRINKAGE,
     fit_stand_in,
     preserve_weight,
     principal,
-    shrunk,
     transport,
     with_bias,
     with_ones,
@@ -165,7 +166,8 @@ def test_transport_maps_one_covariance_to_the_other():
     start, goal = (np.cov(random.normal(size=(200, 6)).T * (1.0 + np.arange(6))[:, None] ** k)
                    for k in (1, -1))  # fmt: skip
     a = transport(start, goal)
-    np.testing.assert_allclose(a @ shrunk(start) @ a, shrunk(goal), atol=1e-10)
+    s, g = (towards_identity(one, SHRINKAGE) for one in (start, goal))
+    np.testing.assert_allclose(a @ s @ a, g, atol=1e-10)
     np.testing.assert_allclose(a, a.T, atol=1e-12)
 
 

@@ -18,7 +18,7 @@ from jax_unlearn.solvers.config import SolverConfig
 
 Optimizer = Literal["closed_form", "adam", "leace"]
 # How a run is fitted: the stand-in target has its own solver.
-Solver = Literal["closed_form", "adam", "leace", "stand_in"]
+Solver = Literal[Optimizer, "stand_in"]
 Tracker = Literal["tensorboard", "wandb"]
 
 
