@@ -8,6 +8,7 @@ import numpy as np
 
 from jax_unlearn.data.dataset import SampleSettings
 from jax_unlearn.data.images import ImageFile
+from jax_unlearn.evaluate.maps import maps
 from jax_unlearn.evaluate.probes import Split, drift, drift_by_class, read_splits
 from jax_unlearn.evaluate.score import Score, fit_probes, score
 from jax_unlearn.evaluate.two_classes import reidentify
@@ -70,6 +71,8 @@ class ProbeJudge:
         read = read_splits(splits(self.extracted, self.train, adapter), test)
         read["reidentification"] = reidentify(self.extracted, adapter)
         read["drift_by_class"] = drift_by_class(test)
+        onto = {label for pair in self.extracted.counterparts for label in pair.preserve}
+        read["maps"] = maps(test, onto)
         names = self.extracted.judged.get("names")
         if names is None:
             return read

@@ -79,8 +79,21 @@ def readable(forget: int, counterpart: int) -> float:
     return NormalDist().cdf(math.sqrt(LAW * (1 / forget + 1 / counterpart)) / 2)
 
 
-def few_shot(classes: TwoClasses, shots: Sequence[int] = SHOTS, draws: int = DRAWS) -> "Scores":
+def few_shot(
+    classes: TwoClasses,
+    shots: Sequence[int] = SHOTS,
+    draws: int = DRAWS,
+    seed: int = 0,
+    permuted: bool = False,
+) -> "Scores":
     """Balanced accuracy of the best reader for each number of labelled images of a side.
+
+    Args:
+        classes: the embeddings.
+        shots: numbers of labelled images.
+        draws: how often the labelled images are drawn.
+        seed: seed of the draws.
+        permuted: exchange the labels at random, as a control: readers are then at chance.
 
     Returns:
         For each number that is available, [mean, least, most] over the draws of the reader that is
@@ -90,11 +103,14 @@ def few_shot(classes: TwoClasses, shots: Sequence[int] = SHOTS, draws: int = DRA
     x, sides = reduced(classes)
     found: dict[int, dict[str, list[float]]] = {}
     refitted: dict[str, list[tuple[float, float]]] = {}
-    for fit, test in splits(sides, draws):
+    most = 0
+    for draw, (fit, test) in enumerate(splits(sides, draws, seed)):
         most = min(map(len, fit))
         for k in sorted({*(k for k in shots if k <= most), most} - {0}):
             rows = np.concatenate([fit[0][:k], fit[1][:k]])
             labels = np.repeat([1, 0], k)
+            if permuted:
+                labels = np.random.default_rng([seed, draw, k]).permutation(labels)
             scored = score_all(x, rows, labels, test, classes.forget.shape[1])
             if k == most:
                 for name in REFITTED:
@@ -113,15 +129,17 @@ def few_shot(classes: TwoClasses, shots: Sequence[int] = SHOTS, draws: int = DRA
             name: {"balanced": float(r.mean()), "forget": float(r[0]), "counterpart": float(r[1])}
             for name, r in both.items()
         },
+        most,
     )
 
 
 @dataclass(frozen=True)
 class Scores:
-    """curve: by number of labelled images; refitted: by reader (`few_shot`)."""
+    """curve: by number of labelled images; refitted: by reader (`few_shot`), with `labelled`."""
 
     curve: dict[str, list[float]]
     refitted: dict[str, dict[str, float]]
+    labelled: int
 
 
 Pair = tuple[Int[np.ndarray, " _"], Int[np.ndarray, " _"]]
@@ -135,10 +153,10 @@ class SideRows:
     fit: Pair | None
 
 
-def splits(sides: SideRows, draws: int) -> Iterator[tuple[Pair, Pair]]:
+def splits(sides: SideRows, draws: int, seed: int = 0) -> Iterator[tuple[Pair, Pair]]:
     """Yields (rows to fit on, rows to test) of both sides, in random order, for each draw."""
     for draw in range(draws):
-        random = np.random.default_rng(draw)
+        random = np.random.default_rng(draw if seed == 0 else [seed, draw])
         first, second = (random.permutation(side) for side in sides.fit or sides.test)
         if sides.fit:
             yield (first, second), sides.test

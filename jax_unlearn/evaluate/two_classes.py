@@ -1,6 +1,7 @@
 """Embeddings of a concept and of its counterpart, before and after the edit, for readers."""
 
 from collections.abc import Callable, Mapping
+from dataclasses import dataclass
 from typing import Any
 
 import numpy as np
@@ -30,7 +31,25 @@ def reidentify(extracted: Extracted, adapter: LoraAdapter) -> list[dict[str, Any
     return [of_pair(extracted, adapter, pair) for pair in extracted.counterparts]
 
 
-def of_pair(extracted: Extracted, adapter: LoraAdapter, pair: Counterpart) -> dict[str, Any]:
+@dataclass(frozen=True)
+class Pools:
+    """Embeddings of a concept and of its counterpart by how tokens are pooled (mean, max, spread).
+
+    Attributes:
+        before: before the edit.
+        after: after it.
+        fresh: whether the images that readers are fitted on had no part in the edit.
+        images: number of held-out images of each side.
+    """
+
+    before: Mapping[str, TwoClasses]
+    after: Mapping[str, TwoClasses]
+    fresh: bool
+    images: Mapping[str, int]
+
+
+def pools_of(extracted: Extracted, adapter: LoraAdapter, pair: Counterpart) -> Pools:
+    """The embeddings that readers of a concept are fitted on and tested with."""
     test, train = extracted.test, extracted.train.image_means()
     shown = np.isin(test.forget.labels, pair.forget)
     own = extracted.judged.get(STAND_IN)
@@ -55,22 +74,28 @@ def of_pair(extracted: Extracted, adapter: LoraAdapter, pair: Counterpart) -> di
         for pool in POOLS if all(tokens) else ():
             for when in (0, 1):
                 found[when][pool] = two_classes([side[pool][when] for side in tokens])
-    facts = {
+    images = dict(zip(("forget", "counterpart"), counts, strict=True))
+    return Pools(found[0], found[1], fresh, images)
+
+
+def of_pair(extracted: Extracted, adapter: LoraAdapter, pair: Counterpart) -> dict[str, Any]:
+    pools = pools_of(extracted, adapter, pair)
+    facts: dict[str, Any] = {
         "concept": pair.concept,
         "counterpart": pair.name,
-        "fresh": fresh,
-        "images": dict(zip(("forget", "counterpart"), counts, strict=True)),
+        "fresh": pools.fresh,
+        "images": pools.images,
     }
     if extracted.stand_ins:
         number = extracted.counterparts.index(pair)
         stand_in = extracted.stand_ins[number]
         some = next(iter(stand_in.means.values()))
         facts["expected_linear"] = readable(len(stand_in.forget), len(some))
-    if not min(counts):
+    if not min(pools.images.values()):
         return facts | {"few_shot": {}, "refitted": {}}
     # Of many concepts each is tried less often, so that the time stays bounded.
     draws = max(1, reidentification.DRAWS // len(extracted.counterparts))
-    return facts | before_and_after(found[0], found[1], draws)
+    return facts | before_and_after(pools.before, pools.after, draws)
 
 
 def two_classes(groups: list[Embeddings]) -> TwoClasses:

@@ -16,6 +16,7 @@ from tyro.conf import Positional
 
 from jax_unlearn.data.scan import printable
 from jax_unlearn.runs import DESCRIPTION, PROGRAM
+from jax_unlearn.runs.attack import AttackOptions, attack
 from jax_unlearn.runs.commands import evaluate, sweep
 from jax_unlearn.runs.compare import Compare, compare
 from jax_unlearn.runs.demo import Demo, demo_config, demo_start
@@ -28,7 +29,7 @@ from jax_unlearn.runs.settings.config import RunConfig, build, read_config
 from jax_unlearn.runs.settings.config_file import OF_RUN, options_in
 from jax_unlearn.runs.settings.presets import Preset, start_settings, with_target
 from jax_unlearn.runs.settings.sweep_config import SweepConfig, sweep_start
-from jax_unlearn.runs.terminal import finish, finish_sweep, print_table
+from jax_unlearn.runs.terminal import finish, finish_attacks, finish_sweep, print_table
 from jax_unlearn.runtime.errors import UserError
 from jax_unlearn.runtime.no_torch import without_torch
 from jax_unlearn.runtime.used_if import used_if
@@ -92,6 +93,7 @@ Command = (
         ),
     ]
     | Annotated[Evaluate, tyro.conf.subcommand("evaluate")]
+    | Annotated[AttackOptions, tyro.conf.subcommand("attack")]
     | Annotated[Export, tyro.conf.subcommand("export")]
     | Annotated[Unmerge, tyro.conf.subcommand("unmerge")]
     | Annotated[Compare, tyro.conf.subcommand("compare")]
@@ -110,7 +112,8 @@ def dispatch(arguments: Sequence[str], console: Console) -> None:
             run_or_sweep(config, console, start)
         return
     command = parse(Command, PROGRAM, arguments, description=DESCRIPTION)
-    with prepared(torch=isinstance(command, Evaluate) and command.vlm):
+    asks = isinstance(command, AttackOptions) or (isinstance(command, Evaluate) and command.vlm)
+    with prepared(torch=asks):
         execute(command, console)
 
 
@@ -145,6 +148,8 @@ def execute(command: Any, console: Console) -> None:
             how = {name: getattr(command, name) for name in (*HOW, "checkpoint")}
             metrics = evaluate(command.run, command.vlm, command.questions, console, **how)
             finish(metrics, command.run)
+        case AttackOptions():
+            finish_attacks(attack(command, console), command.run)
         case Export():
             said = export(command)
             print(printable(str(command.out)))

@@ -7,7 +7,8 @@ from typing import Any
 
 from jax_unlearn.models.clip.model import LINEARS as PROJECTIONS
 from jax_unlearn.runs.clients import facts
-from jax_unlearn.runs.report.page import concept, percent
+from jax_unlearn.runs.report.page import concept
+from jax_unlearn.runs.report.verdict import percent
 from jax_unlearn.runs.run_directory import Metrics
 from jax_unlearn.runs.settings.config import RunConfig
 from jax_unlearn.runs.terminal import summary

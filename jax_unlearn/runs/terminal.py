@@ -10,7 +10,8 @@ from rich.table import Table
 
 from jax_unlearn.data.scan import printable
 from jax_unlearn.objective.targets import STAND_IN
-from jax_unlearn.runs.report.page import VLM_ROWS, ZERO_SHOT_ROWS, percent
+from jax_unlearn.runs.report.page import VLM_ROWS, ZERO_SHOT_ROWS
+from jax_unlearn.runs.report.verdict import percent, rates
 from jax_unlearn.runs.run_directory import Metrics
 from jax_unlearn.runs.saved_statistics import unsaved_statistics
 from jax_unlearn.runs.settings.sweep_config import SweepConfig
@@ -134,6 +135,42 @@ def finish_sweep(found: TradeOff, config: SweepConfig) -> None:
         f"jax-unlearn run --config {out / 'config.json'} --out RUN": "the chosen setting, as a run",
     }
     print("\n".join(map(printable, next_steps(steps))))
+
+
+def finish_attacks(report: Metrics, out: Path) -> None:
+    """Print the strongest setting of each attack beside its controls, and what was not tried."""
+    table = LiteralTable("attack, where it gains most", "edited", "others", "controls")
+    for name, found in report["attacks"].items():
+        for line in found["left_out"]:
+            print(printable(f"{name}: not tried: {line}"), file=sys.stderr)
+        if found["says_nothing"]:
+            some = len(found["says_nothing"])
+            print(
+                f"{name}: {some} settings say nothing, as the model before the edit does not name "
+                "the concept there either",
+                file=sys.stderr,
+            )
+        if not (best := found["strongest"]):
+            continue
+        setting = ", ".join(f"{key} {value}" for key, value in best["setting"].items())
+        others = best["edited"].get("others")
+        table.add_row(
+            f"{name}: {setting}",
+            rates(best["edited"]),
+            "" if others is None else percent(others),
+            "; ".join(f"{who} {rates(row)}" for who, row in best["controls"].items()),
+        )
+    for name, reason in report["not_run"].items():
+        print(printable(f"{name}: not run: {reason}"), file=sys.stderr)
+    print_table(table)
+    print(
+        "edited and controls: share of the concept's images / of the class it is moved onto that "
+        "are named as the concept; or the balanced accuracy of a reader, or the AUC of a ranking, "
+        "each 50 % for a guess"
+    )
+    print(printable(f"optimised against by the fit: {report['optimised_against']}"))
+    print("\n".join(report["limits"]))
+    print(printable(str(out / "attacks.json")))
 
 
 def summary(metrics: Metrics) -> Table:

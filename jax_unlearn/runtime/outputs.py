@@ -20,6 +20,7 @@ CARD = "README.md"
 TENSORBOARD = "tensorboard"
 RUN_FILES = frozenset(
     {
+        "attacks.json",
         "config.json",
         "digests.json",
         "history.jsonl",

@@ -90,44 +90,74 @@ def ask(
     """The model's greedy answers to ``question`` about each image, in the order of ``images``."""
     groups: dict[Grid, list[tuple[int, Patches]]] = {}
     for i, image in enumerate(images):
-        patches, grid = _preprocess(vlm, image)
+        patches, grid = preprocess(vlm, image)
         groups.setdefault(grid, []).append((i, patches))
     answers = [""] * len(images)
     for grid, members in groups.items():
-        prompt = _prompt(vlm, question, grid)
+        prompt = prompt_tokens(vlm, question, grid)
         for start in range(0, len(members), batch_size):
             batch = members[start : start + batch_size]
-            with _fitting_threads(vlm.model):
-                texts = _generate(vlm, prompt, grid, [p for _, p in batch], max_new_tokens)
+            with small_model_threads(vlm.model):
+                texts = generate(vlm, prompt, [grid], [p for _, p in batch], max_new_tokens)
             for (i, _), text in zip(batch, texts, strict=True):
                 answers[i] = text
     return answers
 
 
-def _preprocess(vlm: VLM, image: Image.Image) -> tuple[Patches, Grid]:
+def preprocess(vlm: VLM, image: Image.Image) -> tuple[Patches, Grid]:
     patches, grid = vlm.preprocessor(image)
     t, h, w = (int(n) for n in grid[0])
     return patches, (t, h, w)
 
 
-def _prompt(vlm: VLM, question: str, grid: Grid) -> list[int]:
+def prompt_tokens(vlm: VLM, question: str, grid: Grid) -> list[int]:
     """Token ids of an image and the question, with a placeholder for each merged patch."""
-    content = [{"type": "image"}, {"type": "text", "text": question}]
-    text = vlm.tokenizer.apply_chat_template(
-        [{"role": "user", "content": content}], add_generation_prompt=True, tokenize=False
-    )
+    return conversation_tokens(vlm, [(question, None)], [grid])
+
+
+def conversation_tokens(
+    vlm: VLM, turns: Sequence[tuple[str, str | None]], grids: Sequence[Grid]
+) -> list[int]:
+    """Token ids of a conversation up to the next answer.
+
+    Args:
+        vlm: the model.
+        turns: a question about an image, and its answer or None, for each turn.
+        grids: the image's grid in each turn.
+    """
+    messages: list[dict[str, Any]] = []
+    for question, answer in turns:
+        content = [{"type": "image"}, {"type": "text", "text": question}]
+        messages.append({"role": "user", "content": content})
+        if answer is not None:
+            said = [{"type": "text", "text": answer}]
+            messages.append({"role": "assistant", "content": said})
+    text = vlm.tokenizer.apply_chat_template(messages, add_generation_prompt=True, tokenize=False)
     image = vlm.model.config.image_token_id
-    merged = int(np.prod(grid)) // vlm.model.config.vision_config.spatial_merge_size**2
+    block = vlm.model.config.vision_config.spatial_merge_size**2
+    merged = iter([int(np.prod(grid)) // block for grid in grids])
     prompt: list[int] = []
     for token in vlm.tokenizer(text, add_special_tokens=False)["input_ids"]:
-        prompt.extend([token] * (merged if token == image else 1))
+        prompt.extend([token] * (next(merged) if token == image else 1))
     return prompt
 
 
-def _generate(
-    vlm: VLM, prompt: list[int], grid: Grid, patches: list[Patches], max_new_tokens: int
+def generate(
+    vlm: VLM,
+    prompt: list[int],
+    grids: Sequence[Grid],
+    patches: Sequence[Patches],
+    max_new_tokens: int,
 ) -> list[str]:
-    """Answers to one prompt about several images of one grid, which need no padding."""
+    """Answers to one prompt about several samples whose images have the same grids.
+
+    Args:
+        vlm: the model.
+        prompt: token ids of the prompt.
+        grids: the grids of a sample's images.
+        patches: the patches of each sample's images, concatenated.
+        max_new_tokens: largest length of an answer.
+    """
     import torch
 
     n, device = len(patches), vlm.model.device
@@ -139,7 +169,7 @@ def _generate(
             # 1 for image tokens, whose M-RoPE positions are rows and columns, 0 for text.
             mm_token_type_ids=(ids == vlm.model.config.image_token_id).int(),
             pixel_values=torch.from_numpy(np.concatenate(patches)).to(device),
-            image_grid_thw=torch.tensor([grid], device=device).expand(n, -1),
+            image_grid_thw=torch.tensor([*grids] * n, device=device),
             max_new_tokens=max_new_tokens,
             do_sample=False,
             use_cache=True,
@@ -150,7 +180,7 @@ def _generate(
 
 
 @contextmanager
-def _fitting_threads(model: Any) -> Iterator[None]:
+def small_model_threads(model: Any) -> Iterator[None]:
     """Limit torch to one thread for a small model, whose operations are too short to parallelise.
 
     On a busy machine the bundled model took 14 times as long with several threads, which waited for

@@ -1,24 +1,32 @@
-"""report.html: a self-contained page with a run's metrics, loss curves and images."""
+"""report.html: a self-contained page with what a run achieved, and how that was measured."""
 
 import base64
 import io
 import json
 import warnings
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
 from functools import cache
 from pathlib import Path
 from typing import Any
 
 import jinja2
+import numpy as np
 from PIL import Image
 
 from jax_unlearn.data.images import UNREADABLE, ImageFile, read_image, reason
+from jax_unlearn.runs.report import plots
+from jax_unlearn.runs.report.verdict import finders, percent, rates, verdict
 from jax_unlearn.runs.settings.config import RunConfig, to_json
+from jax_unlearn.runtime.digests import read_sealed
 from jax_unlearn.runtime.text_files import encodable
 
 THUMBNAILS = 10
 # Names of forgotten classes in a title.
 CLASSES = 5
+# Classes whose drift is shown.
+MOVED = 12
+ATTACKS, SWEEP = "attacks.json", "sweep.json"
 VLM_ROWS = (
     ("selectivity", "what else the forget images show, right"),
     ("others", "naming questions on preserve images, right"),
@@ -27,6 +35,21 @@ VLM_ROWS = (
     ("yes_no", "yes/no questions on preserve images, right"),
 )
 ZERO_SHOT_ROWS = (("others", "all other classes"), ("neighbours", "the nearest of them"))
+
+# RUN and DIRECTORY are to be replaced; a path of this machine means nothing where the page is read.
+USAGE = """from peft import PeftModel
+model = PeftModel.from_pretrained(model, "RUN/adapter")   # in PyTorch, on the original model
+
+jax-unlearn export RUN --out DIRECTORY                    # the changed model, for any server
+jax-unlearn compare BASE DIRECTORY IMAGE…                 # is the change in what is served?"""
+
+
+@dataclass(frozen=True)
+class Picture:
+    """An image of the page: PNG in base64, and its class."""
+
+    png: str
+    label: str
 
 
 def report(
@@ -38,38 +61,101 @@ def report(
     """Render the page of a run.
 
     Args:
-        directory: the run's directory, with history.jsonl.
+        directory: the run's directory, with history.jsonl and perhaps attacks.json, sweep.json.
         config: the settings.
         metrics: the content of metrics.json.
         samples: rows of readable images, forget and preserve, of which a few are shown.
     """
-    vlm = metrics.get("vlm")
-    pairs = {
-        k: list(zip(vlm["before"][k], vlm["after"][k], strict=True)) if vlm else []
-        for k in ("named", "confirmed")
-    }
+    path = directory / ATTACKS
+    attacks = read_sealed(path) if path.is_file() else None
+    who = finders(metrics, attacks)
+    what = concept(config, metrics)
     page = (
         environment()
         .get_template("page.html.jinja")
         .render(
-            title=f"Forgetting “{concept(config, metrics)}”",
+            title=f"Forgetting “{what}”",
+            concept=what,
+            m=metrics,
+            verdict=verdict(metrics, what, who),
+            finders=who,
+            pictures=pictures(samples, metrics),
+            vlm=metrics.get("vlm"),
+            pairs=pairs_of(metrics),
+            vlm_rows=VLM_ROWS,
             zero_shot=metrics.get("zero_shot"),
             zero_shot_rows=ZERO_SHOT_ROWS,
-            m=metrics,
-            vlm=vlm,
-            **pairs,
-            vlm_rows=VLM_ROWS,
-            plot=plot_history(directory / "history.jsonl"),
-            few_shot_plots=[
-                plot_few_shot(one["few_shot"]["mean"]) if one["few_shot"] else ""
-                for one in metrics.get("reidentification", ())
-            ],
-            thumbs=[thumbnails(evenly_spaced(row)) for row in samples],
+            attacks=attacks,
+            plots=drawn(directory, metrics, attacks),
             settings=to_json(config),
             pct=percent,
+            rates=rates,
+            usage=USAGE,
         )
     )
     return encodable(page)
+
+
+def pairs_of(metrics: Mapping[str, Any]) -> dict[str, list[Any]]:
+    """(before, after) of each naming question, open and closed."""
+    vlm = metrics.get("vlm")
+    return {
+        k: list(zip(vlm["before"][k], vlm["after"][k], strict=True)) if vlm else []
+        for k in ("named", "confirmed")
+    }
+
+
+def drawn(
+    directory: Path, metrics: Mapping[str, Any], attacks: Mapping[str, Any] | None
+) -> dict[str, Any]:
+    """The page's plots, as SVG."""
+    found: dict[str, Any] = {"history": plots.history(directory / "history.jsonl")}
+    found["few_shot"] = [
+        plots.few_shot(
+            {when: {k: s[when] for k, s in curve.items()} for when in ("before", "after")}
+        )
+        if (curve := one["few_shot"].get("mean"))
+        else ""
+        for one in metrics.get("reidentification", ())
+    ]
+    found["relearning"] = relearning(attacks) if attacks else ""
+    names = map_names(metrics)
+    found["maps"] = {
+        name: plots.embedding_map(one["groups"], names)
+        for name, one in metrics.get("maps", {}).items()
+    }
+    moved = sorted(metrics.get("drift_by_class", {}).items(), key=lambda item: -item[1])
+    found["moved"] = plots.moved(dict(moved[:MOVED])) if moved else ""
+    path = directory / SWEEP
+    found["trade_off"] = plots.trade_off(json.loads(path.read_text())) if path.is_file() else ""
+    return found
+
+
+def map_names(metrics: Mapping[str, Any]) -> dict[str, str]:
+    """What the groups of a map are called in its legend."""
+    pairs = metrics.get("reidentification", ())
+    concepts = ", ".join(one["concept"] for one in pairs) or "to forget"
+    onto = ", ".join(dict.fromkeys(one["counterpart"] for one in pairs)) or "counterpart"
+    return {"forget": concepts, "counterpart": onto, "others": "others"}
+
+
+def relearning(attacks: Mapping[str, Any]) -> str:
+    """Curves of the largest number of images, of the edited model and of the controls."""
+    rows = attacks["attacks"].get("relearning", {}).get("rows", [])
+    if not rows:
+        return ""
+    most = max(row["setting"]["images"] for row in rows)
+    by: dict[str, dict[int, list[float]]] = {}
+    for row in rows:
+        if row["setting"]["images"] == most:
+            gained = row["true_positive_rate"] - (row["false_positive_rate"] or 0.0)
+            by.setdefault(row["subject"], {}).setdefault(row["steps"], []).append(gained)
+    return plots.relearning(
+        {
+            f"{who}, {most} images": {k: float(np.mean(v)) for k, v in sorted(curve.items())}
+            for who, curve in by.items()
+        }
+    )
 
 
 def concept(config: RunConfig, metrics: dict[str, Any]) -> str:
@@ -91,11 +177,24 @@ def environment() -> jinja2.Environment:
         autoescape=True,
         undefined=jinja2.StrictUndefined,
         trim_blocks=True,
+        lstrip_blocks=True,
     )
 
 
-def percent(share: float | None) -> str:
-    return "–" if share is None else f"{100 * share:.1f} %"
+def pictures(
+    samples: Sequence[Sequence[ImageFile]], metrics: Mapping[str, Any]
+) -> list[tuple[str, list[Picture]]]:
+    """Rows of images with a title: of the concept, of the nearest classes, and others."""
+    if not any(samples):
+        return []
+    forget, preserve = samples
+    near = set(metrics.get("neighbours", ()))
+    rows = {
+        "To forget": forget,
+        "The nearest classes to keep": [file for file in preserve if file.label in near],
+        "Others to keep": [file for file in preserve if file.label not in near],
+    }
+    return [(title, thumbnails(evenly_spaced(row))) for title, row in rows.items() if row]
 
 
 def evenly_spaced(files: Sequence[ImageFile]) -> list[ImageFile]:
@@ -103,12 +202,12 @@ def evenly_spaced(files: Sequence[ImageFile]) -> list[ImageFile]:
     return list(files[:: max(1, len(files) // THUMBNAILS)])[:THUMBNAILS]
 
 
-def thumbnails(files: Sequence[ImageFile]) -> list[str]:
-    """Small images as PNG in base64; a file that changed since and cannot be read is left out."""
+def thumbnails(files: Sequence[ImageFile]) -> list[Picture]:
+    """Small images; a file that changed since and cannot be read is left out."""
     found = []
     for file in files:
         try:
-            found.append(thumbnail(file))
+            found.append(Picture(thumbnail(file), file.label))
         except UNREADABLE as error:
             why = reason(error)
             warnings.warn(f"{file.name}: is not shown in the report ({why})", stacklevel=2)
@@ -120,46 +219,4 @@ def thumbnail(file: ImageFile) -> str:
     image.thumbnail((144, 144), Image.Resampling.LANCZOS)
     buffer = io.BytesIO()
     image.save(buffer, "PNG")
-    return base64.b64encode(buffer.getvalue()).decode()
-
-
-def plot_history(path: Path) -> str:
-    """Plot the terms by epoch; returns a PNG in base64."""
-    # Here, since a run that is refused plots nothing.
-    from matplotlib.figure import Figure
-
-    history = [json.loads(line) for line in path.read_text().splitlines()]
-    figure = Figure(figsize=(8, 3.2), layout="tight")
-    axes = figure.subplots()
-    for term in ("total", "forget", "preserve", "weight"):
-        axes.plot([row[term] for row in history], label=term, lw=2 if term == "total" else 1.2)
-    axes.set(xlabel="epoch", ylabel="loss")
-    axes.grid(alpha=0.25)
-    axes.legend(frameon=False)
-    return png(figure)
-
-
-def plot_few_shot(curve: dict[str, Any]) -> str:
-    """Plot the accuracy by number of labelled images, with its range; returns a PNG in base64."""
-    from matplotlib.figure import Figure
-
-    figure = Figure(figsize=(5, 3), layout="tight")
-    axes = figure.subplots()
-    shots = [int(k) for k in curve]
-    for when in ("before", "after"):
-        mean, least, most = zip(*(curve[str(k)][when] for k in shots), strict=True)
-        axes.plot(shots, mean, marker="o", label=when)
-        axes.fill_between(shots, least, most, alpha=0.2)
-    axes.axhline(0.5, color="gray", lw=1, ls=":")
-    axes.set(xscale="log", xlabel="labelled images of each", ylabel="balanced accuracy")
-    axes.set_xticks(shots, [str(k) for k in shots])
-    axes.grid(alpha=0.25)
-    axes.legend(frameon=False)
-    return png(figure)
-
-
-def png(figure: Any) -> str:
-    """A matplotlib figure as PNG in base64."""
-    buffer = io.BytesIO()
-    figure.savefig(buffer, format="png", dpi=130)
     return base64.b64encode(buffer.getvalue()).decode()

@@ -45,7 +45,7 @@ def draw(axes: "Axes", rows: list[dict[str, Any]]) -> None:
         own = [row for row in rows if row["target"] == kind]
         axes.plot(*places(own), "o", ms=5, alpha=0.5, mew=0, label=kind)
     front = sorted((r for r in rows if r["front"]), key=lambda r: r["held_out_forget"])
-    axes.plot(*places(front), "k.-", lw=1, ms=4, label="front")
+    axes.plot(*places(front), ".-", color="0.5", lw=1, ms=4, label="front")
     axes.plot(*places([r for r in rows if r["chosen"]]), "*", ms=14, mec="k", label="chosen")
     axes.axvline(100 * rows[0]["held_out_chance"], color="0.5", ls=":", lw=1, label="chance")
     axes.set(xlabel="forget, still named, %", ylabel="drift of what is kept, %")
