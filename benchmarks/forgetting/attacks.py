@@ -5,6 +5,7 @@ has enough to match, and attackers have images of their own.
 """
 
 import json
+from collections.abc import Iterable
 from dataclasses import dataclass
 from pathlib import Path
 from tempfile import TemporaryDirectory
@@ -20,11 +21,14 @@ from benchmarks.forgetting.stand_in import Options as Drawings
 from benchmarks.forgetting.stand_in import draw as draw_images
 from benchmarks.forgetting.targets import machine
 from benchmarks.markdown import caption, table_of
-from jax_unlearn.runs.attack import AttackOptions, attack
+from jax_unlearn.attacks import relearning
+from jax_unlearn.attacks.edited_model import EditedModel
+from jax_unlearn.evaluate.vlm.model import load_vlm
+from jax_unlearn.runs.attack import AttackOptions, attack, attacked_run
 from jax_unlearn.runs.demo import Demo, demo_config
 from jax_unlearn.runs.pipeline import run
 from jax_unlearn.runs.run_directory import Metrics
-from jax_unlearn.runs.settings.config import RunConfig
+from jax_unlearn.runs.settings.config import RunConfig, read_config
 from jax_unlearn.runs.settings.presets import Preset
 from jax_unlearn.runtime.assets import ASSETS
 
@@ -63,6 +67,10 @@ class Options:
     held_out: int = 300
     """Held-out drawings of each: half for attackers, half to test."""
     seeds: int = 3
+    never_saw: Path | None = None
+    """Checkpoint of a model trained without the concept
+    (`python -m benchmarks.shipped.qwen3_vl --without CONCEPT --out CHECKPOINT`): the same
+    fine-tuning teaches it the concept, which no edit can make harder than."""
     out: Path = RESULTS
 
 
@@ -99,6 +107,21 @@ def measure(way: str, folder: Path, options: Options, other: str, console: Conso
         "few_shot": few_shot(rows["readers"]),
         "relearning": {name: curves(rows[name]) for name in ("relearning", "relearning_merger")},
     }
+
+
+def reference(checkpoint: Path, run_dir: Path, options: Options) -> Metrics:
+    """Relearning on a model that never saw the concept, with the images of a run's attackers."""
+    attacked = attacked_run(
+        AttackOptions(run_dir, seeds=options.seeds), read_config(run_dir), Console(quiet=True)
+    )
+    attacked.model = EditedModel(load_vlm(checkpoint), {}, {})
+    rows = [
+        {"subject": EDITED, "setting": dict(trial.setting), "seed": trial.seed, **row}
+        for trial in relearning.trials(attacked)
+        if trial.subject == EDITED
+        for row in trial.measure()
+    ]
+    return {"curves": curves(rows)[EDITED]}
 
 
 def few_shot(rows: list[Metrics]) -> dict[str, dict[str, float]]:
@@ -149,6 +172,10 @@ def plot(results: Metrics, path: Path) -> None:
         never = first["relearning"]["relearning"][NEVER][count]
         gained = [true - false for true, false in never.values()]
         axis.plot([*map(int, never)], gained, "k--", lw=1, label="never trained (near)")
+        if "never_saw" in results:
+            curve = results["never_saw"]["curves"][count]
+            gained = [true - false for true, false in curve.values()]
+            axis.plot([*map(int, curve)], gained, "k:", lw=1.5, label="trained without it")
         axis.axhline(0, color="gray", lw=1, ls=":")
         axis.set(xlabel="steps", ylabel="TPR − FPR", title=f"relearning from {count} images")
     axes[0].legend(frameon=False, fontsize=7)
@@ -210,14 +237,21 @@ def relearning_table(results: Metrics) -> str:
             for row in results["rows"]:
                 for who, by_count in row["relearning"][name].items():
                     curve = by_count[count]
-                    cells = [
-                        f"{100 * curve[k][0]:.0f} / {100 * curve[k][1]:.0f}" if k in curve else "–"
-                        for k in steps
-                    ]
-                    lines.append([row["way"], who, *cells])
+                    lines.append([row["way"], who, *by_steps(curve, steps)])
+            if name == "relearning" and "never_saw" in results:
+                curve = results["never_saw"]["curves"][count]
+                name_of = "*a model trained without the concept*"
+                lines.append([name_of, "", *by_steps(curve, steps)])
             title = f"### {TITLES[name]}, {count} images"
             sections += [title, table_of(header, lines)]
     return "\n\n".join(sections)
+
+
+def by_steps(curve: Metrics, steps: Iterable[str]) -> list[str]:
+    """TPR / FPR in per cent at each number of steps; – where training had ended before."""
+    return [
+        f"{100 * curve[k][0]:.0f} / {100 * curve[k][1]:.0f}" if k in curve else "–" for k in steps
+    ]
 
 
 def main() -> None:
@@ -239,6 +273,9 @@ def main() -> None:
         with_photos(folder)
         for way in WAYS:
             results["rows"].append(measure(way, folder, options, other, console))
+            options.out.write_text(json.dumps(results, indent=1) + "\n")
+        if options.never_saw:
+            results["never_saw"] = reference(options.never_saw, folder / "near", options)
             options.out.write_text(json.dumps(results, indent=1) + "\n")
     plot(results, options.out.with_suffix(".png"))
 

@@ -15,10 +15,11 @@ from jax_unlearn.attacks.registry import Attack, Trial, chosen
 from jax_unlearn.attacks.summary import strongest
 from jax_unlearn.attacks.target import AttackedRun, Budget
 from jax_unlearn.data.preprocess import load_preprocessor
+from jax_unlearn.evaluate.judges import judge_of
 from jax_unlearn.models.qwen3_vision.tower import Qwen3VisionTower
 from jax_unlearn.objective.targets import STAND_IN
 from jax_unlearn.runs.commands import extracted_again
-from jax_unlearn.runs.run_directory import check_run
+from jax_unlearn.runs.run_directory import check_run, save_report
 from jax_unlearn.runs.settings.checks import optimizer_of, source_of
 from jax_unlearn.runs.settings.config import RunConfig, read_config
 from jax_unlearn.runtime.atomic_files import replace_files
@@ -74,9 +75,8 @@ def attack(options: AttackOptions, console: Console) -> dict[str, Any]:
             other options.
     """
     attacks = chosen(options.kinds)
-    seeds = SEEDS[options.budget] if options.seeds is None else options.seeds
-    if seeds < 1:
-        raise UserError(f"--seeds {seeds}: must be at least 1")
+    if seeds_of(options) < 1:
+        raise UserError(f"--seeds {options.seeds}: must be at least 1")
     config = read_config(options.run)
     if options.checkpoint is not None:
         config = config.replace(checkpoint=options.checkpoint)
@@ -84,23 +84,9 @@ def attack(options: AttackOptions, console: Console) -> dict[str, Any]:
         raise UserError(
             f"{options.run}: forgets names through CLIP's text side, and the attacks are on images"
         )
-    report = opened(options, config, seeds)
-    adapter = check_run(options.run, config)
-    metrics = read_sealed(options.run / "metrics.json")
-    print("reading the run's features", file=sys.stderr)
-    extracted = extracted_again(options.run, config, metrics["samples"]["fingerprint"], {}, console)
-    run = AttackedRun(
-        checkpoint=local_checkpoint(config.samples.checkpoint, "all"),
-        adapter_dir=options.run / ADAPTER,
-        adapter=adapter,
-        extracted=extracted,
-        questions_file=config.samples.questions,
-        extraction=config.extraction,
-        tower_and_preprocessor=lambda: tower_and_preprocessor(config),
-        budget=options.budget,
-        seeds=tuple(range(seeds)),
-    )
-    if extracted.kind == "qwen_images":
+    report = opened(options, config)
+    run = attacked_run(options, config, console)
+    if run.extracted.kind == "qwen_images":
         fit, test = run.split(0)
         report["images"] = {"fitted": fit.counts, "tested": test.counts}
     able = [one for one in attacks if available(one, run, options.kinds, report)]
@@ -118,10 +104,39 @@ def attack(options: AttackOptions, console: Console) -> dict[str, Any]:
             save(options.run, report)
             bar.advance(task)
     save(options.run, report)
+    pictures = judge_of(run.extracted, config.samples).pictures()
+    save_report(options.run, config, pictures if config.execution.pictures else [])
     return report
 
 
-def opened(options: AttackOptions, config: RunConfig, seeds: int) -> dict[str, Any]:
+def seeds_of(options: AttackOptions) -> int:
+    return SEEDS[options.budget] if options.seeds is None else options.seeds
+
+
+def attacked_run(options: AttackOptions, config: RunConfig, console: Console) -> AttackedRun:
+    """A run, ready to be attacked.
+
+    Raises:
+        UserError: the run, its checkpoint or its images are missing or have changed.
+    """
+    adapter = check_run(options.run, config)
+    metrics = read_sealed(options.run / "metrics.json")
+    print("reading the run's features", file=sys.stderr)
+    extracted = extracted_again(options.run, config, metrics["samples"]["fingerprint"], {}, console)
+    return AttackedRun(
+        checkpoint=local_checkpoint(config.samples.checkpoint, "all"),
+        adapter_dir=options.run / ADAPTER,
+        adapter=adapter,
+        extracted=extracted,
+        questions_file=config.samples.questions,
+        extraction=config.extraction,
+        tower_and_preprocessor=lambda: tower_and_preprocessor(config),
+        budget=options.budget,
+        seeds=tuple(range(seeds_of(options))),
+    )
+
+
+def opened(options: AttackOptions, config: RunConfig) -> dict[str, Any]:
     """attacks.json of the run, or an empty one.
 
     Raises:
@@ -131,11 +146,17 @@ def opened(options: AttackOptions, config: RunConfig, seeds: int) -> dict[str, A
         "version": VERSION,
         "adapter": of_file(options.run / ADAPTER / "adapter_model.safetensors"),
         "budget": options.budget,
-        "seeds": seeds,
+        "seeds": seeds_of(options),
     }
     path = options.run / FILE
-    if path.is_file() and not options.again:
+    if path.is_file():
         found = read_sealed(path)
+        if options.again and found["of"] == facts:
+            # Other kinds keep what was measured.
+            for one in chosen(options.kinds):
+                found["attacks"].pop(one.name, None)
+            return found
+    if path.is_file() and not options.again:
         for name, value in facts.items():
             if found["of"][name] != value:
                 raise UserError(

@@ -24,6 +24,7 @@ from jax_unlearn.runs.export import Export, Unmerge, export, unmerge
 from jax_unlearn.runs.help import print_help
 from jax_unlearn.runs.inspect.checkpoint_facts import inspect, lines
 from jax_unlearn.runs.pipeline import run
+from jax_unlearn.runs.report.comparison import Report, write_comparison
 from jax_unlearn.runs.settings.checks import refuse_preset, refuse_unused
 from jax_unlearn.runs.settings.config import RunConfig, build, read_config
 from jax_unlearn.runs.settings.config_file import OF_RUN, options_in
@@ -94,6 +95,7 @@ Command = (
     ]
     | Annotated[Evaluate, tyro.conf.subcommand("evaluate")]
     | Annotated[AttackOptions, tyro.conf.subcommand("attack")]
+    | Annotated[Report, tyro.conf.subcommand("report")]
     | Annotated[Export, tyro.conf.subcommand("export")]
     | Annotated[Unmerge, tyro.conf.subcommand("unmerge")]
     | Annotated[Compare, tyro.conf.subcommand("compare")]
@@ -150,6 +152,9 @@ def execute(command: Any, console: Console) -> None:
             finish(metrics, command.run)
         case AttackOptions():
             finish_attacks(attack(command, console), command.run)
+        case Report():
+            write_comparison(command)
+            print(printable(str(command.out)))
         case Export():
             said = export(command)
             print(printable(str(command.out)))

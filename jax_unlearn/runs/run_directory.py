@@ -14,7 +14,7 @@ from jax_unlearn.objective.loss import TERMS
 from jax_unlearn.runs.report.page import report
 from jax_unlearn.runs.settings.config import RunConfig, to_json
 from jax_unlearn.runtime.atomic_files import replace_files
-from jax_unlearn.runtime.digests import check_digests, sealed, to_text, write_digests
+from jax_unlearn.runtime.digests import check_digests, read_sealed, sealed, to_text, write_digests
 from jax_unlearn.runtime.errors import UserError
 from jax_unlearn.runtime.hub import hub_id
 from jax_unlearn.runtime.outputs import ADAPTER_FILES
@@ -67,6 +67,14 @@ def save_metrics(
     metrics["warnings"] = checks_that_mean_nothing(metrics)
     page = report(directory, config, metrics, pictures)
     replace_files(directory, {"metrics.json": sealed(metrics), "report.html": page})
+
+
+def save_report(
+    directory: Path, config: RunConfig, pictures: Sequence[Sequence[ImageFile]]
+) -> None:
+    """Render the report again, with what other commands have measured."""
+    metrics = read_sealed(directory / "metrics.json")
+    replace_files(directory, {"report.html": report(directory, config, metrics, pictures)})
 
 
 def checks_that_mean_nothing(metrics: Metrics) -> list[str]:

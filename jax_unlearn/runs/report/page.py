@@ -140,22 +140,30 @@ def map_names(metrics: Mapping[str, Any]) -> dict[str, str]:
 
 
 def relearning(attacks: Mapping[str, Any]) -> str:
-    """Curves of the largest number of images, of the edited model and of the controls."""
+    """The plot of relearning; empty if it was not tried."""
+    found = relearning_curves(attacks)
+    if found is None:
+        return ""
+    most, curves = found
+    return plots.relearning({f"{who}, {most} images": curve for who, curve in curves.items()})
+
+
+def relearning_curves(
+    attacks: Mapping[str, Any],
+) -> tuple[int, dict[str, dict[int, float]]] | None:
+    """(largest number of images, TPR − FPR by steps for the edited model and each control)."""
     rows = attacks["attacks"].get("relearning", {}).get("rows", [])
     if not rows:
-        return ""
+        return None
     most = max(row["setting"]["images"] for row in rows)
     by: dict[str, dict[int, list[float]]] = {}
     for row in rows:
         if row["setting"]["images"] == most:
             gained = row["true_positive_rate"] - (row["false_positive_rate"] or 0.0)
             by.setdefault(row["subject"], {}).setdefault(row["steps"], []).append(gained)
-    return plots.relearning(
-        {
-            f"{who}, {most} images": {k: float(np.mean(v)) for k, v in sorted(curve.items())}
-            for who, curve in by.items()
-        }
-    )
+    return most, {
+        who: {k: float(np.mean(v)) for k, v in sorted(curve.items())} for who, curve in by.items()
+    }
 
 
 def concept(config: RunConfig, metrics: dict[str, Any]) -> str:
