@@ -54,6 +54,7 @@ FLOORS = (
     ("features",),
     ("objective",),
     ("solvers", "evaluate"),
+    ("attacks",),
     ("runs",),
 )
 ROOMS = [room for floor in FLOORS for room in floor]
@@ -147,7 +148,7 @@ def test_there_is_no_circle():
         raise AssertionError(" → ".join(error.args[1])) from None
 
 
-def test_eight_rooms_and_a_few_files():
+def test_the_rooms_and_a_few_files():
     own = [path for path in (ROOT / "jax_unlearn").iterdir() if path.name != "__pycache__"]
     assert {path.name for path in own if path.is_dir()} == {*ROOMS, "assets"}
     assert sum(path.suffix == ".py" for path in own) <= 4

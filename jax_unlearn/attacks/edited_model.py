@@ -11,7 +11,7 @@ from typing import Any
 
 from PIL import Image
 
-from jax_unlearn.attacks.target import Groups
+from jax_unlearn.attacks.groups import Groups
 from jax_unlearn.data.images import ImageFile, read_image
 from jax_unlearn.evaluate.vlm.model import VLM, ask, load_vlm
 from jax_unlearn.evaluate.vlm.questions import Question

@@ -11,8 +11,9 @@ import numpy as np
 from PIL import Image, ImageEnhance, ImageFilter, ImageOps
 
 from jax_unlearn.attacks.edited_model import rates
+from jax_unlearn.attacks.groups import Groups, spread
 from jax_unlearn.attacks.registry import EDITED, Attack, Row, Trial
-from jax_unlearn.attacks.target import AttackedRun, Groups, spread
+from jax_unlearn.attacks.target import AttackedRun
 from jax_unlearn.data.images import read_image
 
 BEFORE = "before"
@@ -71,16 +72,16 @@ CHANGES: dict[str, Callable[[Picture], Picture]] = {
     "none": lambda image: image,
     "mirrored": ImageOps.mirror,
     "upside down": ImageOps.flip,
-    "turned by 10°": lambda image: turned(image, 10),
-    "turned by 45°": lambda image: turned(image, 45),
+    "turned by 10°": lambda image: turned(image, 10.0),
+    "turned by 45°": lambda image: turned(image, 45.0),
     "turned by 90°": lambda image: image.transpose(Image.Transpose.ROTATE_90),
     "middle 90 %": lambda image: cropped(image, 0.9),
     "middle 70 %": lambda image: cropped(image, 0.7),
     "middle 50 %": lambda image: cropped(image, 0.5),
     "JPEG quality 50": lambda image: compressed(image, 50),
     "JPEG quality 10": lambda image: compressed(image, 10),
-    "noise of 10 levels": lambda image: noisy(image, 10),
-    "noise of 30 levels": lambda image: noisy(image, 30),
+    "noise of 10 levels": lambda image: noisy(image, 10.0),
+    "noise of 30 levels": lambda image: noisy(image, 30.0),
     "blurred over 1 pixel": lambda image: image.filter(ImageFilter.GaussianBlur(1)),
     "blurred over 3 pixels": lambda image: image.filter(ImageFilter.GaussianBlur(3)),
     "grey": lambda image: image.convert("L").convert("RGB"),

@@ -7,9 +7,10 @@ import numpy as np
 from PIL import Image
 
 from jax_unlearn.attacks.edited_model import rates
+from jax_unlearn.attacks.groups import Groups, spread
 from jax_unlearn.attacks.registry import EDITED, Attack, Row, Trial
 from jax_unlearn.attacks.relearning import examples
-from jax_unlearn.attacks.target import AttackedRun, Groups, spread
+from jax_unlearn.attacks.target import AttackedRun
 from jax_unlearn.evaluate.vlm.model import (
     VLM,
     conversation_tokens,

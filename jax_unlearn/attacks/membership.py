@@ -9,9 +9,10 @@ from collections.abc import Iterator
 import numpy as np
 
 from jax_unlearn.attacks.fine_tuning import encode, log_likelihoods
+from jax_unlearn.attacks.groups import spread
 from jax_unlearn.attacks.registry import EDITED, Attack, Row, Trial
 from jax_unlearn.attacks.relearning import examples
-from jax_unlearn.attacks.target import AttackedRun, spread
+from jax_unlearn.attacks.target import AttackedRun
 from jax_unlearn.data.images import ImageFile
 from jax_unlearn.features.samples import SampleFeatures, images
 from jax_unlearn.objective.projectors import projectors_of

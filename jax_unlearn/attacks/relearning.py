@@ -24,9 +24,10 @@ from jax_unlearn.attacks.fine_tuning import (
     train,
     until_no_rise,
 )
+from jax_unlearn.attacks.groups import Groups
 from jax_unlearn.attacks.never_trained import stars
 from jax_unlearn.attacks.registry import EDITED, Attack, Row, Trial
-from jax_unlearn.attacks.target import AttackedRun, Groups
+from jax_unlearn.attacks.target import AttackedRun
 from jax_unlearn.data.images import ImageFile, read_image
 from jax_unlearn.evaluate.vlm.model import VLM
 

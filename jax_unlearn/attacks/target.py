@@ -3,7 +3,7 @@
 The attacker fits on one half of the held-out images and is tested on the other half.
 """
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable
 from dataclasses import dataclass, field
 from functools import cached_property
 from importlib.util import find_spec
@@ -12,7 +12,7 @@ from typing import TYPE_CHECKING, Literal
 
 import numpy as np
 
-from jax_unlearn.data.images import ImageFile
+from jax_unlearn.attacks.groups import Groups, halved, spread
 from jax_unlearn.data.preprocess import Preprocessor
 from jax_unlearn.evaluate.vlm.questions import Question, load_questions
 from jax_unlearn.evaluate.vlm.scoring import Naming, naming
@@ -29,23 +29,6 @@ if TYPE_CHECKING:
 Budget = Literal["small", "full"]
 # Largest number of images of a group that are tested, by budget.
 MOST_TESTED = {"small": 64, "full": 400}
-
-
-@dataclass(frozen=True)
-class Groups:
-    """Images of the concept, of the class it is moved onto, and of other classes to keep."""
-
-    forget: tuple[ImageFile, ...]
-    counterpart: tuple[ImageFile, ...]
-    others: tuple[ImageFile, ...]
-
-    @property
-    def counts(self) -> dict[str, int]:
-        return {
-            "forget": len(self.forget),
-            "counterpart": len(self.counterpart),
-            "others": len(self.others),
-        }
 
 
 @dataclass
@@ -168,27 +151,3 @@ class AttackedRun:
         if not (fit.forget and test.forget):
             return "needs two or more held-out images of a class to forget; hold out more"
         return None
-
-
-def halved(
-    files: Sequence[ImageFile], random: np.random.Generator
-) -> tuple[tuple[ImageFile, ...], tuple[ImageFile, ...]]:
-    """Each class in random order, cut in half; the test half has the odd image."""
-    first: list[ImageFile] = []
-    second: list[ImageFile] = []
-    for label in sorted({file.label for file in files}):
-        own = [file for file in files if file.label == label]
-        order = random.permutation(len(own))
-        first += [own[i] for i in order[: len(own) // 2]]
-        second += [own[i] for i in order[len(own) // 2 :]]
-    return tuple(first), tuple(second)
-
-
-def spread(files: Sequence[ImageFile], most: int) -> tuple[ImageFile, ...]:
-    """At most so many files, the classes in turn."""
-    by_class: dict[str, list[ImageFile]] = {}
-    for file in files:
-        by_class.setdefault(file.label, []).append(file)
-    turns = max(map(len, by_class.values()), default=0)
-    order = [own[i] for i in range(turns) for own in by_class.values() if i < len(own)]
-    return tuple(order[:most])

@@ -17,8 +17,9 @@ from jaxtyping import Array, Float
 from PIL import Image
 
 from jax_unlearn.attacks.edited_model import rates
+from jax_unlearn.attacks.groups import Groups
 from jax_unlearn.attacks.registry import EDITED, Attack, Row, Trial
-from jax_unlearn.attacks.target import AttackedRun, Groups
+from jax_unlearn.attacks.target import AttackedRun
 from jax_unlearn.data.images import ImageFile, read_image
 from jax_unlearn.data.preprocess import Preprocessor
 from jax_unlearn.models.lora import LoraAdapter
@@ -33,7 +34,7 @@ LEVELS = (8, 16)
 STEPS = {"small": 30, "full": 200}
 # Images of a gradient step.
 BATCH = 16
-Pixels = Float[Array, "n h w 3"]
+Pixels = Float[Array | np.ndarray, "n h w 3"]
 
 
 class Differentiable:

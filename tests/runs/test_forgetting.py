@@ -49,5 +49,7 @@ def test_a_probe_fitted_before_no_longer_reads_it(scores):
 
 def test_the_report_shows_the_answers(scores):
     page = (scores[1] / "report.html").read_text()
-    assert "The whole model's answers" in page
+    assert "What the model says about held-out images" in page
+    # Two sentences first, with the model's own answers.
+    assert "the model names “red triangle” in 0.0 % of its held-out images" in page
     assert "what shape is in the image? + what color is the shape?" in page

@@ -26,6 +26,8 @@ THUMBNAILS = 10
 CLASSES = 5
 # Classes whose drift is shown.
 MOVED = 12
+# A question with fewer wrong answers "yes" has no row of its own.
+FALSE_YES = 0.02
 ATTACKS, SWEEP = "attacks.json", "sweep.json"
 VLM_ROWS = (
     ("selectivity", "what else the forget images show, right"),
@@ -82,6 +84,7 @@ def report(
             pictures=pictures(samples, metrics),
             vlm=metrics.get("vlm"),
             pairs=pairs_of(metrics),
+            false_yes=false_yes(metrics),
             vlm_rows=VLM_ROWS,
             zero_shot=metrics.get("zero_shot"),
             zero_shot_rows=ZERO_SHOT_ROWS,
@@ -103,6 +106,16 @@ def pairs_of(metrics: Mapping[str, Any]) -> dict[str, list[Any]]:
         k: list(zip(vlm["before"][k], vlm["after"][k], strict=True)) if vlm else []
         for k in ("named", "confirmed")
     }
+
+
+def false_yes(metrics: Mapping[str, Any]) -> dict[str, Any]:
+    """(before, after) of wrong answers "yes": of questions that have some, and of all others."""
+    vlm = metrics.get("vlm")
+    if not vlm:
+        return {"shown": {}, "rest": []}
+    both = {q: (vlm["before"]["false_yes"][q], s) for q, s in vlm["after"]["false_yes"].items()}
+    shown = {q: shares for q, shares in both.items() if max(shares) >= FALSE_YES}
+    return {"shown": shown, "rest": [shares for q, shares in both.items() if q not in shown]}
 
 
 def drawn(

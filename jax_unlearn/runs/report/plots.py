@@ -37,6 +37,9 @@ def svg(figure: "Figure") -> str:
     """A figure as SVG that scales with the page, without what would differ between two calls."""
     import matplotlib
 
+    for legend in filter(None, (axes.get_legend() for axes in figure.axes)):
+        for text in legend.get_texts():
+            text.set_color(INK)
     buffer = io.StringIO()
     with matplotlib.rc_context(STYLE):
         figure.savefig(
@@ -69,7 +72,7 @@ def panel(width: float, height: float, columns: int = 1) -> "tuple[Figure, Seque
 def history(path: Path) -> str:
     """The terms of the loss by epoch."""
     rows = [json.loads(line) for line in path.read_text().splitlines()]
-    figure, (axes,) = panel(6, 2.6)
+    figure, (axes,) = panel(6.0, 2.6)
     for term in ("total", "forget", "preserve", "weight"):
         axes.plot([row[term] for row in rows], label=term, lw=2 if term == "total" else 1.2)
     axes.set(xlabel="epoch", ylabel="loss")

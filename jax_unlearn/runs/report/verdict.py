@@ -67,7 +67,11 @@ def verdict(m: Metrics, concept: str, finders: list[Finder]) -> list[str]:
     elif named := worst_named(m):
         before, after = named
         instead = next(iter(after["instead"]), None)
-        also = f"; it mostly says “{instead}” instead" if instead and after["share"] < 1 else ""
+        also = (
+            f"; its most frequent other answer is “{instead}”"
+            if instead and after["share"] < 1
+            else ""
+        )
         others = [m["vlm"][when]["others"] for when in ("before", "after")]
         said = (
             f"Asked “{after['question']}”, the model names “{concept}” in "
