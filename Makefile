@@ -3,6 +3,10 @@ PYTHON ?= python3
 VENV := .venv
 BIN := $(VENV)/bin
 AOT := .venv-aot
+# A browser for the tests of the report, which are skipped with a message where it is missing.
+CHROMIUM := command -v chromium > /dev/null || { [ "$$(id -u)" = 0 ] && apt-get install --quiet \
+    --yes --no-install-recommends chromium > /dev/null; } || echo "Chromium could not be installed: \
+    the tests of the report in a browser are skipped"
 OUT ?= unlearn-demo
 CONCEPT ?= astronaut
 
@@ -20,6 +24,7 @@ $(VENV)/.run: $(BIN)/python pyproject.toml constraints.txt
 $(VENV)/.test: $(BIN)/python pyproject.toml constraints.txt
 	$(BIN)/pip install --quiet torch==2.13.0
 	$(BIN)/pip install --quiet -c constraints.txt -e '.[test]'
+	$(CHROMIUM)
 	touch $@
 
 demo: $(VENV)/.run
@@ -70,6 +75,7 @@ table: $(VENV)/.test
 	$(BIN)/python -m benchmarks.forgetting.optimisers
 	$(BIN)/python -m benchmarks.forgetting.tradeoff
 	$(BIN)/python -m benchmarks.forgetting.linears
+	$(BIN)/python -m benchmarks.forgetting.attacks
 	$(BIN)/python -m benchmarks.forgetting.clip_names
 	$(BIN)/python -m benchmarks.speed.tower
 	$(BIN)/python -m benchmarks.speed.clip_names

@@ -13,6 +13,7 @@ from typing import Any
 
 from benchmarks import fuzz, settings_page, versions
 from benchmarks.forgetting import (
+    attacks,
     clip_names,
     linears,
     optimisers,
@@ -104,6 +105,8 @@ BLOCKS = (
     Block(FORGETTING, "readers", ("forgetting",), targets.readers),
     Block("docs/results/stand-in.md", "stand in", ("stand_in",), stand_in_tables.table),
     Block("docs/results/stand-in.md", "growth", ("stand_in",), stand_in_tables.growth_table),
+    Block("docs/results/attacks.md", "attacks", ("attacks",), attacks.table),
+    Block("docs/results/attacks.md", "relearning", ("attacks",), attacks.relearning_table),
     Block("docs/results/clip.md", "clip", ("clip_forgetting",), clip_names.table),
     Block(SPEED, "demo", ("demo",), demo.table),
     Block(SPEED, "startup", ("startup",), startup.table),
