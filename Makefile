@@ -4,7 +4,7 @@ VENV := .venv
 BIN := $(VENV)/bin
 AOT := .venv-aot
 # A browser for the tests of the report, which are skipped with a message where it is missing.
-CHROMIUM := command -v chromium > /dev/null || { [ "$$(id -u)" = 0 ] && apt-get install --quiet \
+CHROMIUM := command -v chromium > /dev/null || { [ "$$(id -u)" = 0 ] && timeout 180 apt-get install --quiet \
     --yes --no-install-recommends chromium > /dev/null; } || echo "Chromium could not be installed: \
     the tests of the report in a browser are skipped"
 OUT ?= unlearn-demo
