@@ -95,10 +95,15 @@ class Run:
         if porting.is_clip(checkpoint):
             raise UserError(f"{checkpoint}: is a CLIP, which answers no questions")
         picture = image if isinstance(image, Image.Image) else read_image(Path(image))
-        before, after = (
-            ask(load_vlm(checkpoint, adapter), [picture.convert("RGB")], question)[0]
-            for adapter in (None, self.directory / "adapter")
+        vlm = load_vlm(
+            checkpoint,
+            self.directory / "adapter",
+            max_pixels=self.config.extraction.max_pixels,
         )
+        asked = [picture.convert("RGB")], question
+        with vlm.without_adapter():
+            (before,) = ask(vlm, *asked, max_new_tokens=vlm.new_tokens)
+        (after,) = ask(vlm, *asked, max_new_tokens=vlm.new_tokens)
         return Answers(before, after)
 
 

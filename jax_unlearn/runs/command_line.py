@@ -3,10 +3,11 @@
 import argparse
 import io
 import json
+import os
 import sys
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager, nullcontext, redirect_stderr
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Annotated, Any, Literal, NoReturn, get_args
 
@@ -15,6 +16,7 @@ from rich.console import Console
 from tyro.conf import Positional
 
 from jax_unlearn.data.scan import printable
+from jax_unlearn.evaluate.vlm.settings import AskSettings
 from jax_unlearn.runs import DESCRIPTION, PROGRAM
 from jax_unlearn.runs.commands import evaluate, sweep
 from jax_unlearn.runs.compare import Compare, compare
@@ -65,8 +67,9 @@ class Evaluate:
     vlm: bool = False
     """Ask the model questions about the held-out images, before and after."""
     questions: Path | None = used_if(None, vlm=True)
-    """JSON list of {question, answers: {class: answer}}; by default that of the run, or "what is
-    this?" with the class names as answers."""
+    """JSON list of {question, answers: {class: answer}}; by default that of the run, or else "what
+    is this?" and "is there a …?", with right answers from the class names."""
+    asking: AskSettings = field(default_factory=AskSettings)
     mesh: str | None = None
     """Devices for the tower, as for `run`; by default all local devices."""
     workers: int | None = None
@@ -118,6 +121,9 @@ def dispatch(arguments: Sequence[str], console: Console) -> None:
 def prepared(torch: bool = False) -> Iterator[None]:
     """Set up the process before JAX compiles anything and transformers is imported."""
     make_reproducible()
+    if torch:
+        # Or JAX would take most of an accelerator's memory, which PyTorch needs.
+        os.environ.setdefault("XLA_PYTHON_CLIENT_PREALLOCATE", "false")
     with nullcontext() if torch else without_torch():
         yield
 
@@ -143,6 +149,7 @@ def execute(command: Any, console: Console) -> None:
         case Evaluate():
             refuse_unused(command, {"vlm": command.vlm}, Evaluate(command.run))
             how = {name: getattr(command, name) for name in (*HOW, "checkpoint")}
+            how["asking"] = command.asking
             metrics = evaluate(command.run, command.vlm, command.questions, console, **how)
             finish(metrics, command.run)
         case Export():

@@ -9,6 +9,7 @@ import numpy as np
 
 import porting
 from jax_unlearn.data.images import ImageFile
+from jax_unlearn.evaluate.vlm.doubts import doubts
 from jax_unlearn.models.lora import LoraAdapter
 from jax_unlearn.objective.loss import TERMS
 from jax_unlearn.runs.report.page import report
@@ -61,12 +62,25 @@ def describe_adapter(adapter: LoraAdapter, directory: Path) -> Metrics:
 
 
 def save_metrics(
-    directory: Path, config: RunConfig, metrics: Metrics, pictures: Sequence[Sequence[ImageFile]]
+    directory: Path,
+    config: RunConfig,
+    metrics: Metrics,
+    pictures: Sequence[Sequence[ImageFile]],
+    files: Mapping[str, str] | None = None,
 ) -> None:
-    """Write metrics.json and the report; both are rendered before either is replaced."""
+    """Write metrics.json, the report and other files; all are made before one is replaced.
+
+    Args:
+        directory: the run's directory.
+        config: its settings.
+        metrics: the content of metrics.json.
+        pictures: images for the report.
+        files: texts of the other files by name.
+    """
     metrics["warnings"] = checks_that_mean_nothing(metrics)
     page = report(directory, config, metrics, pictures)
-    replace_files(directory, {"metrics.json": sealed(metrics), "report.html": page})
+    texts = {"metrics.json": sealed(metrics), "report.html": page}
+    replace_files(directory, {**(files or {}), **texts})
 
 
 def checks_that_mean_nothing(metrics: Metrics) -> list[str]:
@@ -74,9 +88,12 @@ def checks_that_mean_nothing(metrics: Metrics) -> list[str]:
     by = "zero-shot classification" if "zero_shot" in metrics else "a linear probe"
     forget = metrics["forget"]
     checks = [(by, forget["accuracy_before"], forget["chance"], "--concept")]
-    for named in metrics["vlm"]["before"]["named"] if "vlm" in metrics else ():
+    vlm = metrics.get("vlm")
+    scored = vlm["before"] if vlm and not vlm.get("unnamed") else {"named": [], "confirmed": []}
+    for named in scored["named"] + scored["confirmed"]:
         what = f"the model's answer to “{named['question']}”"
         checks.append((what, named["share"], named["chance"], "--questions"))
+    of_answers = doubts(vlm, metrics["samples"]["forget_held_out"]) if vlm else []
     flattered = [
         f"{one['concept']}: only {min(one['images'].values())} held-out images of it or of "
         f"{one['counterpart']}; the readers that look for it again were fitted on the images of "
@@ -84,12 +101,16 @@ def checks_that_mean_nothing(metrics: Metrics) -> list[str]:
         for one in metrics.get("reidentification", ())
         if not one["fresh"]
     ]
-    return flattered + [
-        f"without the adapter {what} names the concept in {before:.1%} of the images, and a guess "
-        f"in {chance:.1%}: this check says nothing about forgetting; choose another {option}"
-        for what, before, chance, option in checks
-        if before is not None and before <= chance
-    ]
+    return (
+        of_answers
+        + flattered
+        + [
+            f"without the adapter {what} names the concept in {before:.1%} of the images, and a guess "
+            f"in {chance:.1%}: this check says nothing about forgetting; choose another {option}"
+            for what, before, chance, option in checks
+            if before is not None and before <= chance
+        ]
+    )
 
 
 def expectation(found: Metrics) -> str:

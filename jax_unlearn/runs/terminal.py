@@ -9,6 +9,7 @@ from typing import Any
 from rich.table import Table
 
 from jax_unlearn.data.scan import printable
+from jax_unlearn.evaluate.vlm.doubts import is_doubtful
 from jax_unlearn.objective.targets import STAND_IN
 from jax_unlearn.runs.report.page import VLM_ROWS, ZERO_SHOT_ROWS, percent
 from jax_unlearn.runs.run_directory import Metrics
@@ -153,11 +154,12 @@ def summary(metrics: Metrics) -> Table:
         for found in metrics.get("reidentification", ()):
             if read := few_shot(found):
                 table.add_row(*few_shot_row(found, *read))
-    for before, after in zip(*named(metrics), strict=True):
-        share = (f"{before['share']:.3f}", f"{after['share']:.3f}", f"{before['chance']:.3f}")
-        table.add_row(f"the model names it: {before['question']}", *share)
+    for before, after in named(metrics, "named"):
+        table.add_row(f"the model names it: {before['question']}", *cells(metrics, before, after))
         if said := instead(after):
             table.add_row("  and says instead", "", said, "")
+    for before, after in named(metrics, "confirmed"):
+        table.add_row(f"the model says yes: {before['question']}", *cells(metrics, before, after))
     if vlm := metrics.get("vlm"):
         for key, text in VLM_ROWS:
             shown = [percent(vlm[when][key]) for when in ("before", "after")]
@@ -208,6 +210,14 @@ def shares(scores: dict[str, float], *more: str) -> list[str]:
     return [f"{scores[key]:.3f}" for key in ("accuracy_before", "accuracy_after", *more)]
 
 
-def named(metrics: Metrics) -> tuple[list[Metrics], list[Metrics]]:
+def named(metrics: Metrics, kind: str) -> list[tuple[Metrics, Metrics]]:
+    """The scores of each question of a kind, before and after."""
     vlm = metrics.get("vlm")
-    return (vlm["before"]["named"], vlm["after"]["named"]) if vlm else ([], [])
+    return [*zip(vlm["before"][kind], vlm["after"][kind], strict=True)] if vlm else []
+
+
+def cells(metrics: Metrics, before: Metrics, after: Metrics) -> tuple[str, str, str]:
+    """Share before, share after and chance; no share after where that says nothing."""
+    share, chance = before["share"], before["chance"]
+    doubtful = is_doubtful(metrics["vlm"], share, chance)
+    return f"{share:.3f}", "says nothing" if doubtful else f"{after['share']:.3f}", f"{chance:.3f}"

@@ -18,8 +18,11 @@ ADAPTER_FILES = frozenset({"adapter_config.json", "adapter_model.safetensors"})
 CARD = "README.md"
 # A directory in that of a run, whose files belong to another program.
 TENSORBOARD = "tensorboard"
+# What the model answered.
+ANSWERS = "answers.jsonl"
 RUN_FILES = frozenset(
     {
+        ANSWERS,
         "config.json",
         "digests.json",
         "history.jsonl",

@@ -6,6 +6,7 @@ the facts of a command.
 
 import math
 from collections.abc import Mapping
+from dataclasses import is_dataclass
 from typing import Any
 
 import porting
@@ -120,7 +121,11 @@ def refuse_unused(settings: Any, facts: Mapping[str, Any], start: Any) -> None:
 
 
 def _values(settings: Any) -> dict[str, Any]:
-    return flat(settings) if isinstance(settings, RunConfig) else dict(vars(settings))
+    """The settings by name, those of groups too."""
+    found: dict[str, Any] = {}
+    for name, value in vars(settings).items():
+        found |= _values(value) if is_dataclass(value) else {name: value}
+    return found
 
 
 def _reason(fact: str, allowed: tuple[Any, ...], actual: Any) -> str:
