@@ -101,7 +101,7 @@ class Run:
             max_pixels=self.config.extraction.max_pixels,
         )
         asked = [picture.convert("RGB")], question
-        with vlm.without_adapter():
+        with vlm.with_adapter(False):
             (before,) = ask(vlm, *asked, max_new_tokens=vlm.new_tokens)
         (after,) = ask(vlm, *asked, max_new_tokens=vlm.new_tokens)
         return Answers(before, after)

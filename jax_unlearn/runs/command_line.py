@@ -18,6 +18,7 @@ from tyro.conf import Positional
 from jax_unlearn.data.scan import printable
 from jax_unlearn.evaluate.vlm.settings import AskSettings
 from jax_unlearn.runs import DESCRIPTION, PROGRAM
+from jax_unlearn.runs.ask import Ask, as_json, as_table, ask_run, unfinished
 from jax_unlearn.runs.commands import evaluate, sweep
 from jax_unlearn.runs.compare import Compare, compare
 from jax_unlearn.runs.demo import Demo, demo_config, demo_start
@@ -95,6 +96,7 @@ Command = (
         ),
     ]
     | Annotated[Evaluate, tyro.conf.subcommand("evaluate")]
+    | Annotated[Ask, tyro.conf.subcommand("ask")]
     | Annotated[Export, tyro.conf.subcommand("export")]
     | Annotated[Unmerge, tyro.conf.subcommand("unmerge")]
     | Annotated[Compare, tyro.conf.subcommand("compare")]
@@ -113,7 +115,8 @@ def dispatch(arguments: Sequence[str], console: Console) -> None:
             run_or_sweep(config, console, start)
         return
     command = parse(Command, PROGRAM, arguments, description=DESCRIPTION)
-    with prepared(torch=isinstance(command, Evaluate) and command.vlm):
+    asks = isinstance(command, Ask) or (isinstance(command, Evaluate) and command.vlm)
+    with prepared(torch=asks):
         execute(command, console)
 
 
@@ -152,6 +155,14 @@ def execute(command: Any, console: Console) -> None:
             how["asking"] = command.asking
             metrics = evaluate(command.run, command.vlm, command.questions, console, **how)
             finish(metrics, command.run)
+        case Ask():
+            replies = ask_run(command, console)
+            if warning := unfinished(replies):
+                print(warning, file=sys.stderr)
+            if command.json:
+                print(as_json(replies))
+            else:
+                print_table(as_table(replies))
         case Export():
             said = export(command)
             print(printable(str(command.out)))

@@ -89,7 +89,7 @@ def checks_that_mean_nothing(metrics: Metrics) -> list[str]:
     forget = metrics["forget"]
     checks = [(by, forget["accuracy_before"], forget["chance"], "--concept")]
     vlm = metrics.get("vlm")
-    scored = vlm["before"] if vlm and not vlm.get("unnamed") else {"named": [], "confirmed": []}
+    scored = vlm["before"] if vlm else {"named": [], "confirmed": []}
     for named in scored["named"] + scored["confirmed"]:
         what = f"the model's answer to “{named['question']}”"
         checks.append((what, named["share"], named["chance"], "--questions"))
@@ -101,16 +101,13 @@ def checks_that_mean_nothing(metrics: Metrics) -> list[str]:
         for one in metrics.get("reidentification", ())
         if not one["fresh"]
     ]
-    return (
-        of_answers
-        + flattered
-        + [
-            f"without the adapter {what} names the concept in {before:.1%} of the images, and a guess "
-            f"in {chance:.1%}: this check says nothing about forgetting; choose another {option}"
-            for what, before, chance, option in checks
-            if before is not None and before <= chance
-        ]
-    )
+    at_chance = [
+        f"without the adapter {what} names the concept in {before:.1%} of the images, and a guess "
+        f"in {chance:.1%}: this check says nothing about forgetting; choose another {option}"
+        for what, before, chance, option in checks
+        if before is not None and before <= chance
+    ]
+    return [*of_answers, *flattered, *at_chance]
 
 
 def expectation(found: Metrics) -> str:

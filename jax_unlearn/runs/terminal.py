@@ -9,7 +9,6 @@ from typing import Any
 from rich.table import Table
 
 from jax_unlearn.data.scan import printable
-from jax_unlearn.evaluate.vlm.doubts import is_doubtful
 from jax_unlearn.objective.targets import STAND_IN
 from jax_unlearn.runs.report.page import VLM_ROWS, ZERO_SHOT_ROWS, percent
 from jax_unlearn.runs.run_directory import Metrics
@@ -155,11 +154,11 @@ def summary(metrics: Metrics) -> Table:
             if read := few_shot(found):
                 table.add_row(*few_shot_row(found, *read))
     for before, after in named(metrics, "named"):
-        table.add_row(f"the model names it: {before['question']}", *cells(metrics, before, after))
+        table.add_row(f"the model names it: {before['question']}", *cells(before, after))
         if said := instead(after):
             table.add_row("  and says instead", "", said, "")
     for before, after in named(metrics, "confirmed"):
-        table.add_row(f"the model says yes: {before['question']}", *cells(metrics, before, after))
+        table.add_row(f"the model says yes: {before['question']}", *cells(before, after))
     if vlm := metrics.get("vlm"):
         for key, text in VLM_ROWS:
             shown = [percent(vlm[when][key]) for when in ("before", "after")]
@@ -216,8 +215,8 @@ def named(metrics: Metrics, kind: str) -> list[tuple[Metrics, Metrics]]:
     return [*zip(vlm["before"][kind], vlm["after"][kind], strict=True)] if vlm else []
 
 
-def cells(metrics: Metrics, before: Metrics, after: Metrics) -> tuple[str, str, str]:
+def cells(before: Metrics, after: Metrics) -> tuple[str, str, str]:
     """Share before, share after and chance; no share after where that says nothing."""
     share, chance = before["share"], before["chance"]
-    doubtful = is_doubtful(metrics["vlm"], share, chance)
-    return f"{share:.3f}", "says nothing" if doubtful else f"{after['share']:.3f}", f"{chance:.3f}"
+    second = "says nothing" if share <= chance else f"{after['share']:.3f}"
+    return f"{share:.3f}", second, f"{chance:.3f}"

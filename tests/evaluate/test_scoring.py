@@ -5,7 +5,7 @@ import json
 import numpy as np
 import pytest
 
-from jax_unlearn.evaluate.vlm.doubts import doubts, is_doubtful
+from jax_unlearn.evaluate.vlm.doubts import doubts
 from jax_unlearn.evaluate.vlm.matching import normal
 from jax_unlearn.evaluate.vlm.questions import Question, load_questions
 from jax_unlearn.evaluate.vlm.scoring import ask_all, match_answer, naming, score
@@ -301,6 +301,3 @@ def test_what_makes_answers_doubtful_is_said():
     (cut,) = doubts(entry(after={"unfinished": 5, "replies": 20}), 40)
     assert "0 of 20 replies before the edit and 5 of 20 replies after" in cut
     assert "--max-new-tokens" in cut
-    assert is_doubtful(entry(), 0.2, 0.2)
-    assert not is_doubtful(entry(), 0.3, 0.2)
-    assert is_doubtful(entry(unnamed=["forget"]), 0.9, 0.5)

@@ -141,7 +141,7 @@ def test_an_adapter_that_is_switched_off_leaves_the_base(bias, tmp_path):
         with torch.inference_mode():
             return visual(torch.from_numpy(patches), torch.from_numpy(grid)).pooler_output
 
-    with vlm.without_adapter():
+    with vlm.with_adapter(False):
         assert torch.equal(seen(vlm), seen(base))
     assert not torch.allclose(seen(vlm), seen(base), atol=1e-3)
 
@@ -164,7 +164,7 @@ def test_a_whole_omni_is_asked_through_its_thinker(checkpoint, tmp_path):
     assert not any("talker" in name for name, _ in vlm.model.named_parameters())
     images = [photo(), photo("cat"), photo("astronaut")]
     after = ask(vlm, images, "what is this?", max_new_tokens=6)
-    with vlm.without_adapter():
+    with vlm.with_adapter(False):
         before = ask(vlm, images, "what is this?", max_new_tokens=6)
     assert all(before)
     assert before != after

@@ -2,8 +2,6 @@
 
 from typing import Any
 
-from jax_unlearn.evaluate.vlm.questions import UNNAMED
-
 # With fewer held-out images a share says little.
 FEW = 10
 # Probability of the outcome that an upper limit allows for.
@@ -22,8 +20,8 @@ def doubts(vlm: dict[str, Any], forget_images: int) -> list[str]:
         images = "to forget" if side == "forget" else "to keep"
         found.append(
             f"the images {images} are in no sub-folder, so no right answer about them is known and "
-            "the model's answers were not scored; put them into sub-folders named after what they "
-            f"show, or give --questions with answers for the class “{side}”"
+            "the model's answers (answers.jsonl) were not scored; put them into sub-folders named "
+            f"after what they show, or give --questions with answers for the class “{side}”"
         )
     unfinished = {when: vlm[when].get("unfinished", 0) for when in ("before", "after")}
     if any(unfinished.values()):
@@ -43,8 +41,3 @@ def doubts(vlm: dict[str, Any], forget_images: int) -> list[str]:
             "out more images (--forget-held-out)"
         )
     return found
-
-
-def is_doubtful(vlm: dict[str, Any], before: float, chance: float) -> bool:
-    """Whether a score before the edit is no better than a guess, or no right answer is known."""
-    return before <= chance or bool(UNNAMED & set(vlm.get("unnamed", ())))

@@ -2,7 +2,6 @@
 
 import json
 from collections.abc import Iterator, Sequence
-from contextlib import nullcontext
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -94,8 +93,11 @@ class Exam:
         return self.score(self.ask(vlm))
 
     def score(self, asked: Sequence[Asked]) -> dict[str, Any]:
-        """Scores of answers."""
-        return score(asked, self.labels, self.is_forget, self.neighbours)
+        """Scores of answers; none of naming where the images of a side have no class."""
+        found = score(asked, self.labels, self.is_forget, self.neighbours)
+        if self.unnamed:
+            found |= {"named": [], "others": None, "neighbours": None}
+        return found
 
     def before_and_after(
         self,
@@ -117,7 +119,7 @@ class Exam:
         with progress_bar(console) as bar:
             task = bar.add_task("Asking the model, before and after", total=total)
             for adapted in (False, True):
-                with nullcontext() if adapted else vlm.without_adapter():
+                with vlm.with_adapter(adapted):
                     found.append(
                         self.ask(vlm, max_new_tokens, batch_tokens, lambda n: bar.advance(task, n))
                     )

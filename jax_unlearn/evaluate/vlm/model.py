@@ -6,7 +6,7 @@ torch is imported inside the functions, because the rest of the package does not
 import importlib
 import inspect
 from collections.abc import Callable, Iterator, Sequence
-from contextlib import contextmanager, nullcontext
+from contextlib import AbstractContextManager, contextmanager, nullcontext
 from dataclasses import dataclass
 from functools import cache
 from pathlib import Path
@@ -66,10 +66,13 @@ class VLM:
             "dtype": str(self.model.dtype).removeprefix("torch."),
         }
 
-    def without_adapter(self) -> Any:
-        """Context in which the adapter, if there is one, is switched off."""
+    def with_adapter(self, active: bool) -> AbstractContextManager[Any]:
+        """Context in which the adapter, if there is one, is switched on or off."""
         has_adapter = hasattr(self.model, "peft_config")
-        return self.model.disable_adapter() if has_adapter else nullcontext()
+        off: AbstractContextManager[Any] = (
+            self.model.disable_adapter() if has_adapter and not active else nullcontext()
+        )
+        return off
 
 
 def load_vlm(

@@ -34,12 +34,15 @@ class AskSettings:
             if (value := getattr(self, name)) is not None and value < 1:
                 raise UserError(f"{option(name)} {value}: must be at least 1")
 
+    def new_tokens(self, vlm: VLM) -> int:
+        """Most tokens of an answer of this model."""
+        return vlm.new_tokens if self.max_new_tokens is None else self.max_new_tokens
+
     def used(self, vlm: VLM) -> dict[str, Any]:
         """What is used with a model, for metrics.json."""
-        most = vlm.new_tokens if self.max_new_tokens is None else self.max_new_tokens
         return {
             **vlm.placement,
             "max_pixels": vlm.preprocessor.largest,
-            "max_new_tokens": most,
+            "max_new_tokens": self.new_tokens(vlm),
             "batch_tokens": self.batch_tokens,
         }
