@@ -68,8 +68,9 @@ class Evaluate:
     vlm: bool = False
     """Ask the model questions about the held-out images, before and after."""
     questions: Path | None = used_if(None, vlm=True)
-    """JSON list of {question, answers: {class: answer}}; by default that of the run, or else "what
-    is this?" and "is there a …?", with right answers from the class names."""
+    """JSON list of {question, answers: {class: answer}}, or the files of MLLMU-Bench, CLEAR or
+    FIUBench; by default those of the run, or else "what is this?" and "is there a …?", with right
+    answers from the class names."""
     asking: AskSettings = field(default_factory=AskSettings)
     mesh: str | None = None
     """Devices for the tower, as for `run`; by default all local devices."""

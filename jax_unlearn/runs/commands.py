@@ -11,12 +11,13 @@ import porting
 from jax_unlearn.data.dataset import Dataset, collect
 from jax_unlearn.data.images import ImageFile
 from jax_unlearn.evaluate.judges import judge_of
+from jax_unlearn.evaluate.vlm.benchmarks import read_benchmark
 from jax_unlearn.evaluate.vlm.model import need_torch
 from jax_unlearn.evaluate.vlm.settings import AskSettings
 from jax_unlearn.features.extracted import Extracted, check_features
 from jax_unlearn.features.samples import SampleFeatures, Sides
 from jax_unlearn.features.statistics_file import FILE, read_statistics
-from jax_unlearn.runs.exam import exam_of, examine
+from jax_unlearn.runs.exam import exam_of, examine, examine_published, loaded
 from jax_unlearn.runs.model_card import write_card
 from jax_unlearn.runs.pipeline import open_source, prepared_run, stored_linears
 from jax_unlearn.runs.report.sweep_files import write_tradeoff
@@ -35,7 +36,6 @@ from jax_unlearn.runtime import processes
 from jax_unlearn.runtime.atomic_files import fresh_directory
 from jax_unlearn.runtime.digests import read_sealed
 from jax_unlearn.runtime.errors import UserError
-from jax_unlearn.runtime.outputs import ANSWERS
 from jax_unlearn.runtime.used_if import option
 
 
@@ -86,8 +86,8 @@ def evaluate(
     Args:
         run_dir: directory of the run.
         vlm: also ask the Hugging Face model.
-        questions: JSON file of questions for it; by default that of the run, or generated from the
-            class names.
+        questions: JSON file of questions for it, or a published benchmark; by default that of the
+            run, or questions generated from the class names.
         console: where progress is shown.
         checkpoint: where the run's checkpoint is now, if it was moved.
         asking: how the model is asked.
@@ -116,14 +116,20 @@ def evaluate(
         need_torch()
     extracted = extracted_again(run_dir, config, metrics["samples"]["fingerprint"], given, console)
     judge = judge_of(extracted, config.samples)
+    benchmark = read_benchmark(questions) if vlm and questions else None
     # The readers name the neighbours, which are not needed to check the questions.
-    exam = exam_of(extracted, [], questions) if vlm else None
+    exam = exam_of(extracted, [], questions) if vlm and benchmark is None else None
     with console.status("Evaluating on the held-out samples"):
         metrics |= judge.evaluate(adapter)
-    files = {}
+    entries: Metrics = {}
+    files: dict[str, str] = {}
     if exam is not None:
         exam.neighbours = metrics["neighbours"]
-        metrics["vlm"], files[ANSWERS] = examine(run_dir, config, exam, asking, console)
+        entries, files = examine(exam, loaded(run_dir, config, asking, console), asking, console)
+    elif benchmark is not None:
+        asked = loaded(run_dir, config, asking, console)
+        entries, files = examine_published(benchmark, asked, asking, console)
+    metrics |= entries
     pictures = judge.pictures() if config.execution.pictures else []
     save_metrics(run_dir, read_config(run_dir), metrics, pictures, files)
     write_card(run_dir, config, metrics)

@@ -1,6 +1,7 @@
 """Tables printed at the end of a command, on terminals of any encoding."""
 
 import sys
+from collections.abc import Iterator
 from dataclasses import asdict
 from io import TextIOWrapper
 from pathlib import Path
@@ -159,11 +160,23 @@ def summary(metrics: Metrics) -> Table:
             table.add_row("  and says instead", "", said, "")
     for before, after in named(metrics, "confirmed"):
         table.add_row(f"the model says yes: {before['question']}", *cells(before, after))
+    for row in benchmark_rows(metrics):
+        table.add_row(*row)
     if vlm := metrics.get("vlm"):
         for key, text in VLM_ROWS:
             shown = [percent(vlm[when][key]) for when in ("before", "after")]
             table.add_row(f"the model, {text}", *shown, "")
     return table
+
+
+def benchmark_rows(metrics: Metrics) -> Iterator[tuple[str, str, str, str]]:
+    """A row for each split, task and measure of a published benchmark."""
+    found = metrics.get("benchmark", {"name": "", "splits": {}})
+    for split, tasks in found["splits"].items():
+        for task, measures in tasks.items():
+            for name, both in measures.items():
+                what = f"{found['name']}, {split}, {task}: {name}"
+                yield what, f"{both['before']:.3f}", f"{both['after']:.3f}", ""
 
 
 def few_shot(found: Metrics) -> tuple[int, float, float] | None:

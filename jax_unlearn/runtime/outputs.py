@@ -18,11 +18,12 @@ ADAPTER_FILES = frozenset({"adapter_config.json", "adapter_model.safetensors"})
 CARD = "README.md"
 # A directory in that of a run, whose files belong to another program.
 TENSORBOARD = "tensorboard"
-# What the model answered.
-ANSWERS = "answers.jsonl"
+# What the model answered, and what to the questions of a published benchmark.
+ANSWERS, BENCHMARK_ANSWERS = "answers.jsonl", "benchmark-answers.jsonl"
 RUN_FILES = frozenset(
     {
         ANSWERS,
+        BENCHMARK_ANSWERS,
         "config.json",
         "digests.json",
         "history.jsonl",

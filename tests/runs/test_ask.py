@@ -116,3 +116,27 @@ def test_images_without_classes_are_a_warning_and_no_figure(asked, tmp_path, cap
     assert "the images to forget are in no sub-folder" in said.err
     assert "--questions with answers for the class “forget”" in said.err
     assert "the model names it" not in said.out
+
+
+def test_a_published_benchmark_is_asked_in_place_of_the_images(asked, tmp_path, capsys):
+    run = shutil.copytree(asked, tmp_path / "run")
+    qa = {"question": "what is this?", "answer": "A cat.", "keywords": ["cat"], "label": "x"}
+    people = [{"unique_id": "a", "image_path": str(CAT), "qa_list": [qa]}]
+    file = tmp_path / "full.json"
+    file.write_text(json.dumps(people))
+    main(["evaluate", str(run), "--vlm", "--questions", str(file)])
+    metrics, said = read(run / "metrics.json"), capsys.readouterr()
+    found = metrics["benchmark"]
+    assert "vlm" not in metrics
+    assert found["splits"] == {
+        "full": {
+            "question": {
+                "rougeL_recall": {"questions": 1, "before": 0.5, "after": 0.5},
+                "exact_match": {"questions": 1, "before": 1.0, "after": 1.0},
+            }
+        }
+    }
+    assert found["benchmark-answers.jsonl"] == of_file(run / "benchmark-answers.jsonl")
+    assert "the layout of FIUBench, 1 questions about images" in said.err
+    assert "not used: 1 label" in said.err
+    assert "1.000" in said.out
