@@ -1,6 +1,7 @@
 """The command ask: what the model answers about any image, before and after the edit."""
 
 import json
+import sys
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
 
@@ -16,6 +17,7 @@ from jax_unlearn.evaluate.vlm.reasoning import answer_of, is_unfinished
 from jax_unlearn.evaluate.vlm.settings import AskSettings
 from jax_unlearn.runs.run_directory import check_run
 from jax_unlearn.runs.settings.config import RunConfig, read_config
+from jax_unlearn.runs.terminal import print_table
 from jax_unlearn.runs.vision_outputs import read_images
 from jax_unlearn.runtime.errors import UserError
 from jax_unlearn.runtime.progress import progress_bar
@@ -109,8 +111,15 @@ def opened(command: Ask, config: RunConfig) -> VLM:
     )
 
 
-def as_json(replies: list[Reply]) -> str:
-    return json.dumps([asdict(reply) for reply in replies], indent=2, ensure_ascii=False)
+def show_replies(replies: list[Reply], as_json: bool) -> None:
+    """Print the replies, and a warning if some reasoning has no end."""
+    if warning := unfinished(replies):
+        print(warning, file=sys.stderr)
+    if as_json:
+        rows = [asdict(reply) for reply in replies]
+        print(json.dumps(rows, indent=2, ensure_ascii=False))
+    else:
+        print_table(as_table(replies))
 
 
 def as_table(replies: list[Reply]) -> Table:

@@ -27,6 +27,8 @@ COMMANDS = {
     "export": "write the changed model for PyTorch: a merged checkpoint, or an adapter for PEFT",
     "unmerge": "undo a merge, with the file that `export --undo` wrote",
     "compare": "say whether the change is in what is served, and how large it is",
+    "certify": "write a certificate of a run: digests, settings, figures, the threat model",
+    "verify": "say whether a run is as its certificate says",
 }
 EXAMPLES = f"""\
 examples:

@@ -18,7 +18,8 @@ from tyro.conf import Positional
 from jax_unlearn.data.scan import printable
 from jax_unlearn.evaluate.vlm.settings import AskSettings
 from jax_unlearn.runs import DESCRIPTION, PROGRAM
-from jax_unlearn.runs.ask import Ask, as_json, as_table, ask_run, unfinished
+from jax_unlearn.runs.ask import Ask, ask_run, show_replies
+from jax_unlearn.runs.certificate import Certify, certify, show_digest
 from jax_unlearn.runs.commands import evaluate, sweep
 from jax_unlearn.runs.compare import Compare, compare
 from jax_unlearn.runs.demo import Demo, demo_config, demo_start
@@ -32,6 +33,7 @@ from jax_unlearn.runs.settings.config_file import OF_RUN, options_in
 from jax_unlearn.runs.settings.presets import Preset, start_settings, with_target
 from jax_unlearn.runs.settings.sweep_config import SweepConfig, sweep_start
 from jax_unlearn.runs.terminal import finish, finish_sweep, print_table
+from jax_unlearn.runs.verify import Verify, show_verification, verify
 from jax_unlearn.runtime.errors import UserError
 from jax_unlearn.runtime.no_torch import without_torch
 from jax_unlearn.runtime.used_if import used_if
@@ -101,6 +103,8 @@ Command = (
     | Annotated[Export, tyro.conf.subcommand("export")]
     | Annotated[Unmerge, tyro.conf.subcommand("unmerge")]
     | Annotated[Compare, tyro.conf.subcommand("compare")]
+    | Annotated[Certify, tyro.conf.subcommand("certify")]
+    | Annotated[Verify, tyro.conf.subcommand("verify")]
 )
 
 
@@ -116,9 +120,20 @@ def dispatch(arguments: Sequence[str], console: Console) -> None:
             run_or_sweep(config, console, start)
         return
     command = parse(Command, PROGRAM, arguments, description=DESCRIPTION)
-    asks = isinstance(command, Ask) or (isinstance(command, Evaluate) and command.vlm)
-    with prepared(torch=asks):
+    with prepared(torch=needs_torch(command)):
         execute(command, console)
+
+
+def needs_torch(command: Any) -> bool:
+    """Whether a command asks the Hugging Face model."""
+    match command:
+        case Ask():
+            return True
+        case Evaluate():
+            return command.vlm
+        case Verify():
+            return command.ask > 0
+    return False
 
 
 @contextmanager
@@ -157,13 +172,7 @@ def execute(command: Any, console: Console) -> None:
             metrics = evaluate(command.run, command.vlm, command.questions, console, **how)
             finish(metrics, command.run)
         case Ask():
-            replies = ask_run(command, console)
-            if warning := unfinished(replies):
-                print(warning, file=sys.stderr)
-            if command.json:
-                print(as_json(replies))
-            else:
-                print_table(as_table(replies))
+            show_replies(ask_run(command, console), command.json)
         case Export():
             said = export(command)
             print(printable(str(command.out)))
@@ -173,6 +182,12 @@ def execute(command: Any, console: Console) -> None:
             print_table(verdict.table)
             print(*map(printable, verdict.lines), sep="\n")
             sys.exit(0 if verdict.present else 1)
+        case Certify():
+            show_digest(command, certify(command, console))
+        case Verify():
+            found = verify(command, console)
+            show_verification(found, command)
+            sys.exit(1 if found.differences else 0)
         case Unmerge():
             unmerge(command)
             print(printable(str(command.out)))

@@ -72,6 +72,7 @@ def examine(
     lines = found.lines()
     entry = {
         **found.scores,
+        "questions": None if exam.file is None else str(exam.file.resolve()),
         "unnamed": exam.unnamed,
         "asked_with": settings.used(vlm),
         ANSWERS: of_text(lines),

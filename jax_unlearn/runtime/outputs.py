@@ -20,10 +20,12 @@ CARD = "README.md"
 TENSORBOARD = "tensorboard"
 # What the model answered, and what to the questions of a published benchmark.
 ANSWERS, BENCHMARK_ANSWERS = "answers.jsonl", "benchmark-answers.jsonl"
+CERTIFICATE = "certificate.json"
 RUN_FILES = frozenset(
     {
         ANSWERS,
         BENCHMARK_ANSWERS,
+        CERTIFICATE,
         "config.json",
         "digests.json",
         "history.jsonl",

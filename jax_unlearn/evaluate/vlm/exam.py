@@ -56,7 +56,7 @@ class Exam:
         questions: Path | None,
         things: Things = NOTHING,
     ) -> None:
-        self.files = files
+        self.files, self.file = files, questions
         self.labels = np.array([file.label for file in files])
         self.questions = load_questions(questions, self.labels.tolist(), things)
         # Without a name no right answer to the default questions is known.

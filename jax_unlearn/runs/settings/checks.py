@@ -46,6 +46,7 @@ REASONS: dict[str, str] = {
     "shows_images": "this run has no image to show",
     "vlm": "it needs --vlm",
     "plan": "it needs --plan",
+    "figures": "no figure is computed again with --no-figures",
     "strength": "--strength sets it",
     "whole_images": "--target stand_in uses image means and tokens",
     "draws": "LEACE draws nothing, and nothing is held out with the seed",
