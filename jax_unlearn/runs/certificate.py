@@ -197,11 +197,11 @@ def hidden(metrics: Metrics) -> list[str]:
             f"{percent(after['share'])} after; a guess in {percent(before['chance'])}."
         )
     forget = metrics["forget"]
-    reader = "Zero-shot classification" if "zero_shot" in metrics else "A linear probe"
+    probe = "A linear probe that was fitted on the unedited embeddings, as the language model was,"
+    reader = "Zero-shot classification" if "zero_shot" in metrics else probe
     found.append(
-        f"{reader} of the unedited model, which is what its later layers were trained on, finds it "
-        f"in {percent(forget['accuracy_before'])} before and {percent(forget['accuracy_after'])} "
-        f"after; a guess in {percent(forget['chance'])}."
+        f"{reader} finds it in {percent(forget['accuracy_before'])} before and "
+        f"{percent(forget['accuracy_after'])} after; a guess in {percent(forget['chance'])}."
     )
     return found
 

@@ -6,7 +6,7 @@ from pathlib import Path
 from typing import Any
 
 import porting
-from jax_unlearn.data.dataset import Dataset, collect
+from jax_unlearn.data.dataset import collect
 from jax_unlearn.data.folders import find_images
 from jax_unlearn.data.images import ImageFile
 from jax_unlearn.data.prompts import Prompt
@@ -99,12 +99,6 @@ def sample_facts(config: RunConfig) -> Facts:
         "groups": {name: describe(group) for name, group in dataset.groups().items()},
         "files": digests_of({file.path for file in files}),
     }
-
-
-def samples_fingerprint(config: RunConfig) -> str:
-    """The fingerprint of the samples that the folders have now."""
-    dataset: Dataset[Any] = collect(config.samples, config.solver.seed)
-    return dataset.fingerprint()
 
 
 def describe(group: Iterable[Any]) -> Facts:

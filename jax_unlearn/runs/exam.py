@@ -89,7 +89,7 @@ def examine_published(
         The entries of metrics.json, and the text of benchmark-answers.jsonl by its name.
     """
     name, count = benchmark.name, len(benchmark.items)
-    console.out(f"{benchmark.path}: the layout of {name}, {count} questions about images")
+    console.out(f"{benchmark.path}: the layout of {name}; questions about images: {count}")
     for what, number in benchmark.unused.items():
         console.out(printable(f"{name}: not used: {number} {what}"))
     entry, lines = examine_benchmark(benchmark, vlm, settings, console)

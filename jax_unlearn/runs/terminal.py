@@ -215,7 +215,8 @@ def add_zero_shot(table: Table, zero_shot: Metrics) -> None:
 
 def instead(named: Metrics) -> str:
     """The most frequent other answers with their shares."""
-    return ", ".join(f"{answer} {share:.2f}" for answer, share in named["instead"].items())
+    said = {answer or "(no answer)": share for answer, share in named["instead"].items()}
+    return ", ".join(f"{answer} {share:.2f}" for answer, share in said.items())
 
 
 def shares(scores: dict[str, float], *more: str) -> list[str]:

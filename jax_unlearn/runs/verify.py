@@ -25,7 +25,7 @@ from jax_unlearn.runs.evidence import (
     digests_of,
     edited_tensors,
     run_files,
-    samples_fingerprint,
+    sample_facts,
 )
 from jax_unlearn.runs.settings.checks import refuse_unused
 from jax_unlearn.runs.settings.config import RunConfig, config_of
@@ -38,7 +38,6 @@ from jax_unlearn.runtime.version import VERSION
 
 # The entries of metrics.json that are computed again.
 RECOMPUTED = ("forget", "refitted", "preserve", "chance", "zero_shot", "paths")
-FIELDS = ("settings", "run_files", "checkpoint", "edited", "samples", "questions", "figures")
 
 
 @dataclass(frozen=True)
@@ -142,22 +141,42 @@ def read_certificate(command: Verify, found: Verification) -> Facts:
     if not path.is_file():
         raise UserError(f"{path}: no such file; write it with `jax-unlearn certify {command.run}`")
     try:
-        content = read_json(path)
-        digest = content.pop(DIGEST)
+        content = dict(read_json(path))
+        digest = str(content.pop(DIGEST))
+        form = content.get("form")
         sealed = of_text(to_text(content)) == digest
-    except (OSError, ValueError, KeyError, AttributeError, TypeError) as error:
+    except (OSError, ValueError, KeyError, TypeError) as error:
         raise UserError(f"{path}: cannot be read ({error!r}); certify again") from error
-    if content.get("form") != FORM or not all(name in content for name in FIELDS):
+    if form != FORM or not is_certificate(content):
         raise UserError(
-            f"{path}: has another form than version {VERSION} reads; use the version that wrote it"
+            f"{path}: has another form than version {VERSION} reads; use the version that wrote "
+            "it, or certify again"
         )
     if not sealed:
         found.differences.append(f"{CERTIFICATE}: has changed since it was written")
+    else:
+        found.same.append(f"{CERTIFICATE}: SHA-256 {digest}")
     if command.digest is not None and digest != command.digest.strip().lower():
         found.differences.append(f"{CERTIFICATE}: its digest {digest} is not that of --digest")
-    if sealed:
-        found.same.append(f"{CERTIFICATE}: SHA-256 {digest}")
-    return dict(content)
+    return content
+
+
+def is_certificate(content: Facts) -> bool:
+    """Whether what is read of a certificate has the form in which it is written."""
+
+    def digests(part: Any) -> bool:
+        return isinstance(part, dict) and all(isinstance(one, str) for one in part.values())
+
+    try:
+        config_of(content["settings"])
+        named = [content[name] for name in ("run_files", "edited", "questions")]
+        named += [content["checkpoint"][name] for name in ("linears", "files")]
+        groups = metrics_in(content)
+        return all(map(digests, [*named, content["samples"]["files"]])) and isinstance(
+            groups["samples"]["fingerprint"], str
+        )
+    except (KeyError, TypeError, AttributeError):
+        return False
 
 
 def compare_checkpoint(then: Facts, config: RunConfig, found: Verification) -> bool:
@@ -185,15 +204,15 @@ def compare_samples(then: Facts, config: RunConfig, found: Verification) -> bool
     if not same or "fingerprint" not in then:
         return same
     try:
-        now = samples_fingerprint(config)
+        now = sample_facts(config)
     except UserError as error:
         found.differences.append(f"samples: {error}")
         return False
-    if now != then["fingerprint"]:
-        found.differences.append(
-            "samples: the folders hold others than certified, or images were added"
-        )
-    return now == then["fingerprint"]
+    new = sorted(set(now["files"]) - set(then["files"]))
+    found.differences += [f"samples: {name}: is new" for name in new]
+    if not new and now["fingerprint"] != then["fingerprint"]:
+        found.differences.append("samples: the folders give other groups than certified")
+    return not new and now["fingerprint"] == then["fingerprint"]
 
 
 def compare_files(what: str, then: Mapping[str, str], found: Verification) -> bool:
@@ -309,4 +328,5 @@ def told(found: Verification, tolerance: float) -> Iterator[str]:
     if found.asked:
         yield f"answers: the model was asked for {found.asked} again"
     yield from (f"differs: {one}" for one in found.differences)
-    yield "verified" if not found.differences else f"{len(found.differences)} differences"
+    count = len(found.differences)
+    yield "verified" if not count else f"{count} difference{'s' if count > 1 else ''}"

@@ -55,7 +55,7 @@ PERSON = {
     "Generation_Task": [
         {
             "Question": "What does this person do?",
-            "Ground_Truth": "She mends old clocks.",
+            "Ground_Truth": "She repairs old clocks.",
             "Type": "Image_Textual",
         }
     ],
@@ -137,7 +137,7 @@ def test_mllmu_bench(mllmu, monkeypatch):
     said = {
         "Where": "**b**: Bern",
         "born": "It is bern, I think",
-        "do?": "She mends the old clocks",
+        "do?": "She repairs the old clocks",
     }
     entry, rows = examined(benchmark, monkeypatch, said)
     forget = entry["splits"]["forget_10"]

@@ -137,6 +137,6 @@ def test_a_published_benchmark_is_asked_in_place_of_the_images(asked, tmp_path, 
         }
     }
     assert found["benchmark-answers.jsonl"] == of_file(run / "benchmark-answers.jsonl")
-    assert "the layout of FIUBench, 1 questions about images" in said.err
+    assert "the layout of FIUBench; questions about images: 1" in said.err
     assert "not used: 1 label" in said.err
     assert "1.000" in said.out

@@ -175,6 +175,9 @@ def ask(
         max_new_tokens: most tokens of an answer.
         batch_tokens: most tokens of a batch with its answers; a batch has at least one image.
         advance: called with the number of images after each batch.
+
+    Raises:
+        UserError: the model's image processor cannot resize an image.
     """
     answers = [""] * len(images)
     waiting: dict[Grid, list[tuple[int, Patches]]] = {}
@@ -213,9 +216,13 @@ def ask(
 
 
 def _preprocess(vlm: VLM, image: Image.Image | ImageFile) -> tuple[Patches, Grid]:
+    name = image.name if isinstance(image, ImageFile) else "an image"
     if isinstance(image, ImageFile):
         image = read_image(image.source())
-    patches, grid = vlm.preprocessor(image)
+    try:
+        patches, grid = vlm.preprocessor(image)
+    except ValueError as error:
+        raise UserError(f"{name}: {error}; leave it out") from error
     t, h, w = (int(n) for n in grid[0])
     return patches, (t, h, w)
 

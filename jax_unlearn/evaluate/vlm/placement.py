@@ -1,5 +1,6 @@
 """On which device, and in which data type, the Hugging Face model runs."""
 
+import math
 from pathlib import Path
 from typing import Any
 
@@ -48,7 +49,11 @@ def choose_dtype(wanted: str, device: Any, parameters: int) -> str:
 
 
 def stored_parameters(checkpoint: Path) -> int:
-    """The number of parameters in a checkpoint's safetensors, from their headers."""
+    """The number of parameters in a checkpoint's safetensors, from their headers.
+
+    Raises:
+        UserError: a file cannot be read.
+    """
     total = 0
     for path in sorted(checkpoint.glob("*.safetensors")):
         try:
@@ -56,9 +61,5 @@ def stored_parameters(checkpoint: Path) -> int:
                 shapes = [file.get_slice(key).get_shape() for key in file.keys()]  # noqa: SIM118
         except (OSError, SafetensorError) as error:
             raise UserError(f"{path}: cannot be read ({error}); download it again") from error
-        for shape in shapes:
-            size = 1
-            for side in shape:
-                size *= side
-            total += size
+        total += sum(map(math.prod, shapes))
     return total
