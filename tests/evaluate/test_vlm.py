@@ -163,7 +163,11 @@ def test_a_whole_omni_is_asked_through_its_thinker(checkpoint, tmp_path):
     vlm = load_vlm(folder, tmp_path / "adapter")
     assert not any("talker" in name for name, _ in vlm.model.named_parameters())
     images = [photo(), photo("cat"), photo("astronaut")]
+    given, generate = {}, vlm.writer.generate
+    vlm.writer.generate = lambda **options: given.update(options) or generate(**options)
     after = ask(vlm, images, "what is this?", max_new_tokens=6)
+    # Its thinker knows no end of its own.
+    assert given["eos_token_id"] == tokenizer.eos_token_id
     with vlm.with_adapter(False):
         before = ask(vlm, images, "what is this?", max_new_tokens=6)
     assert all(before)

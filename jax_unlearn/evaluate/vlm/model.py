@@ -5,6 +5,7 @@ torch is imported inside the functions, because the rest of the package does not
 
 import importlib
 import inspect
+import warnings
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import AbstractContextManager, contextmanager, nullcontext
 from dataclasses import dataclass
@@ -114,7 +115,10 @@ def load_vlm(
         tokenizer.chat_template = chat_template(folder)
     if adapter_dir is not None:
         adapter = _directory(adapter_dir, "adapter_config.json")
-        model = peft.PeftModel.from_pretrained(model, str(adapter))
+        with warnings.catch_warnings():
+            # Of PEFT's own use of transformers, which no user can change.
+            warnings.filterwarnings("ignore", ".*is_gradient_checkpointing", FutureWarning)
+            model = peft.PeftModel.from_pretrained(model, str(adapter))
     preprocessor = read_preprocessor(folder)
     if max_pixels is not None:
         preprocessor = limited(preprocessor, max_pixels, processor_file(folder))
@@ -255,7 +259,7 @@ def _generate(
 
     n, device, writer = len(patches), vlm.model.device, vlm.writer
     ids = torch.tensor([prompt], device=device).expand(n, -1).contiguous()
-    given = {
+    given: dict[str, Any] = {
         "input_ids": ids,
         "attention_mask": torch.ones_like(ids),
         "pixel_values": torch.from_numpy(np.concatenate(patches)).to(device),
@@ -264,6 +268,9 @@ def _generate(
     if "mm_token_type_ids" in inspect.signature(_base(writer).forward).parameters:
         # 1 for image tokens, whose M-RoPE positions are rows and columns, 0 for text.
         given["mm_token_type_ids"] = (ids == writer.config.image_token_id).int()
+    if writer.generation_config.eos_token_id is None:
+        # That of a whole Qwen3-Omni belongs to the whole; without an end it would write on.
+        given["eos_token_id"] = vlm.tokenizer.eos_token_id
     with torch.inference_mode():
         output = writer.generate(
             **given,
