@@ -28,6 +28,7 @@ from transformers import Qwen3VLForConditionalGeneration
 
 from jax_unlearn.models.qwen3_vision.tower import Qwen3VisionTower
 from jax_unlearn.runs.cli import main
+from jax_unlearn.runtime.assets import ASSETS
 from jax_unlearn.runtime.xla_flags import make_reproducible
 from porting import load_vision_tower
 from tests import running, tiny
@@ -93,3 +94,16 @@ def run(folder: Path) -> Path:
     """Shared: tests that change it take a copy."""
     main(running.arguments(folder, folder / "run"))
     return folder / "run"
+
+
+@pytest.fixture(scope="session")
+def asked(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A run on a few images and the shipped model, which answers; tests that change it copy it.
+
+    Its folder has the images, of five classes with three held out.
+    """
+    path = tmp_path_factory.mktemp("asked")
+    running.write_images(path, running.ANSWERED, 15)
+    options = {"checkpoint": ASSETS / "checkpoint"} | running.CLOSED_FORM
+    main(running.arguments(path, path / "run", **options))
+    return path / "run"

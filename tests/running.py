@@ -21,6 +21,10 @@ from tests import tiny
 from tests.problems import same_heads
 
 CLASSES = {"forget": ["red triangle"], "preserve": ["blue circle", "astronaut"]}
+ANSWERED = {
+    "forget": ["red triangle"],
+    "preserve": ["red circle", "blue circle", "astronaut", "cat"],
+}
 QUIET = Console(quiet=True)
 # In place of Adam, whose epochs the others refuse; LEACE has no rank either.
 CLOSED_FORM = {"optimizer": "closed_form", "epochs": None}
@@ -115,9 +119,14 @@ def write_samples(path, checkpoint):
     """Copy a checkpoint, with an image processor, and a few of the shipped images to a folder."""
     shutil.copytree(checkpoint, path / "checkpoint")
     tiny.save_processor(path / "checkpoint", 256, 1024)
-    for side, names in CLASSES.items():
+    write_images(path, CLASSES, 10)
+    return path
+
+
+def write_images(path, classes, count):
+    """Copy the first shipped images of some classes to a folder for each side."""
+    for side, names in classes.items():
         for name in names:
             (path / side / name).mkdir(parents=True)
-            for file in sorted((ASSETS / "images" / "train" / name).iterdir())[:10]:
+            for file in sorted((ASSETS / "images" / "train" / name).iterdir())[:count]:
                 shutil.copy(file, path / side / name)
-    return path

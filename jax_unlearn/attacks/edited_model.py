@@ -13,9 +13,11 @@ from PIL import Image
 
 from jax_unlearn.attacks.groups import Groups
 from jax_unlearn.data.images import ImageFile, read_image
-from jax_unlearn.evaluate.vlm.model import VLM, ask, load_vlm
+from jax_unlearn.evaluate.vlm.asking import ask
+from jax_unlearn.evaluate.vlm.matching import match_answer, normal
+from jax_unlearn.evaluate.vlm.model import VLM, load_vlm
 from jax_unlearn.evaluate.vlm.questions import Question
-from jax_unlearn.evaluate.vlm.scoring import Naming, match_answer, normal
+from jax_unlearn.evaluate.vlm.scoring import Naming
 
 Tensors = dict[str, Any]
 # Changes images before they are asked about.
@@ -131,7 +133,10 @@ def rates(
             continue
         pictures = change([read_image(file.source()) for file in files])
         said = [
-            [match_answer(one, set(q.answers.values())) for one in answers(vlm, pictures, q.text)]
+            [
+                match_answer(one, set(q.answers.values()), q.synonyms)
+                for one in answers(vlm, pictures, q.text)
+            ]
             for q in naming.questions
         ]
         given = [*zip(*said, strict=True)]

@@ -3,7 +3,6 @@
 torch is imported inside the functions, because the rest of the package does not need it.
 """
 
-import warnings
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
@@ -14,12 +13,13 @@ from PIL import Image
 
 from jax_unlearn.attacks.edited_model import gained
 from jax_unlearn.attacks.registry import Row
-from jax_unlearn.evaluate.vlm.model import (
-    VLM,
+from jax_unlearn.evaluate.vlm.asking import (
+    model_arguments,
     preprocess,
     prompt_tokens,
     small_model_threads,
 )
+from jax_unlearn.evaluate.vlm.model import VLM, quiet_peft
 
 # Marks tokens that the loss leaves out.
 IGNORED = -100
@@ -64,7 +64,6 @@ def inputs(vlm: VLM, batch: Sequence[Encoded]) -> tuple[dict[str, Any], Any]:
     """(arguments of the model, labels) for examples of any size, padded on the right."""
     import torch
 
-    device = vlm.model.device
     longest = max(len(one.ids) for one in batch)
     ids = torch.zeros(len(batch), longest, dtype=torch.long)
     mask = torch.zeros_like(ids)
@@ -74,15 +73,8 @@ def inputs(vlm: VLM, batch: Sequence[Encoded]) -> tuple[dict[str, Any], Any]:
         ids[row, : len(known)] = known
         mask[row, : len(known)] = 1
         labels[row, one.start : len(known)] = known[one.start :]
-    image = ids == vlm.model.config.image_token_id
-    arguments = {
-        "input_ids": ids,
-        "attention_mask": mask,
-        "mm_token_type_ids": (image & (mask == 1)).int(),
-        "pixel_values": torch.from_numpy(np.concatenate([one.patches for one in batch])),
-        "image_grid_thw": torch.tensor([one.grid for one in batch]),
-    }
-    return {name: value.to(device) for name, value in arguments.items()}, labels.to(device)
+    patches, grids = [one.patches for one in batch], [one.grid for one in batch]
+    return model_arguments(vlm, ids, mask, patches, grids), labels.to(vlm.model.device)
 
 
 def log_likelihoods(vlm: VLM, batch: Sequence[Encoded]) -> Any:
@@ -90,7 +82,7 @@ def log_likelihoods(vlm: VLM, batch: Sequence[Encoded]) -> Any:
     import torch
 
     arguments, labels = inputs(vlm, batch)
-    logits = vlm.model(**arguments).logits[:, :-1].float()
+    logits = vlm.writer(**arguments).logits[:, :-1].float()
     labels = labels[:, 1:]
     known = labels != IGNORED
     chosen = torch.gather(logits.log_softmax(-1), 2, labels.clamp(min=0)[..., None])[..., 0]
@@ -111,9 +103,7 @@ def lora(vlm: VLM, linears: Sequence[str], seed: int) -> Iterator[tuple[VLM, lis
 
     torch.manual_seed(seed)
     config = peft.LoraConfig(r=RANK, lora_alpha=2 * RANK, target_modules=list(linears))
-    with warnings.catch_warnings():
-        # PEFT reads a property of transformers that is to be renamed.
-        warnings.filterwarnings("ignore", "`is_gradient_checkpointing`", FutureWarning)
+    with quiet_peft():
         model = peft.get_peft_model(vlm.model, config)
     try:
         parameters = [p for p in model.parameters() if p.requires_grad]

@@ -11,13 +11,13 @@ from jax_unlearn.attacks.groups import Groups, spread
 from jax_unlearn.attacks.registry import EDITED, Attack, Row, Trial
 from jax_unlearn.attacks.relearning import examples
 from jax_unlearn.attacks.target import AttackedRun
-from jax_unlearn.evaluate.vlm.model import (
-    VLM,
+from jax_unlearn.evaluate.vlm.asking import (
     conversation_tokens,
     generate,
     preprocess,
     small_model_threads,
 )
+from jax_unlearn.evaluate.vlm.model import VLM
 
 BEFORE = "before"
 CONTROLS = {BEFORE: "the model before the edit, shown the same examples"}

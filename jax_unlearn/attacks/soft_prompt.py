@@ -17,7 +17,8 @@ from jax_unlearn.attacks.fine_tuning import encode, mixed_batches, train, until_
 from jax_unlearn.attacks.registry import EDITED, Attack, Row, Trial
 from jax_unlearn.attacks.relearning import PERMUTED, STEPS, examples, kept, numbers, permuted
 from jax_unlearn.attacks.target import AttackedRun
-from jax_unlearn.evaluate.vlm.model import VLM, ask
+from jax_unlearn.evaluate.vlm.asking import ask
+from jax_unlearn.evaluate.vlm.model import VLM
 from jax_unlearn.runtime.errors import UserError
 
 VECTORS = 10

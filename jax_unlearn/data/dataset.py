@@ -67,7 +67,8 @@ class SampleSettings:
     """Names of sub-folders, such as n02123045: a text file with a folder, a tab and its name in
     each line."""
     questions: Path | None = used_if(None, source="qwen_images")
-    """JSON list of {question, answers: {class: answer}} for `evaluate --vlm`."""
+    """JSON list of {question, answers: {class: answer}} for `evaluate --vlm`, or the files of a
+    published benchmark."""
     statistics: Path | None = None
     """Directory of an earlier run whose saved statistics are fitted again, without reading images
     or running a tower or encoder. Its settings are the defaults; those its statistics depend on

@@ -66,7 +66,7 @@ def parquet_images(shard: Path, label: str, left_out: LeftOut) -> Iterator[Image
 @cache
 def _rows(shard: Path, changed: int, size: int) -> tuple[Path | None, list[Row]]:
     """(file with the images' bytes, rows); (None, []) without a column of images."""
-    with _open(shard) as file:
+    with parquet_file(shard) as file:
         columns = _columns(shard, file.schema_arrow)
         if columns is None:
             return None, []
@@ -75,7 +75,12 @@ def _rows(shard: Path, changed: int, size: int) -> tuple[Path | None, list[Row]]
             return path, [row for group in groups for row in _group(file, group, columns, copy)]
 
 
-def _open(shard: Path) -> Any:
+def parquet_file(shard: Path) -> Any:
+    """An open parquet file of pyarrow.
+
+    Raises:
+        UserError: pyarrow is not installed.
+    """
     # Imported here because it is an extra.
     try:
         from pyarrow.parquet import ParquetFile

@@ -126,9 +126,19 @@ def load_preprocessor(checkpoint_dir: Path, tower: VisionConfig, max_pixels: int
             f"{path}: patch, merge and temporal patch size are {found}, but config.json's tower "
             f"has {wanted}"
         )
-    if max_pixels < ours.smallest:
-        raise UserError(f"--max-pixels {max_pixels}: {path} needs at least {ours.smallest}")
-    return replace(ours, largest=min(ours.largest, max_pixels))
+    return limited(ours, max_pixels, path)
+
+
+def limited(preprocessor: Preprocessor, max_pixels: int, path: Path) -> Preprocessor:
+    """The same with at most `max_pixels` per image; `path` is its file.
+
+    Raises:
+        UserError: `max_pixels` is below its smallest image.
+    """
+    smallest = preprocessor.smallest
+    if max_pixels < smallest:
+        raise UserError(f"--max-pixels {max_pixels}: {path} needs at least {smallest}")
+    return replace(preprocessor, largest=min(preprocessor.largest, max_pixels))
 
 
 def read_preprocessor(checkpoint_dir: Path) -> Preprocessor:

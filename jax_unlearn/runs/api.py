@@ -89,16 +89,22 @@ class Run:
             UserError: torch or peft is not installed, or the model has no language.
         """
         # Imported here because it imports torch, which the rest of the package does not need.
-        from jax_unlearn.evaluate.vlm.model import ask, load_vlm
+        from jax_unlearn.evaluate.vlm.asking import ask
+        from jax_unlearn.evaluate.vlm.model import load_vlm
 
         checkpoint = self.config.samples.checkpoint
         if porting.is_clip(checkpoint):
             raise UserError(f"{checkpoint}: is a CLIP, which answers no questions")
         picture = image if isinstance(image, Image.Image) else read_image(Path(image))
-        before, after = (
-            ask(load_vlm(checkpoint, adapter), [picture.convert("RGB")], question)[0]
-            for adapter in (None, self.directory / "adapter")
+        vlm = load_vlm(
+            checkpoint,
+            self.directory / "adapter",
+            max_pixels=self.config.extraction.max_pixels,
         )
+        asked = [picture.convert("RGB")], question
+        with vlm.with_adapter(False):
+            (before,) = ask(vlm, *asked, max_new_tokens=vlm.new_tokens)
+        (after,) = ask(vlm, *asked, max_new_tokens=vlm.new_tokens)
         return Answers(before, after)
 
 

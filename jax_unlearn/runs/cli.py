@@ -23,9 +23,12 @@ COMMANDS = {
     "run": "extract, fit, evaluate, save and report",
     "sweep": "fit and score many settings, and choose one of them",
     "evaluate": "evaluate a run again; --vlm also asks the Hugging Face model",
+    "ask": "ask the Hugging Face model about any images, before and after",
     "export": "write the changed model for PyTorch: a merged checkpoint, or an adapter for PEFT",
     "unmerge": "undo a merge, with the file that `export --undo` wrote",
     "compare": "say whether the change is in what is served, and how large it is",
+    "certify": "write a certificate of a run: digests, settings, figures, the threat model",
+    "verify": "say whether a run is as its certificate says",
 }
 EXAMPLES = f"""\
 examples:

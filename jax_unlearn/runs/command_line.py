@@ -3,10 +3,11 @@
 import argparse
 import io
 import json
+import os
 import sys
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager, nullcontext, redirect_stderr
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Annotated, Any, Literal, NoReturn, get_args
 
@@ -15,8 +16,11 @@ from rich.console import Console
 from tyro.conf import Positional
 
 from jax_unlearn.data.scan import printable
+from jax_unlearn.evaluate.vlm.settings import AskSettings
 from jax_unlearn.runs import DESCRIPTION, PROGRAM
+from jax_unlearn.runs.ask import Ask, ask_run, show_replies
 from jax_unlearn.runs.attack import AttackOptions, attack
+from jax_unlearn.runs.certificate import Certify, certify, show_digest
 from jax_unlearn.runs.commands import evaluate, sweep
 from jax_unlearn.runs.compare import Compare, compare
 from jax_unlearn.runs.demo import Demo, demo_config, demo_start
@@ -31,6 +35,7 @@ from jax_unlearn.runs.settings.config_file import OF_RUN, options_in
 from jax_unlearn.runs.settings.presets import Preset, start_settings, with_target
 from jax_unlearn.runs.settings.sweep_config import SweepConfig, sweep_start
 from jax_unlearn.runs.terminal import finish, finish_attacks, finish_sweep, print_table
+from jax_unlearn.runs.verify import Verify, show_verification, verify
 from jax_unlearn.runtime.errors import UserError
 from jax_unlearn.runtime.no_torch import without_torch
 from jax_unlearn.runtime.used_if import used_if
@@ -67,8 +72,10 @@ class Evaluate:
     vlm: bool = False
     """Ask the model questions about the held-out images, before and after."""
     questions: Path | None = used_if(None, vlm=True)
-    """JSON list of {question, answers: {class: answer}}; by default that of the run, or "what is
-    this?" with the class names as answers."""
+    """JSON list of {question, answers: {class: answer}}, or the files of MLLMU-Bench, CLEAR or
+    FIUBench; by default those of the run, or else "what is this?" and "is there a …?", with right
+    answers from the class names."""
+    asking: AskSettings = field(default_factory=AskSettings)
     mesh: str | None = None
     """Devices for the tower, as for `run`; by default all local devices."""
     workers: int | None = None
@@ -96,9 +103,12 @@ Command = (
     | Annotated[Evaluate, tyro.conf.subcommand("evaluate")]
     | Annotated[AttackOptions, tyro.conf.subcommand("attack")]
     | Annotated[Report, tyro.conf.subcommand("report")]
+    | Annotated[Ask, tyro.conf.subcommand("ask")]
     | Annotated[Export, tyro.conf.subcommand("export")]
     | Annotated[Unmerge, tyro.conf.subcommand("unmerge")]
     | Annotated[Compare, tyro.conf.subcommand("compare")]
+    | Annotated[Certify, tyro.conf.subcommand("certify")]
+    | Annotated[Verify, tyro.conf.subcommand("verify")]
 )
 
 
@@ -114,15 +124,29 @@ def dispatch(arguments: Sequence[str], console: Console) -> None:
             run_or_sweep(config, console, start)
         return
     command = parse(Command, PROGRAM, arguments, description=DESCRIPTION)
-    asks = isinstance(command, AttackOptions) or (isinstance(command, Evaluate) and command.vlm)
-    with prepared(torch=asks):
+    with prepared(torch=needs_torch(command)):
         execute(command, console)
+
+
+def needs_torch(command: Any) -> bool:
+    """Whether a command asks the Hugging Face model."""
+    match command:
+        case Ask() | AttackOptions():
+            return True
+        case Evaluate():
+            return command.vlm
+        case Verify():
+            return command.ask > 0
+    return False
 
 
 @contextmanager
 def prepared(torch: bool = False) -> Iterator[None]:
     """Set up the process before JAX compiles anything and transformers is imported."""
     make_reproducible()
+    if torch:
+        # Or JAX would take most of an accelerator's memory, which PyTorch needs.
+        os.environ.setdefault("XLA_PYTHON_CLIENT_PREALLOCATE", "false")
     with nullcontext() if torch else without_torch():
         yield
 
@@ -148,6 +172,7 @@ def execute(command: Any, console: Console) -> None:
         case Evaluate():
             refuse_unused(command, {"vlm": command.vlm}, Evaluate(command.run))
             how = {name: getattr(command, name) for name in (*HOW, "checkpoint")}
+            how["asking"] = command.asking
             metrics = evaluate(command.run, command.vlm, command.questions, console, **how)
             finish(metrics, command.run)
         case AttackOptions():
@@ -155,6 +180,8 @@ def execute(command: Any, console: Console) -> None:
         case Report():
             write_comparison(command)
             print(printable(str(command.out)))
+        case Ask():
+            show_replies(ask_run(command, console), command.json)
         case Export():
             said = export(command)
             print(printable(str(command.out)))
@@ -164,6 +191,12 @@ def execute(command: Any, console: Console) -> None:
             print_table(verdict.table)
             print(*map(printable, verdict.lines), sep="\n")
             sys.exit(0 if verdict.present else 1)
+        case Certify():
+            show_digest(command, certify(command, console))
+        case Verify():
+            found = verify(command, console)
+            show_verification(found, command)
+            sys.exit(1 if found.differences else 0)
         case Unmerge():
             unmerge(command)
             print(printable(str(command.out)))

@@ -11,12 +11,13 @@ import porting
 from jax_unlearn.data.dataset import Dataset, collect
 from jax_unlearn.data.images import ImageFile
 from jax_unlearn.evaluate.judges import judge_of
-from jax_unlearn.evaluate.vlm.exam import Exam
+from jax_unlearn.evaluate.vlm.benchmarks import read_benchmark
 from jax_unlearn.evaluate.vlm.model import need_torch
-from jax_unlearn.evaluate.vlm.questions import load_questions
+from jax_unlearn.evaluate.vlm.settings import AskSettings
 from jax_unlearn.features.extracted import Extracted, check_features
-from jax_unlearn.features.samples import SampleFeatures, Sides, images
+from jax_unlearn.features.samples import SampleFeatures, Sides
 from jax_unlearn.features.statistics_file import FILE, read_statistics
+from jax_unlearn.runs.exam import exam_of, examine, examine_published, loaded
 from jax_unlearn.runs.model_card import write_card
 from jax_unlearn.runs.pipeline import open_source, prepared_run, stored_linears
 from jax_unlearn.runs.report.sweep_files import write_tradeoff
@@ -74,6 +75,7 @@ def evaluate(
     questions: Path | None,
     console: Console,
     checkpoint: Path | None = None,
+    asking: AskSettings | None = None,
     **how: Any,
 ) -> Metrics:
     """Evaluate an existing run again.
@@ -84,9 +86,11 @@ def evaluate(
     Args:
         run_dir: directory of the run.
         vlm: also ask the Hugging Face model.
-        questions: JSON file of questions for it; by default that of the run.
+        questions: JSON file of questions for it, or a published benchmark; by default that of the
+            run, or questions generated from the class names.
         console: where progress is shown.
         checkpoint: where the run's checkpoint is now, if it was moved.
+        asking: how the model is asked.
         how: settings of the tower that replace those of the run, if not None.
 
     Returns:
@@ -96,7 +100,8 @@ def evaluate(
         UserError: `run_dir` is not a run, its images or checkpoint are missing or have changed,
             torch is missing for `vlm`, or a setting of the tower is given but no tower is run.
     """
-    config = read_config(run_dir)
+    config, asking = read_config(run_dir), asking or AskSettings()
+    asking.check()
     if checkpoint is not None:
         if not vlm and (run_dir / FILE).is_file():
             raise no_tower("checkpoint", run_dir / FILE)
@@ -110,18 +115,23 @@ def evaluate(
     if vlm:
         need_torch()
     extracted = extracted_again(run_dir, config, metrics["samples"]["fingerprint"], given, console)
-    judge, test = judge_of(extracted, config.samples), extracted.test
-    if vlm:
-        load_questions(questions, sorted(set(test.labels)))
+    judge = judge_of(extracted, config.samples)
+    benchmark = read_benchmark(questions) if vlm and questions else None
+    # The readers name the neighbours, which are not needed to check the questions.
+    exam = exam_of(extracted, [], questions) if vlm and benchmark is None else None
     with console.status("Evaluating on the held-out samples"):
         metrics |= judge.evaluate(adapter)
-    if vlm:
-        files = (*images(test.forget), *images(test.preserve))
-        exam = Exam(files, test.is_forget, metrics["neighbours"], questions)
-        with console.status(f"Asking the model {len(exam.questions)} questions, before and after"):
-            metrics["vlm"] = exam.before_and_after(config.samples.checkpoint, run_dir / "adapter")
+    entries: Metrics = {}
+    files: dict[str, str] = {}
+    if exam is not None:
+        exam.neighbours = metrics["neighbours"]
+        entries, files = examine(exam, loaded(run_dir, config, asking, console), asking, console)
+    elif benchmark is not None:
+        asked = loaded(run_dir, config, asking, console)
+        entries, files = examine_published(benchmark, asked, asking, console)
+    metrics |= entries
     pictures = judge.pictures() if config.execution.pictures else []
-    save_metrics(run_dir, read_config(run_dir), metrics, pictures)
+    save_metrics(run_dir, read_config(run_dir), metrics, pictures, files)
     write_card(run_dir, config, metrics)
     return metrics
 

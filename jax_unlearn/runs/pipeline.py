@@ -12,6 +12,7 @@ from rich.console import Console
 import porting
 from jax_unlearn.data.dataset import Dataset
 from jax_unlearn.evaluate.judges import judge_of
+from jax_unlearn.evaluate.vlm.benchmarks import read_benchmark
 from jax_unlearn.evaluate.vlm.questions import load_questions
 from jax_unlearn.features.extracted import check_features
 from jax_unlearn.objective.problem import linears_to_adapt
@@ -284,5 +285,6 @@ def check_questions(config: RunConfig, dataset: Dataset[Any]) -> None:
     Raises:
         UserError: the file has another format, or asks about none of the classes.
     """
-    if config.samples.questions:
-        load_questions(config.samples.questions, dataset.labels())
+    questions = config.samples.questions
+    if questions and read_benchmark(questions) is None:
+        load_questions(questions, dataset.labels())

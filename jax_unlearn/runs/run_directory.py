@@ -9,6 +9,7 @@ import numpy as np
 
 import porting
 from jax_unlearn.data.images import ImageFile
+from jax_unlearn.evaluate.vlm.doubts import doubts
 from jax_unlearn.models.lora import LoraAdapter
 from jax_unlearn.objective.loss import TERMS
 from jax_unlearn.runs.report.page import report
@@ -17,7 +18,8 @@ from jax_unlearn.runtime.atomic_files import replace_files
 from jax_unlearn.runtime.digests import check_digests, read_sealed, sealed, to_text, write_digests
 from jax_unlearn.runtime.errors import UserError
 from jax_unlearn.runtime.hub import hub_id
-from jax_unlearn.runtime.outputs import ADAPTER_FILES
+from jax_unlearn.runtime.outputs import ADAPTER_FILES, ANSWERS
+from jax_unlearn.runtime.text_files import read_text
 from jax_unlearn.solvers.result import Result
 from jax_unlearn.solvers.until_forgotten import ForgetSearch
 
@@ -61,20 +63,35 @@ def describe_adapter(adapter: LoraAdapter, directory: Path) -> Metrics:
 
 
 def save_metrics(
-    directory: Path, config: RunConfig, metrics: Metrics, pictures: Sequence[Sequence[ImageFile]]
+    directory: Path,
+    config: RunConfig,
+    metrics: Metrics,
+    pictures: Sequence[Sequence[ImageFile]],
+    files: Mapping[str, str] | None = None,
 ) -> None:
-    """Write metrics.json and the report; both are rendered before either is replaced."""
+    """Write metrics.json, the report and other files; all are made before one is replaced.
+
+    Args:
+        directory: the run's directory.
+        config: its settings.
+        metrics: the content of metrics.json.
+        pictures: images for the report.
+        files: texts of the other files by name.
+    """
     metrics["warnings"] = checks_that_mean_nothing(metrics)
-    page = report(directory, config, metrics, pictures)
-    replace_files(directory, {"metrics.json": sealed(metrics), "report.html": page})
+    page = report(directory, config, metrics, pictures, (files or {}).get(ANSWERS))
+    texts = {"metrics.json": sealed(metrics), "report.html": page}
+    replace_files(directory, {**(files or {}), **texts})
 
 
 def save_report(
     directory: Path, config: RunConfig, pictures: Sequence[Sequence[ImageFile]]
 ) -> None:
     """Render the report again, with what other commands have measured."""
-    metrics = read_sealed(directory / "metrics.json")
-    replace_files(directory, {"report.html": report(directory, config, metrics, pictures)})
+    metrics, answers = read_sealed(directory / "metrics.json"), directory / ANSWERS
+    said = read_text(answers) if answers.is_file() else None
+    page = report(directory, config, metrics, pictures, said)
+    replace_files(directory, {"report.html": page})
 
 
 def checks_that_mean_nothing(metrics: Metrics) -> list[str]:
@@ -82,9 +99,12 @@ def checks_that_mean_nothing(metrics: Metrics) -> list[str]:
     by = "zero-shot classification" if "zero_shot" in metrics else "a linear probe"
     forget = metrics["forget"]
     checks = [(by, forget["accuracy_before"], forget["chance"], "--concept")]
-    for named in metrics["vlm"]["before"]["named"] if "vlm" in metrics else ():
+    vlm = metrics.get("vlm")
+    scored = vlm["before"] if vlm else {"named": [], "confirmed": []}
+    for named in scored["named"] + scored["confirmed"]:
         what = f"the model's answer to “{named['question']}”"
         checks.append((what, named["share"], named["chance"], "--questions"))
+    of_answers = doubts(vlm, metrics["samples"]["forget_held_out"]) if vlm else []
     flattered = [
         f"{one['concept']}: only {min(one['images'].values())} held-out images of it or of "
         f"{one['counterpart']}; the readers that look for it again were fitted on the images of "
@@ -92,12 +112,13 @@ def checks_that_mean_nothing(metrics: Metrics) -> list[str]:
         for one in metrics.get("reidentification", ())
         if not one["fresh"]
     ]
-    return flattered + [
+    at_chance = [
         f"without the adapter {what} names the concept in {before:.1%} of the images, and a guess "
         f"in {chance:.1%}: this check says nothing about forgetting; choose another {option}"
         for what, before, chance, option in checks
         if before is not None and before <= chance
     ]
+    return [*of_answers, *flattered, *at_chance]
 
 
 def expectation(found: Metrics) -> str:

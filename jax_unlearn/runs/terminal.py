@@ -1,6 +1,7 @@
 """Tables printed at the end of a command, on terminals of any encoding."""
 
 import sys
+from collections.abc import Iterator
 from dataclasses import asdict
 from io import TextIOWrapper
 from pathlib import Path
@@ -190,16 +191,29 @@ def summary(metrics: Metrics) -> Table:
         for found in metrics.get("reidentification", ()):
             if read := few_shot(found):
                 table.add_row(*few_shot_row(found, *read))
-    for before, after in zip(*named(metrics), strict=True):
-        share = (f"{before['share']:.3f}", f"{after['share']:.3f}", f"{before['chance']:.3f}")
-        table.add_row(f"the model names it: {before['question']}", *share)
+    for before, after in named(metrics, "named"):
+        table.add_row(f"the model names it: {before['question']}", *cells(before, after))
         if said := instead(after):
             table.add_row("  and says instead", "", said, "")
+    for before, after in named(metrics, "confirmed"):
+        table.add_row(f"the model says yes: {before['question']}", *cells(before, after))
+    for row in benchmark_rows(metrics):
+        table.add_row(*row)
     if vlm := metrics.get("vlm"):
         for key, text in VLM_ROWS:
             shown = [percent(vlm[when][key]) for when in ("before", "after")]
             table.add_row(f"the model, {text}", *shown, "")
     return table
+
+
+def benchmark_rows(metrics: Metrics) -> Iterator[tuple[str, str, str, str]]:
+    """A row for each split, task and measure of a published benchmark."""
+    found = metrics.get("benchmark", {"name": "", "splits": {}})
+    for split, tasks in found["splits"].items():
+        for task, measures in tasks.items():
+            for name, both in measures.items():
+                what = f"{found['name']}, {split}, {task}: {name}"
+                yield what, f"{both['before']:.3f}", f"{both['after']:.3f}", ""
 
 
 def few_shot(found: Metrics) -> tuple[int, float, float] | None:
@@ -238,13 +252,22 @@ def add_zero_shot(table: Table, zero_shot: Metrics) -> None:
 
 def instead(named: Metrics) -> str:
     """The most frequent other answers with their shares."""
-    return ", ".join(f"{answer} {share:.2f}" for answer, share in named["instead"].items())
+    said = {answer or "(no answer)": share for answer, share in named["instead"].items()}
+    return ", ".join(f"{answer} {share:.2f}" for answer, share in said.items())
 
 
 def shares(scores: dict[str, float], *more: str) -> list[str]:
     return [f"{scores[key]:.3f}" for key in ("accuracy_before", "accuracy_after", *more)]
 
 
-def named(metrics: Metrics) -> tuple[list[Metrics], list[Metrics]]:
+def named(metrics: Metrics, kind: str) -> list[tuple[Metrics, Metrics]]:
+    """The scores of each question of a kind, before and after."""
     vlm = metrics.get("vlm")
-    return (vlm["before"]["named"], vlm["after"]["named"]) if vlm else ([], [])
+    return [*zip(vlm["before"][kind], vlm["after"][kind], strict=True)] if vlm else []
+
+
+def cells(before: Metrics, after: Metrics) -> tuple[str, str, str]:
+    """Share before, share after and chance; no share after where that says nothing."""
+    share, chance = before["share"], before["chance"]
+    second = "says nothing" if share <= chance else f"{after['share']:.3f}"
+    return f"{share:.3f}", second, f"{chance:.3f}"

@@ -25,7 +25,7 @@ def to_text(content: Any) -> str:
 
 def sealed(content: Mapping[str, Any]) -> str:
     """JSON of an object with its digest."""
-    return to_text({**content, DIGEST: _of_text(to_text(dict(content)))})
+    return to_text({**content, DIGEST: of_text(to_text(dict(content)))})
 
 
 def read_sealed(path: Path) -> dict[str, Any]:
@@ -42,7 +42,7 @@ def read_sealed(path: Path) -> dict[str, Any]:
         raise UserError(f"{path}: was made by an earlier version, or changed; run again")
     digest = content.pop(DIGEST)
     try:
-        found = _of_text(to_text(content))
+        found = of_text(to_text(content))
     except ValueError as error:
         raise changed(path) from error
     if digest != found:
@@ -50,7 +50,8 @@ def read_sealed(path: Path) -> dict[str, Any]:
     return content
 
 
-def _of_text(text: str) -> str:
+def of_text(text: str) -> str:
+    """SHA-256 (hex) of a text in UTF-8."""
     return hashlib.sha256(text.encode()).hexdigest()
 
 

@@ -18,9 +18,15 @@ ADAPTER_FILES = frozenset({"adapter_config.json", "adapter_model.safetensors"})
 CARD = "README.md"
 # A directory in that of a run, whose files belong to another program.
 TENSORBOARD = "tensorboard"
+# What the model answered, and what to the questions of a published benchmark.
+ANSWERS, BENCHMARK_ANSWERS = "answers.jsonl", "benchmark-answers.jsonl"
+CERTIFICATE = "certificate.json"
 RUN_FILES = frozenset(
     {
         "attacks.json",
+        ANSWERS,
+        BENCHMARK_ANSWERS,
+        CERTIFICATE,
         "config.json",
         "digests.json",
         "history.jsonl",

@@ -22,7 +22,8 @@ from jax_unlearn.attacks.fine_tuning import (
 )
 from jax_unlearn.attacks.never_trained import stars
 from jax_unlearn.attacks.registry import EDITED
-from jax_unlearn.evaluate.vlm.model import ask, load_vlm
+from jax_unlearn.evaluate.vlm.asking import ask
+from jax_unlearn.evaluate.vlm.model import load_vlm
 from jax_unlearn.runtime.assets import ASSETS
 
 

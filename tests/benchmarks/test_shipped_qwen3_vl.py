@@ -9,7 +9,8 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from jax_unlearn.evaluate.vlm.model import VLM, ask, load_vlm
+from jax_unlearn.evaluate.vlm.asking import ask
+from jax_unlearn.evaluate.vlm.model import VLM, load_vlm
 from jax_unlearn.runtime.assets import ASSETS, CLIP_ASSETS
 from jax_unlearn.runtime.errors import UserError
 

@@ -13,6 +13,7 @@ pytest.importorskip("torch")
 
 from benchmarks import write_docs
 from benchmarks.write_docs import ROOT
+from jax_unlearn.evaluate.vlm.questions import load_questions
 
 PAGES = [ROOT / "README.md", *sorted((ROOT / "docs").rglob("*.md"))]
 LINK = re.compile(r"\]\(([^)\s]+)\)")
@@ -76,6 +77,14 @@ def test_links_lead_somewhere(page):
 def blocks(language, page="quickstart"):
     text = (ROOT / "docs" / f"{page}.md").read_text()
     return "\n".join(re.findall(rf"^```{language}\n(.*?)^```", text, re.MULTILINE | re.DOTALL))
+
+
+def test_the_example_of_questions_is_one(tmp_path):
+    (tmp_path / "questions.json").write_text(blocks("json", "questions"))
+    name, made_of, closed = load_questions(tmp_path / "questions.json", ["cat", "dog"])
+    assert name.paraphrases == ("what does the picture show?",)
+    assert name.synonyms == {"kitten": "cat", "tomcat": "cat", "puppy": "dog"}
+    assert (made_of.is_open, closed.is_open) == (True, False)
 
 
 def keys(part):

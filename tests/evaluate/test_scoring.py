@@ -5,6 +5,8 @@ import json
 import numpy as np
 import pytest
 
+from jax_unlearn.evaluate.vlm.doubts import doubts
+from jax_unlearn.evaluate.vlm.matching import normal
 from jax_unlearn.evaluate.vlm.questions import Question, load_questions
 from jax_unlearn.evaluate.vlm.scoring import ask_all, match_answer, naming, score
 from jax_unlearn.runtime.errors import UserError
@@ -164,3 +166,138 @@ def test_questions_about_other_classes_are_refused(tmp_path):
     path.write_text(json.dumps([{"question": "x", "answers": {"dog": "dog"}}]))
     with pytest.raises(UserError, match="no question has an answer"):
         load_questions(path, ["cat"])
+
+
+def written(tmp_path, *entries):
+    path = tmp_path / "questions.json"
+    path.write_text(json.dumps(entries))
+    return path
+
+
+def test_synonyms_stand_for_their_answer_and_paraphrases_take_turns(tmp_path):
+    file = written(
+        tmp_path,
+        {
+            "question": ["what is this?", "what do you see?"],
+            "answers": {"cat": ["cat", "house cat", "kitty"], "dog": "dog"},
+        },
+        {"question": "is there a cat?", "answers": {"cat": ["yes", "yeah"], "dog": "no"}},
+    )
+    name, closed = load_questions(file, ["cat", "dog"])
+    assert name.is_open
+    assert not closed.is_open
+    said = {
+        "what is this?": {"cat": "A kitty!", "dog": "a dog"},
+        "what do you see?": {"cat": "a house cat", "dog": "a kitty and a dog"},
+        "is there a cat?": {"cat": "Yeah.", "dog": "Yes, there is no dog."},
+    }
+    labels, asked = np.array(["cat", "cat", "dog", "cat", "dog"]), []
+
+    def ask(rows, text):
+        asked.extend((text, row) for row in rows)
+        return [said[text][labels[row]] for row in rows]
+
+    answers = ask_all(ask, [name, closed], labels)
+    # Of each class every second image is asked the other wording.
+    assert {row for text, row in asked if text == "what do you see?"} == {1, 4}
+    assert answers[0].wordings[1] == "what do you see?"
+    scores = score(answers, labels, labels == "cat", [])
+    assert scores["named"][0]["share"] == 1.0
+    # Another name of the cat beside the dog is no answer.
+    assert scores["others"] == 0.5
+    assert [n["share"] for n in scores["confirmed"]] == [1.0]
+    # The first word decides, and "yes" about a dog is wrong.
+    assert answers[1].said.tolist() == ["yes", "yes", "yes", "yes", "yes"]
+    assert scores["yes_no"] == 0.0
+
+
+@pytest.mark.parametrize(
+    ("answers", "said"),
+    [
+        ({"cat": ["cat", "pet"], "dog": ["dog", "Pet"]}, "'Pet' is accepted for 'dog' and 'cat'"),
+        ({"cat": []}, "an empty list of texts"),
+        ({"cat": 3}, "'3' is neither a text nor a list of texts"),
+    ],
+)
+def test_answers_that_are_ambiguous_are_refused(answers, said, tmp_path):
+    file = written(tmp_path, {"question": "what is this?", "answers": answers})
+    with pytest.raises(UserError, match=said):
+        load_questions(file, ["cat", "dog"])
+
+
+def test_questions_without_a_file_follow_from_the_class_names():
+    labels = ["red triangle", "blue_triangle", "red circle", "forget", "triangle"]
+    things = dict.fromkeys(["triangle", "red circle", "red triangle", "octopus"], ())
+    name, triangle, circle, whole = load_questions(None, labels, things)
+    assert name.answers == {label: label for label in labels}
+    assert triangle.text == "is there a triangle?"
+    assert triangle.answers == {
+        "red triangle": "yes",
+        "blue_triangle": "yes",
+        "red circle": "no",
+        "triangle": "yes",
+    }
+    assert circle.answers["red circle"] == "yes"
+    # An image of some triangle may show a red one or not.
+    assert (whole.text, "triangle" in whole.answers) == ("is there a red triangle?", False)
+    (_, octopus) = load_questions(None, ["octopus", "cat"], {"octopus": ["cat"]})
+    assert (octopus.text, octopus.answers) == ("is there an octopus?", {"octopus": "yes"})
+
+
+def test_a_yes_about_what_the_concept_is_moved_onto_is_a_false_one():
+    """Also with a single class to keep, where that question separates the two classes."""
+    labels = np.array(["red triangle", "red circle"])
+    things = dict.fromkeys(labels.tolist(), ())
+    questions = load_questions(None, labels.tolist(), things)
+    answers = ask_all(lambda rows, _: ["yes"] * len(rows), questions, labels)
+    scores = score(answers, labels, labels == "red triangle", [])
+    assert scores["false_yes"] == {"is there a red circle?": 1.0}
+    assert [n["question"] for n in scores["confirmed"]] == ["is there a red triangle?"]
+
+
+THOUGHTS = {
+    "cat": "An animal with whiskers; a cat, then, not a rocket or coffee. So",
+    "rocket": "A tall white thing with fire below it, which looks like",
+    "coffee": "There is something dark and round on a saucer",
+}
+
+
+@pytest.mark.parametrize("start", ["", "<think>\n"])
+@pytest.mark.parametrize(("end", "share"), [("", 0.0), ("</think>\n\nThis is a {}.", 1.0)])
+def test_reasoning_is_no_answer(start, end, share):
+    """Kills: the cat of a thought counts as an answer, or the rocket beside it spoils it."""
+    if not start and not end:
+        start = "<think>"  # which `ask` puts there
+    labels = np.array(["cat", "cat", "rocket", "coffee"])
+    replies = [start + THOUGHTS[label] + end.format(label) for label in labels]
+    answers = ask_all(
+        lambda rows, _: [replies[i] for i in rows], load_questions(None, labels.tolist()), labels
+    )
+    scores = score(answers, labels, labels == "cat", ["rocket"])
+    assert (scores["named"][0]["share"], scores["others"]) == (share, share)
+    assert (scores["unfinished"], scores["replies"]) == (4 if not end else 0, 4)
+    assert answers[0].replies == tuple(replies)
+
+
+def test_answers_in_scripts_without_spaces_are_matched():
+    assert match_answer("これは猫です。", ["猫", "犬"]) == "猫"
+    assert match_answer("这是红色的圆", ["红色", "蓝色"]) == normal("红色")
+
+
+def entry(**more):
+    one = {"unfinished": 0, "replies": 20}
+    return {"before": one, "after": one, "asked_with": {"max_new_tokens": 32}} | more
+
+
+def test_what_makes_answers_doubtful_is_said():
+    assert doubts(entry(), 40) == []
+    (few,) = doubts(entry(), 3)
+    # 0.37³ = 0.05
+    assert "only 3 held-out images" in few
+    assert "a model that names 63% of such images names none of 3" in few
+    (flat,) = doubts(entry(unnamed=["forget"]), 40)
+    assert "in no sub-folder" in flat
+    assert "--questions" in flat
+    (cut,) = doubts(entry(after={"unfinished": 5, "replies": 20}), 40)
+    assert "0 of 20 replies before the edit and 5 of 20 replies after" in cut
+    assert "--max-new-tokens" in cut

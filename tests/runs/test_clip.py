@@ -131,6 +131,28 @@ def test_evaluate_again_gives_the_same(run):
     assert read(run / "metrics.json")["zero_shot"] == before["zero_shot"]
 
 
+@pytest.mark.parametrize("kind", ["run", "image_run"])
+def test_runs_of_clip_are_certified_and_verified(kind, request, tmp_path, capsys):
+    run = shutil.copytree(request.getfixturevalue(kind), tmp_path / "run")
+    main(["certify", str(run)])
+    samples = read(run / "certificate.json")["samples"]
+    if kind == "run":
+        assert samples["groups"]["forget_held_out"]["prompts"] == ["a photo of a red triangle."]
+    # Images that names are tested on are samples too.
+    assert samples["files"]
+    capsys.readouterr()
+    with pytest.raises(SystemExit) as ended:
+        main(["verify", str(run), "--json"])
+    found = json.loads(capsys.readouterr().out)
+    assert (ended.value.code, found["differences"]) == (0, [])
+    assert "zero_shot.after.forget" in found["recomputed"]
+
+
+def test_clip_cannot_be_asked(run, capsys):
+    words = ["ask", str(run), str(ASSETS / "images" / "test" / "cat" / "000.jpg")]
+    assert "is a run of CLIP, which answers no questions" in error_of(words, capsys)
+
+
 def test_vlm_is_for_language_models(run, capsys):
     assert "CLIP has none" in error_of(["evaluate", str(run), "--vlm"], capsys)
 

@@ -330,6 +330,8 @@ def test_a_setting_that_a_sweep_tries_is_refused_beside_it(command, name, places
         ("inspect {checkpoint} --fsdp 2", "--fsdp: has no effect here: it needs --plan"),
         ("inspect {checkpoint} --dtype float32", "--dtype: has no effect here: it needs --plan"),
         ("evaluate {run} --questions q.json", "--questions: has no effect here: it needs --vlm"),
+        ("evaluate {run} --device cpu", "--device: has no effect here: it needs --vlm"),
+        ("evaluate {run} --max-new-tokens 9", "--max-new-tokens: has no effect here: it needs"),
         ("evaluate {run} --mesh data=1", "--mesh: has no effect here: no tower is run"),
         ("evaluate {run} --workers 1", "--workers: has no effect here: no tower is run"),
         ("evaluate {run} --batch-patches 512", "--batch-patches: has no effect here: no tower"),

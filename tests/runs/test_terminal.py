@@ -26,7 +26,8 @@ def vlm(before, after):
     shares = {"before": before, "after": after}
     said = {"after": {"blue circle": 0.75}}
     return {
-        when: rest | {"named": [NAMED | {"share": share, "instead": said.get(when, {})}]}
+        when: rest
+        | {"confirmed": [], "named": [NAMED | {"share": share, "instead": said.get(when, {})}]}
         for when, share in shares.items()
     }
 
@@ -40,6 +41,8 @@ def metrics(run):
     found["preserve"] = {"accuracy_before": 0.912, "accuracy_after": 0.907}
     found["chance"] = {"forget": 0.333, "preserve": 0.111, "neighbours": 0.111}
     found["reidentification"] = []
+    # So many that a share says something.
+    found["samples"]["forget_held_out"] = 40
     return found | {"warnings": []}
 
 

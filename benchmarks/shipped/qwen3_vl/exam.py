@@ -9,7 +9,8 @@ from PIL import Image
 
 from benchmarks.markdown import caption, right_answers
 from benchmarks.speed.tower import machine
-from jax_unlearn.evaluate.vlm.model import VLM, ask, load_vlm
+from jax_unlearn.evaluate.vlm.asking import ask
+from jax_unlearn.evaluate.vlm.model import VLM, load_vlm
 from jax_unlearn.runtime.assets import ASSETS
 
 from .images import drawing_files, easy_vqa_questions

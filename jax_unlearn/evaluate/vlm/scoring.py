@@ -5,9 +5,8 @@ preserved one ("what is this?" → astronaut). If no open question is one by its
 ("what shape?" and "what color?" name a red triangle among triangles and red shapes).
 """
 
-import re
 from collections import Counter
-from collections.abc import Callable, Collection, Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from itertools import combinations
 from typing import Any
@@ -15,7 +14,9 @@ from typing import Any
 import numpy as np
 from jaxtyping import Bool
 
+from jax_unlearn.evaluate.vlm.matching import match_answer, normal
 from jax_unlearn.evaluate.vlm.questions import Question
+from jax_unlearn.evaluate.vlm.reasoning import is_unfinished
 
 Ask = Callable[[list[int], str], list[str]]
 # Number of other answers that are reported.
@@ -24,11 +25,21 @@ MOST_FREQUENT = 3
 
 @dataclass(frozen=True)
 class Asked:
-    """A question, the indices of the images it was asked about, and the model's answers."""
+    """A question, the images it was asked about, and the model's answers.
+
+    Attributes:
+        question: the question.
+        images: indices of the images.
+        said: for each image the possible answer that the reply was matched with, or the reply.
+        replies: the model's replies.
+        wordings: the wording that was asked.
+    """
 
     question: Question
     images: np.ndarray
     said: np.ndarray
+    replies: tuple[str, ...]
+    wordings: tuple[str, ...]
 
 
 def ask_all(ask: Ask, questions: Sequence[Question], labels: np.ndarray) -> list[Asked]:
@@ -36,27 +47,27 @@ def ask_all(ask: Ask, questions: Sequence[Question], labels: np.ndarray) -> list
     asked = []
     for question in questions:
         images = np.flatnonzero(np.isin(labels, list(question.answers)))
+        wordings = wordings_of(question, labels[images])
+        replies = [""] * len(images)
+        for wording in dict.fromkeys(wordings):
+            own = [i for i, one in enumerate(wordings) if one == wording]
+            for i, reply in zip(own, ask(images[own].tolist(), wording), strict=True):
+                replies[i] = reply
         possible = set(question.answers.values())
-        replies = ask(images.tolist(), question.text)
-        said = np.array([match_answer(reply, possible) for reply in replies], dtype=object)
-        asked.append(Asked(question, images, said))
+        matched = [match_answer(reply, possible, question.synonyms) for reply in replies]
+        said = np.array(matched, dtype=object)
+        asked.append(Asked(question, images, said, tuple(replies), wordings))
     return asked
 
 
-def normal(answer: str) -> str:
-    return " ".join(re.findall(r"[^\W_]+", answer.lower()))
-
-
-def match_answer(reply: str, possible: Collection[str]) -> str:
-    """The possible answer that a reply contains as whole words, the longest if they are nested.
-
-    "The image shows a red circle." gives "red circle". A reply with none, or with two that do not
-    contain each other, is returned in normal form and matches no answer.
-    """
-    text = normal(reply)
-    held = {a for a in map(normal, possible) if f" {a} " in f" {text} "}
-    whole = [a for a in held if not any(a != b and f" {a} " in f" {b} " for b in held)]
-    return whole[0] if len(whole) == 1 else text
+def wordings_of(question: Question, labels: np.ndarray) -> tuple[str, ...]:
+    """The wording for each image: those of a class take them in turn."""
+    seen: Counter[str] = Counter()
+    found = []
+    for label in labels:
+        found.append(question.wording(seen[label]))
+        seen[label] += 1
+    return tuple(found)
 
 
 @dataclass(frozen=True)
@@ -90,8 +101,9 @@ def _naming(qs: tuple[Question, ...], forget: set[str], preserve: set[str]) -> N
     kept = right(preserve)
     if not right(forget) or right(forget) & kept:
         return None
-    # A yes/no question that is asked about no preserved class separates nothing.
-    if not kept and not all(q.is_open for q in qs):
+    # A yes/no question that is asked about no preserved class separates nothing, and one whose
+    # right answer is no names something else.
+    if not all(q.is_open for q in qs) and (not kept or right(forget) != {("yes",)}):
         return None
     possible = np.prod([len(set(q.answers.values())) for q in qs])
     return Naming(qs, frozenset(right(forget)), len(right(forget)) / float(possible))
@@ -124,7 +136,8 @@ def score(
           selectivity_of: the same by question;
         * others: accuracy of the open naming questions on preserve images; neighbours: on those of
           the neighbour classes; others_rest: accuracy of the other open questions on preserve
-          images; yes_no: that of yes/no questions.
+          images; yes_no: that of yes/no questions;
+        * unfinished: number of replies whose reasoning had no end, of `replies` in all.
     """
     by_text = {a.question.text: a for a in asked}
     forget, preserve = set(labels[is_forget]), set(labels[~is_forget])
@@ -163,6 +176,8 @@ def score(
         "others_rest": _accuracy(rest, labels, ~is_forget),
         "neighbours": _accuracy(naming_open, labels, near),
         "yes_no": _accuracy(closed, labels, ~is_forget),
+        "unfinished": sum(is_unfinished(reply) for a in asked for reply in a.replies),
+        "replies": sum(len(a.replies) for a in asked),
     }
 
 

@@ -16,7 +16,7 @@ from PIL import Image
 
 from jax_unlearn.data.images import UNREADABLE, ImageFile, read_image, reason
 from jax_unlearn.runs.report import plots
-from jax_unlearn.runs.report.verdict import finders, percent, rates, verdict
+from jax_unlearn.runs.report.verdict import finders, percent, rates, verdict, worst_named
 from jax_unlearn.runs.settings.config import RunConfig, to_json
 from jax_unlearn.runtime.digests import read_sealed
 from jax_unlearn.runtime.text_files import encodable
@@ -48,10 +48,11 @@ jax-unlearn compare BASE DIRECTORY IMAGE…                 # is the change in w
 
 @dataclass(frozen=True)
 class Picture:
-    """An image of the page: PNG in base64, and its class."""
+    """An image of the page: PNG in base64, its class, and the model's answers before and after."""
 
     png: str
     label: str
+    answers: tuple[str, str] | None
 
 
 def report(
@@ -59,6 +60,7 @@ def report(
     config: RunConfig,
     metrics: dict[str, Any],
     samples: Sequence[Sequence[ImageFile]],
+    answers: str | None = None,
 ) -> str:
     """Render the page of a run.
 
@@ -67,6 +69,7 @@ def report(
         config: the settings.
         metrics: the content of metrics.json.
         samples: rows of readable images, forget and preserve, of which a few are shown.
+        answers: the text of answers.jsonl, if the model was asked.
     """
     path = directory / ATTACKS
     attacks = read_sealed(path) if path.is_file() else None
@@ -81,7 +84,7 @@ def report(
             m=metrics,
             verdict=verdict(metrics, what, who),
             finders=who,
-            pictures=pictures(samples, metrics),
+            pictures=pictures(samples, metrics, said_about(metrics, answers)),
             vlm=metrics.get("vlm"),
             pairs=pairs_of(metrics),
             false_yes=false_yes(metrics),
@@ -202,8 +205,24 @@ def environment() -> jinja2.Environment:
     )
 
 
+Said = Mapping[str, tuple[str, str]]
+
+
+def said_about(metrics: Mapping[str, Any], answers: str | None) -> Said:
+    """(answer before, answer after) to the naming question, by the image's name."""
+    named = worst_named(metrics)
+    if answers is None or named is None:
+        return {}
+    rows = map(json.loads, answers.splitlines())
+    return {
+        row["image"]: (row["before"]["matched"], row["after"]["matched"])
+        for row in rows
+        if row["question"] == named[1]["question"]
+    }
+
+
 def pictures(
-    samples: Sequence[Sequence[ImageFile]], metrics: Mapping[str, Any]
+    samples: Sequence[Sequence[ImageFile]], metrics: Mapping[str, Any], said: Said
 ) -> list[tuple[str, list[Picture]]]:
     """Rows of images with a title: of the concept, of the nearest classes, and others."""
     if not any(samples):
@@ -215,7 +234,7 @@ def pictures(
         "The nearest classes to keep": [file for file in preserve if file.label in near],
         "Others to keep": [file for file in preserve if file.label not in near],
     }
-    return [(title, thumbnails(evenly_spaced(row))) for title, row in rows.items() if row]
+    return [(title, thumbnails(evenly_spaced(row), said)) for title, row in rows.items() if row]
 
 
 def evenly_spaced(files: Sequence[ImageFile]) -> list[ImageFile]:
@@ -223,12 +242,12 @@ def evenly_spaced(files: Sequence[ImageFile]) -> list[ImageFile]:
     return list(files[:: max(1, len(files) // THUMBNAILS)])[:THUMBNAILS]
 
 
-def thumbnails(files: Sequence[ImageFile]) -> list[Picture]:
+def thumbnails(files: Sequence[ImageFile], said: Said) -> list[Picture]:
     """Small images; a file that changed since and cannot be read is left out."""
     found = []
     for file in files:
         try:
-            found.append(Picture(thumbnail(file), file.label))
+            found.append(Picture(thumbnail(file), file.label, said.get(file.name)))
         except UNREADABLE as error:
             why = reason(error)
             warnings.warn(f"{file.name}: is not shown in the report ({why})", stacklevel=2)

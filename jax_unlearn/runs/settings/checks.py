@@ -6,6 +6,7 @@ the facts of a command.
 
 import math
 from collections.abc import Mapping
+from dataclasses import is_dataclass
 from typing import Any
 
 import porting
@@ -45,6 +46,7 @@ REASONS: dict[str, str] = {
     "shows_images": "this run has no image to show",
     "vlm": "it needs --vlm",
     "plan": "it needs --plan",
+    "figures": "no figure is computed again with --no-figures",
     "strength": "--strength sets it",
     "whole_images": "--target stand_in uses image means and tokens",
     "draws": "LEACE draws nothing, and nothing is held out with the seed",
@@ -120,7 +122,11 @@ def refuse_unused(settings: Any, facts: Mapping[str, Any], start: Any) -> None:
 
 
 def _values(settings: Any) -> dict[str, Any]:
-    return flat(settings) if isinstance(settings, RunConfig) else dict(vars(settings))
+    """The settings by name, those of groups too."""
+    found: dict[str, Any] = {}
+    for name, value in vars(settings).items():
+        found |= _values(value) if is_dataclass(value) else {name: value}
+    return found
 
 
 def _reason(fact: str, allowed: tuple[Any, ...], actual: Any) -> str:

@@ -171,16 +171,24 @@ def read_config(run: Path) -> RunConfig:
     """
     path = run / "config.json"
     try:
-        found = read_json(path)
-        if not isinstance(found, dict):
-            raise TypeError("it holds no JSON object")
-        stored = as_stored_now(found)
-        how = set(leaf_fields(ExecutionSettings)) - {"out", "pictures"}
-        hints = setting_types(RunConfig)
-        values = {k: typed(k, v, hints[k]) for k, v in stored.items() if k not in how}
-        return RunConfig.of(**values)
+        return config_of(read_json(path))
     except (OSError, ValueError, TypeError, AttributeError, KeyError) as error:
         raise UserError(f"{path}: not the config of a run ({error}); give its directory") from error
+
+
+def config_of(found: Any) -> RunConfig:
+    """The settings in the content of a config.json, without those that depend on the machine.
+
+    Raises:
+        TypeError, KeyError: it is not of that form.
+    """
+    if not isinstance(found, dict):
+        raise TypeError("it holds no JSON object")
+    stored = as_stored_now(found)
+    how = set(leaf_fields(ExecutionSettings)) - {"out", "pictures"}
+    hints = setting_types(RunConfig)
+    values = {k: typed(k, v, hints[k]) for k, v in stored.items() if k not in how}
+    return RunConfig.of(**values)
 
 
 def as_stored_now(stored: dict[str, Any]) -> dict[str, Any]:
