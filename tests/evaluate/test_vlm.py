@@ -11,9 +11,9 @@ from transformers import AutoTokenizer
 
 import porting
 from jax_unlearn.data.images import read_image
-from jax_unlearn.evaluate.vlm import model
+from jax_unlearn.evaluate.vlm import asking
 from jax_unlearn.evaluate.vlm.asking import ask
-from jax_unlearn.evaluate.vlm.model import load_vlm
+from jax_unlearn.evaluate.vlm.model import base_of, load_vlm
 from jax_unlearn.evaluate.vlm.placement import choose_device, choose_dtype, stored_parameters
 from jax_unlearn.evaluate.vlm.reasoning import is_unfinished
 from jax_unlearn.evaluate.vlm.settings import AskSettings
@@ -98,12 +98,12 @@ def test_a_device_that_is_not_here_is_refused():
 def test_batches_are_bounded_by_tokens_and_keep_the_order(monkeypatch):
     vlm, seen = load_vlm(SHIPPED), []
 
-    def generate(vlm, prompt, grid, patches, most):
+    def generate(vlm, prompt, grids, patches, most):
         seen.append((len(patches), len(patches) * (len(prompt) + most)))
         # The first pixel tells one image from another.
-        return [f"{grid[1]} {one[0, 0]:.2f}" for one in patches]
+        return [f"{grids[0][1]} {one[0, 0]:.2f}" for one in patches]
 
-    monkeypatch.setattr(model, "_generate", generate)
+    monkeypatch.setattr(asking, "generate", generate)
     sizes = [(64, 64), (96, 128), (64, 64), (64, 64), (96, 128), (64, 64), (64, 64)]
     colours = [10 * i for i in range(len(sizes))]
     images = [Image.new("RGB", s, (c, c, c)) for s, c in zip(sizes, colours, strict=True)]
@@ -138,7 +138,7 @@ def test_an_adapter_that_is_switched_off_leaves_the_base(bias, tmp_path):
 
     def seen(one):
         patches, grid = one.preprocessor(photo())
-        visual = model._base(one.model).model.visual
+        visual = base_of(one.model).model.visual
         with torch.inference_mode():
             return visual(torch.from_numpy(patches), torch.from_numpy(grid)).pooler_output
 
@@ -175,8 +175,8 @@ def test_a_whole_omni_is_asked_through_its_thinker(checkpoint, tmp_path):
     assert before != after
     # The same as the thinker alone.
     alone = tmp_path / "thinker"
-    _base = model._base(load_vlm(folder).model).thinker
-    _base.save_pretrained(alone)
+    thinker = base_of(load_vlm(folder).model).thinker
+    thinker.save_pretrained(alone)
     tokenizer.save_pretrained(alone)
     tiny.save_processor(alone, 256, 1024)
     assert ask(load_vlm(alone), images, "what is this?", max_new_tokens=6) == before

@@ -172,11 +172,15 @@ def generate(
     """
     import torch
 
-    n = len(patches)
+    n, writer = len(patches), vlm.writer
     ids = torch.tensor([prompt]).expand(n, -1).contiguous()
+    given = model_arguments(vlm, ids, torch.ones_like(ids), patches, [*grids] * n)
+    if writer.generation_config.eos_token_id is None:
+        # That of a whole Qwen3-Omni belongs to the whole; without an end it would write on.
+        given["eos_token_id"] = vlm.tokenizer.eos_token_id
     with torch.inference_mode():
-        output = vlm.writer.generate(
-            **model_arguments(vlm, ids, torch.ones_like(ids), patches, [*grids] * n),
+        output = writer.generate(
+            **given,
             max_new_tokens=max_new_tokens,
             do_sample=False,
             use_cache=True,
