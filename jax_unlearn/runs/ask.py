@@ -12,12 +12,13 @@ from tyro.conf import Positional
 import porting
 from jax_unlearn.data.scan import printable
 from jax_unlearn.evaluate.vlm.asking import ask
-from jax_unlearn.evaluate.vlm.model import VLM, load_vlm, need_torch
+from jax_unlearn.evaluate.vlm.model import need_torch
 from jax_unlearn.evaluate.vlm.questions import DEFAULT_QUESTION
 from jax_unlearn.evaluate.vlm.reasoning import answer_of, is_unfinished
 from jax_unlearn.evaluate.vlm.settings import AskSettings
+from jax_unlearn.runs.exam import loaded
 from jax_unlearn.runs.run_directory import check_run
-from jax_unlearn.runs.settings.config import RunConfig, read_config
+from jax_unlearn.runs.settings.config import read_config
 from jax_unlearn.runs.terminal import print_table
 from jax_unlearn.runs.vision_outputs import read_images
 from jax_unlearn.runtime.errors import UserError
@@ -61,6 +62,8 @@ def ask_run(command: Ask, console: Console) -> list[Reply]:
     command.asking.check()
     if not command.images:
         raise UserError("ask: no image is given; name at least one image file after the run")
+    if not all(question.strip() for question in command.question) or not command.question:
+        raise UserError("--question: is empty; give a question, in quotes, or leave it out")
     config = read_config(command.run)
     if command.checkpoint is not None:
         config = config.replace(checkpoint=command.checkpoint)
@@ -72,7 +75,7 @@ def ask_run(command: Ask, console: Console) -> list[Reply]:
     need_torch()
     images = read_images(command.images)
     check_run(command.run, config)
-    vlm = opened(command, config)
+    vlm = loaded(command.run, config, command.asking, console)
     for path, image in zip(command.images, images, strict=True):
         try:
             vlm.preprocessor.patches(image.size)
@@ -99,17 +102,6 @@ def ask_run(command: Ask, console: Console) -> list[Reply]:
         Reply(str(path), question, before, after)
         for (path, question), before, after in zip(asked, found[False], found[True], strict=True)
     ]
-
-
-def opened(command: Ask, config: RunConfig) -> VLM:
-    """The model with the run's adapter."""
-    return load_vlm(
-        config.samples.checkpoint,
-        command.run / "adapter",
-        device=command.asking.device,
-        dtype=command.asking.dtype,
-        max_pixels=config.extraction.max_pixels,
-    )
 
 
 def show_replies(replies: list[Reply], as_json: bool) -> None:

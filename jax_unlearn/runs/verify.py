@@ -14,7 +14,7 @@ from jax_unlearn.data.scan import printable
 from jax_unlearn.evaluate.judges import judge_of
 from jax_unlearn.evaluate.vlm.asking import ask
 from jax_unlearn.evaluate.vlm.matching import normal
-from jax_unlearn.evaluate.vlm.model import load_vlm
+from jax_unlearn.evaluate.vlm.settings import AskSettings
 from jax_unlearn.features.extracted import Extracted
 from jax_unlearn.features.samples import images
 from jax_unlearn.runs.certificate import FORM
@@ -28,6 +28,7 @@ from jax_unlearn.runs.evidence import (
     run_files,
     sample_facts,
 )
+from jax_unlearn.runs.exam import loaded
 from jax_unlearn.runs.settings.checks import refuse_unused
 from jax_unlearn.runs.settings.config import RunConfig, config_of
 from jax_unlearn.runtime.digests import DIGEST, of_text, to_text
@@ -128,7 +129,7 @@ def verify(command: Verify, console: Console) -> Verification:
         if command.figures:
             compare_figures(command, config, certificate, extracted, found)
     if command.ask:
-        compare_answers(command, config, certificate, extracted, found)
+        compare_answers(command, config, certificate, extracted, found, console)
     return found
 
 
@@ -265,6 +266,7 @@ def compare_answers(
     certificate: Facts,
     extracted: Extracted,
     found: Verification,
+    console: Console,
 ) -> None:
     """Ask the edited model for some of the answers again, and compare.
 
@@ -282,12 +284,7 @@ def compare_answers(
     test = extracted.test
     files = {file.name: file for file in (*images(test.forget), *images(test.preserve))}
     how = metrics_in(certificate)["vlm"]["asked_with"]
-    vlm = load_vlm(
-        config.samples.checkpoint,
-        command.run / ADAPTER,
-        dtype=how["dtype"],
-        max_pixels=config.extraction.max_pixels,
-    )
+    vlm = loaded(command.run, config, AskSettings(dtype=how["dtype"]), console)
     for row in chosen:
         asked = [files[row["image"]]], row["question"]
         (reply,) = ask(vlm, *asked, max_new_tokens=how["max_new_tokens"])

@@ -5,6 +5,7 @@ import shutil
 
 import pytest
 
+from jax_unlearn.evaluate import reidentification
 from jax_unlearn.runs.ask import Reply, as_table, unfinished
 from jax_unlearn.runs.cli import main
 from jax_unlearn.runtime.assets import ASSETS
@@ -55,6 +56,7 @@ def test_bad_input_of_ask_is_one_line(asked, tmp_path, capsys):
     missing = tmp_path / "no.png"
     assert f"{missing}: cannot be read" in error_of(["ask", asked, missing], capsys)
     assert "config.json: not the config" in error_of(["ask", tmp_path, TRIANGLE], capsys)
+    assert "--question: is empty" in error_of(["ask", asked, TRIANGLE, "--question", ""], capsys)
     words = ["ask", asked, TRIANGLE, "--max-new-tokens", "0"]
     assert "--max-new-tokens 0: must be at least 1" in error_of(words, capsys)
     copy = shutil.copytree(asked, tmp_path / "run")
@@ -99,7 +101,8 @@ def test_every_answer_is_kept_and_few_images_are_a_warning(asked, tmp_path, caps
     assert read(run / "metrics.json")["vlm"] == vlm
 
 
-def test_images_without_classes_are_a_warning_and_no_figure(asked, tmp_path, capsys):
+def test_images_without_classes_are_a_warning_and_no_figure(asked, tmp_path, capsys, monkeypatch):
+    monkeypatch.setattr(reidentification, "DRAWS", 1)
     for side in ("forget", "preserve"):
         (tmp_path / side).mkdir()
         for file in (asked.parent / side).glob("*/00*.*"):
