@@ -1,6 +1,7 @@
 """The whole job on the shipped model: the Hugging Face model forgets, and only that."""
 
 import json
+import re
 
 import pytest
 
@@ -52,4 +53,9 @@ def test_the_report_shows_the_answers(scores):
     assert "What the model says about held-out images" in page
     # Two sentences first, with the model's own answers.
     assert "the model names “red triangle” in 0.0 % of its held-out images" in page
+    # Beside a picture, what the model said about it before and now.
+    assert "red triangle → <b>" in page
+    assert "red triangle → <b>red triangle" not in page
+    kept = re.findall(r">([a-z ]+) → <b>\1</b>", page)
+    assert len(kept) > 10
     assert "what shape is in the image? + what color is the shape?" in page

@@ -73,10 +73,17 @@ def verdict(m: Metrics, concept: str, finders: list[Finder]) -> list[str]:
             else ""
         )
         others = [m["vlm"][when]["others"] for when in ("before", "after")]
+        about = (
+            f"names “{concept}” in {percent(after['share'])} of its held-out images (before "
+            f"{percent(before['share'])})"
+        )
+        if before["share"] <= before["chance"]:
+            about = (
+                f"named “{concept}” no more often than a guess before the edit already, so that "
+                "this says nothing about forgetting"
+            )
         said = (
-            f"Asked “{after['question']}”, the model names “{concept}” in "
-            f"{percent(after['share'])} of its held-out images (before {percent(before['share'])})"
-            f"{also}; about other images it is right in {percent(others[1])} (before "
+            f"Asked “{after['question']}”, the model {about}{also}; about other images it is right in {percent(others[1])} (before "
             f"{percent(others[0])})."
         )
     else:
@@ -118,14 +125,14 @@ def finders(m: Metrics, attacks: Metrics | None) -> list[Finder]:
     found = []
     if named := worst_named(m):
         before, after = named
-        beyond = (after["share"] - after["chance"]) / max(1 - after["chance"], 1e-9)
         shares = percent(before["share"]), percent(after["share"])
+        beyond = beyond_guess(before["share"], after["share"], after["chance"])
         found.append(Finder("somebody who asks the model", *shares, beyond))
     elif "zero_shot" in m:
-        chance, shares = m["forget"]["chance"], m["forget"]
-        beyond = (shares["accuracy_after"] - chance) / max(1 - chance, 1e-9)
-        both = percent(shares["accuracy_before"]), percent(shares["accuracy_after"])
-        found.append(Finder("zero-shot classification", *both, beyond))
+        forget = m["forget"]
+        before, after = forget["accuracy_before"], forget["accuracy_after"]
+        beyond = beyond_guess(before, after, forget["chance"])
+        found.append(Finder("zero-shot classification", percent(before), percent(after), beyond))
     elif "paths" in m:
         asked = "not measured: jax-unlearn evaluate RUN --vlm"
         found.append(Finder("somebody who asks the model", "", asked, None))
@@ -136,6 +143,13 @@ def finders(m: Metrics, attacks: Metrics | None) -> list[Finder]:
         Finder("somebody who has the original weights and puts them back", "all", "all", 1.0)
     )
     return found
+
+
+def beyond_guess(before: float, after: float, chance: float) -> float | None:
+    """The share beyond a guess after the edit; None if it was no more than a guess before it."""
+    if before <= chance:
+        return None
+    return (after - chance) / max(1 - chance, 1e-9)
 
 
 def with_labels(m: Metrics) -> list[Finder]:
