@@ -83,7 +83,8 @@ def verdict(m: Metrics, concept: str, finders: list[Finder]) -> list[str]:
                 "this says nothing about forgetting"
             )
         said = (
-            f"Asked “{after['question']}”, the model {about}{also}; about other images it is right in {percent(others[1])} (before "
+            f"Asked “{after['question']}”, the model {about}{also}; about "
+            f"other images it is right in {percent(others[1])} (before "
             f"{percent(others[0])})."
         )
     else:
