@@ -150,7 +150,8 @@ def until_no_rise(asked: Callable[[], Row], steps: Iterator[int]) -> list[Row]:
     """Ask before the first and after some steps, until TPR − FPR has stopped rising.
 
     Returns:
-        A row for each number of steps; `best` marks the first with the largest TPR − FPR.
+        A row for each number of steps; `best` marks the first with the largest TPR − FPR, and
+        `still_rising` a last one that is the best because the budget has ended.
     """
     rows = [{"steps": 0, **asked()}]
     best = gained(rows[0])
@@ -165,7 +166,11 @@ def until_no_rise(asked: Callable[[], Row], steps: Iterator[int]) -> list[Row]:
             break
     highest = max(map(gained, rows))
     first = next(i for i, row in enumerate(rows) if gained(row) == highest)
-    return [{**row, "best": i == first} for i, row in enumerate(rows)]
+    rising = 0 < first == len(rows) - 1
+    return [
+        {**row, "best": i == first, "still_rising": rising and i == first}
+        for i, row in enumerate(rows)
+    ]
 
 
 def mixed_batches(

@@ -15,7 +15,7 @@ from PIL import Image
 from jax_unlearn.attacks.edited_model import rates
 from jax_unlearn.attacks.fine_tuning import encode, mixed_batches, train, until_no_rise
 from jax_unlearn.attacks.registry import EDITED, Attack, Row, Trial
-from jax_unlearn.attacks.relearning import PERMUTED, STEPS, examples, kept, numbers, permuted
+from jax_unlearn.attacks.relearning import PERMUTED, STEPS, numbers, training_examples
 from jax_unlearn.attacks.target import AttackedRun
 from jax_unlearn.evaluate.vlm.asking import ask
 from jax_unlearn.evaluate.vlm.model import VLM
@@ -41,12 +41,8 @@ def trials(run: AttackedRun) -> Iterator[Trial]:
 
 def prompted(run: AttackedRun, count: int, subject: str, seed: int) -> list[Row]:
     """Rates after each number of steps of training."""
-    vlm, (fit, test) = run.model.vlm, run.split(seed)
-    shown = fit.forget[:: max(1, len(fit.forget) // count)][:count]
-    concept = [one for file in shown for one in examples(run, file)]
-    keep = [one for file in kept(fit, seed) for one in examples(run, file)]
-    if subject == PERMUTED:
-        concept, keep = permuted(concept, keep, seed)
+    vlm, test = run.model.vlm, run.split(seed)[1]
+    concept, keep = training_examples(run, count, subject, seed)
     token, text = placeholder(vlm, [one.question + " " + one.answer for one in (*concept, *keep)])
 
     def asked() -> Row:
@@ -71,7 +67,7 @@ def placeholder(vlm: VLM, texts: list[str]) -> tuple[int, str]:
     Raises:
         UserError: the tokenizer has none whose copies are tokens of their own.
     """
-    tokenizer, config = vlm.tokenizer, vlm.model.config
+    tokenizer, config = vlm.tokenizer, vlm.writer.config
     taken = {id for text in texts for id in tokenizer(text)["input_ids"]}
     template = tokenizer.apply_chat_template(
         [{"role": "user", "content": [{"type": "image"}, {"type": "text", "text": ""}]}],
@@ -84,11 +80,11 @@ def placeholder(vlm: VLM, texts: list[str]) -> tuple[int, str]:
     added = tokenizer.get_added_vocab()
     words = sorted(tokenizer.get_vocab().items(), key=lambda item: (item[0] not in added, item[1]))
     for word, token in words[:MOST_TRIED]:
-        text = f"{word} " * VECTORS
-        if token not in taken and tokenizer(text, add_special_tokens=False)["input_ids"] == (
-            [token] * VECTORS
-        ):
-            return token, text
+        # Added tokens are told apart without spaces, and words with them.
+        for text in (word * VECTORS, f"{word} " * VECTORS):
+            ids = tokenizer(text, add_special_tokens=False)["input_ids"]
+            if token not in taken and ids == [token] * VECTORS:
+                return token, text
     raise UserError(
         f"soft_prompt: none of the first {MOST_TRIED} tokens can stand for the vectors; leave the "
         "attack out with --kinds"
@@ -100,7 +96,7 @@ def soft_prompt(vlm: VLM, token: int, seed: int) -> Iterator[Any]:
     """Yields vectors [VECTORS, E] to train, which take the place of a token's embeddings."""
     import torch
 
-    embeddings = vlm.model.get_input_embeddings()
+    embeddings = vlm.writer.get_input_embeddings()
     weight = embeddings.weight
     random = torch.Generator().manual_seed(seed)
     some = torch.randint(len(weight), (VECTORS,), generator=random)

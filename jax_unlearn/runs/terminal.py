@@ -151,6 +151,11 @@ def finish_attacks(report: Metrics, out: Path) -> None:
                 "the concept there either",
                 file=sys.stderr,
             )
+        if any(row.get("still_rising") for row in found["rows"]):
+            print(
+                f"{name}: TPR − FPR was still rising at the end of the budget; use --budget full",
+                file=sys.stderr,
+            )
         if not (best := found["strongest"]):
             continue
         setting = ", ".join(f"{key} {value}" for key, value in best["setting"].items())

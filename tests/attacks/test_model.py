@@ -159,6 +159,11 @@ def test_training_goes_on_until_nothing_rises():
     assert gained(rows[4]) == pytest.approx(0.2)
     # Few steps do not count as a stop: those up to 100 are all tried.
     assert rows[-1]["steps"] == STEPS[3 + PATIENCE]
+    assert not any(r["still_rising"] for r in rows)
+    rising = [row(k / 10, 0) for k in range(4)]
+    asked = iter(rising)
+    rows = until_no_rise(lambda: next(asked), iter(STEPS[:3]))
+    assert [r["still_rising"] for r in rows] == [False, False, False, True]
 
 
 def test_relearning_beside_its_controls(attacked, unchanged, monkeypatch):
