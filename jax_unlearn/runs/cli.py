@@ -24,6 +24,8 @@ COMMANDS = {
     "sweep": "fit and score many settings, and choose one of them",
     "evaluate": "evaluate a run again; --vlm also asks the Hugging Face model",
     "ask": "ask the Hugging Face model about any images, before and after",
+    "attack": "attack the changed model, with controls: who can still find the concept",
+    "report": "write a page that compares runs",
     "export": "write the changed model for PyTorch: a merged checkpoint, or an adapter for PEFT",
     "unmerge": "undo a merge, with the file that `export --undo` wrote",
     "compare": "say whether the change is in what is served, and how large it is",
