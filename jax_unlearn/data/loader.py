@@ -23,7 +23,6 @@ from jax_unlearn.data.segments import SHARED, Segment, free_segments, new_prefix
 from jax_unlearn.models.qwen3_vision.packing import PackedPatches, pack
 from jax_unlearn.runtime.errors import StoppedError
 from jax_unlearn.runtime.interrupts import blocked
-from jax_unlearn.runtime.no_torch import hide_torch
 from jax_unlearn.runtime.temporary_files import temporary_folder
 
 T = TypeVar("T")
@@ -132,7 +131,6 @@ def begin_worker(prefix: str, number: int, count: int) -> None:
     # until it has saved a snapshot.
     signal.signal(signal.SIGTERM, signal.SIG_IGN)
     threading.Thread(target=end_with_parent, args=[prefix], daemon=True).start()
-    hide_torch()
 
 
 def end_with_parent(prefix: str) -> None:
