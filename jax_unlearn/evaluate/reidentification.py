@@ -201,7 +201,7 @@ def before_and_after(
 ) -> Any:
     """Scores before and after the edit, by how tokens are pooled (mean, max or spread)."""
     from sklearn import config_context
-    from threadpoolctl import threadpool_limits
+    from threadpoolctl import threadpool_limits  # type: ignore[import-untyped]
 
     curves: dict[str, dict[str, dict[str, list[float]]]] = {}
     refitted: dict[str, dict[str, dict[str, dict[str, float]]]] = {}
