@@ -32,8 +32,6 @@ SIGNALS = (signal.SIGINT, signal.SIGTERM, signal.SIGKILL)
 # Of a process that a signal ended: by the system, or by the program after SIGTERM or SIGINT.
 ENDED = {signal.SIGKILL: {-9}, signal.SIGTERM: {-15, 143}, signal.SIGINT: {-2, 130}}
 BOUND = 300
-# Seconds until the program's own first line; before, Python answers SIGINT with a traceback.
-START = 1.0
 # As each run has other times and pictures, these differ.
 VARIED = {"metrics.json", "report.html", "config.json", "digests.json", "README.md"}
 
@@ -75,10 +73,10 @@ class Killer:
         """Start a command and kill it; whether it had ended before."""
         command = words[0]
         number, random_time = next(self.turns[command])
-        begun = time.monotonic()
         process = self.start(words)
+        begun = time.monotonic()
         if random_time:
-            until = begun + START + self.draw.random() * self.seconds.get(command, 6.0)
+            until = begun + self.draw.random() * self.seconds.get(command, 6.0)
             while process.poll() is None and time.monotonic() < until:
                 time.sleep(0.01)
         else:
@@ -96,7 +94,8 @@ class Killer:
         return False
 
     def start(self, words):
-        return subprocess.Popen(
+        """Start a command, until its first line: before, Python answers SIGINT with a traceback."""
+        process = subprocess.Popen(
             [sys.executable, "-m", "jax_unlearn", *map(str, words)],
             stdout=subprocess.DEVNULL,
             stderr=subprocess.PIPE,
@@ -104,6 +103,12 @@ class Killer:
             # A shell starts what runs in the background with SIGINT ignored.
             preexec_fn=lambda: signal.signal(signal.SIGINT, signal.default_int_handler),
         )
+        # NumPy is imported soon after it.
+        while (
+            process.poll() is None and "numpy" not in Path(f"/proc/{process.pid}/maps").read_text()
+        ):
+            time.sleep(0.01)
+        return process
 
     def run_whole(self, words):
         process = self.start(words)
