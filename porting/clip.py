@@ -2,6 +2,7 @@
 
 from collections.abc import Iterator
 from dataclasses import dataclass, fields
+from functools import cache
 from pathlib import Path
 from typing import Any
 
@@ -169,8 +170,12 @@ def clip_config(directory: str | Path, dtype: str = "float32") -> ClipConfig:
     )
 
 
+@cache
 def abstract_clip(config: ClipConfig) -> Clip:
-    """The model with shapes and dtypes instead of arrays, which takes no memory."""
+    """The model with shapes and dtypes instead of arrays, which takes no memory.
+
+    Made once for a config: not to be changed.
+    """
     return nnx.eval_shape(lambda: Clip(config, rngs=nnx.Rngs(0)))
 
 

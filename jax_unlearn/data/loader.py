@@ -2,12 +2,15 @@
 
 import multiprocessing
 import os
+import pickle
 import re
 import signal
 import threading
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Generator, Sequence
 from dataclasses import dataclass
-from typing import TypeVar
+from functools import cache, partial
+from pathlib import Path
+from typing import Any, TypeVar
 
 import jax
 import numpy as np
@@ -16,10 +19,11 @@ from jaxtyping import Float, Int
 from jax_unlearn.data.batches import Batch, Item
 from jax_unlearn.data.images import UNREADABLE, ImageFile, open_image, read_image, reason
 from jax_unlearn.data.preprocess import Preprocessor
+from jax_unlearn.data.segments import SHARED, Segment, free_segments, new_prefix, write_segment
 from jax_unlearn.models.qwen3_vision.packing import PackedPatches, pack
 from jax_unlearn.runtime.errors import StoppedError
 from jax_unlearn.runtime.interrupts import blocked
-from jax_unlearn.runtime.no_torch import hide_torch
+from jax_unlearn.runtime.temporary_files import temporary_folder
 
 T = TypeVar("T")
 R = TypeVar("R")
@@ -29,11 +33,11 @@ AHEAD = 2
 # What Grain says of a process that it lost.
 DIED = re.compile(r"Worker process was terminated unexpectedly with exit code (-?\d+)")
 # One batch per device; the slots of each batch's patches; the reason by index for every file that
-# cannot be read. A tuple, since Grain's shared memory supports tuples but not classes.
+# cannot be read.
 Loaded = tuple[PackedPatches, list[Int[np.ndarray, " patches"]], dict[int, str]]
 
 
-def load(items: Sequence[T], function: Callable[[T], R], workers: int) -> Iterator[R]:
+def load(items: Sequence[T], function: Callable[[T], R], workers: int) -> Generator[R, None, None]:
     """Yield `function` of every item, in order, computed ahead of the consumer.
 
     Args:
@@ -49,29 +53,30 @@ def load(items: Sequence[T], function: Callable[[T], R], workers: int) -> Iterat
 
     if not items:
         return
-    source = grain.MapDataset.source(items).map(function)
     if not workers:
         threads = grain.ReadOptions(num_threads=AHEAD, prefetch_buffer_size=AHEAD)
-        yield from source.to_iter_dataset(threads)
+        yield from grain.MapDataset.source(items).map(function).to_iter_dataset(threads)
         return
     if not flags.FLAGS.is_parsed():
         # Grain reads absl flags, which only an absl program would have parsed.
         flags.FLAGS.mark_as_parsed()
     no_threads = grain.ReadOptions(num_threads=0, prefetch_buffer_size=0)
     options = grain.MultiprocessingOptions(num_workers=workers, per_worker_buffer_size=AHEAD)
-    dataset = source.to_iter_dataset(no_threads).mp_prefetch(options, worker_init_fn=begin_worker)
-    iterator = iter(dataset)
+    prefix = new_prefix()
+    task = Task(temporary_folder() / f"{prefix}task.pickle", prefix)
+    task.path.write_bytes(pickle.dumps((items, function)))
+    dataset = grain.MapDataset.range(len(items)).map(task).to_iter_dataset(no_threads)
+    begin = partial(begin_worker, prefix)
+    iterator = iter(dataset.mp_prefetch(options, worker_init_fn=begin))
     try:
         while True:
             # Ctrl-C reaches all processes; those that are started here never get it.
             with blocked(signal.SIGINT):
                 result = next(iterator)
+                result = result.open() if isinstance(result, Segment) else result
             yield result
     except StopIteration:
         return
-    except GeneratorExit:
-        iterator.close()
-        raise
     except RuntimeError as error:
         if not (match := DIED.search(str(error))):
             raise
@@ -79,6 +84,39 @@ def load(items: Sequence[T], function: Callable[[T], R], workers: int) -> Iterat
             f"--workers {workers}: a process that decodes images has died ({cause_of(match[1])}); "
             "continue with --resume, with fewer --workers if memory was short"
         ) from error
+    finally:
+        try:
+            iterator.close()
+        finally:
+            task.path.unlink()
+            free_segments(prefix)
+
+
+@dataclass(frozen=True)
+class Task:
+    """What a worker process does with the item of an index.
+
+    Items and function are in a file: Python waits for ever if a process is killed before it has
+    read what it was started with, unless that fits into a pipe.
+
+    Args:
+        path: a file with both, pickled.
+        prefix: of the names in shared memory.
+    """
+
+    path: Path
+    prefix: str
+
+    def __call__(self, index: int) -> object:
+        items, function = read_task(self.path)
+        result = function(items[index])
+        # Where shared memory cannot be listed, Grain's is used.
+        return write_segment(result, self.prefix) if SHARED.is_dir() else result
+
+
+@cache
+def read_task(path: Path) -> Any:
+    return pickle.loads(path.read_bytes())
 
 
 def cause_of(exit_code: str) -> str:
@@ -87,19 +125,19 @@ def cause_of(exit_code: str) -> str:
     return signal.Signals(-code).name if code < 0 else f"exit code {code}"
 
 
-def begin_worker(number: int, count: int) -> None:
-    """Set up a worker process; called by Grain in each of them."""
+def begin_worker(prefix: str, number: int, count: int) -> None:
+    """Set up a worker process; called by Grain in each of them, with its number."""
     # A preempted machine sends SIGTERM to all processes, but the main process needs its workers
     # until it has saved a snapshot.
     signal.signal(signal.SIGTERM, signal.SIG_IGN)
-    threading.Thread(target=end_with_parent, daemon=True).start()
-    hide_torch()
+    threading.Thread(target=end_with_parent, args=[prefix], daemon=True).start()
 
 
-def end_with_parent() -> None:
-    """Exit when the parent process ends, even if it was killed."""
+def end_with_parent(prefix: str) -> None:
+    """Exit when the parent process ends, even if it was killed, and free its shared memory."""
     if parent := multiprocessing.parent_process():
         parent.join()
+        free_segments(prefix)
         # sys.exit might wait for a queue that is no longer read.
         os._exit(1)
 

@@ -5,13 +5,11 @@ import warnings
 from collections.abc import Sequence
 from heapq import nlargest
 from math import ceil
-from pathlib import Path
 
 from jax_unlearn.data.loader import AHEAD
+from jax_unlearn.data.segments import SHARED
 from jax_unlearn.runtime.errors import UserError
 
-# Where Linux has POSIX shared memory; other systems do not limit it like this.
-SHARED = Path("/dev/shm")
 # Results that exist at once, as measured: for each worker, Grain fills a queue in the worker and
 # one in this process, and has one more result ready for each; the consumer has a few.
 PER_WORKER, CONSUMED = 2 * (AHEAD + 1), 3

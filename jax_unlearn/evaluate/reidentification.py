@@ -219,12 +219,15 @@ def before_and_after(
 ) -> Any:
     """Scores before and after the edit, by how tokens are pooled (mean, max or spread)."""
     from sklearn import config_context
+    from threadpoolctl import threadpool_limits  # type: ignore[import-untyped]
 
     curves: dict[str, dict[str, dict[str, list[float]]]] = {}
     refitted: dict[str, dict[str, dict[str, dict[str, float]]]] = {}
     for pool, (when, sides) in product(before, (("before", before), ("after", after))):
-        # The rows are checked already, and a fit of few rows takes less than the checks.
-        with config_context(assume_finite=True, skip_parameter_validation=True):
+        # The rows are checked already, and a fit of few rows takes less than the checks, or than
+        # threads that wait for one another on a busy machine.
+        quick = config_context(assume_finite=True, skip_parameter_validation=True)
+        with quick, threadpool_limits(1):
             scores = few_shot(sides[pool], draws=draws)
         for k, values in scores.curve.items():
             curves.setdefault(pool, {}).setdefault(k, {})[when] = values

@@ -4,6 +4,7 @@ import gc
 import time
 from collections.abc import Collection, Iterable, Iterator, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
+from contextlib import closing
 from dataclasses import dataclass
 from math import prod
 from typing import Literal
@@ -230,20 +231,21 @@ class Extractor:
         sizes = [packing.size(batches) for batches in steps]
         workers = workers_in_shared_memory(sizes, workers, required=self.workers is not None)
         self.shared_memory |= workers > 0
-        loaded = self.waiting_for(load(steps, packing, workers))
-        for step, taps, means in self.pipelined(state, steps, loaded):
-            self.work.add(step.batches, self.devices)
-            if state.statistics and self.on_device:
-                state.statistics.add_step(taps, step.files().ravel())
-            for index, rows, grid in step.images(taps, means):
-                state.add(index, rows, grid)
-            if step.failed:
-                state.skip(step.failed)
-                self.report(state, reader)
-            state.step_done()
-            self.work.seconds += time.perf_counter() - begun
-            yield list(step.batches)
-            begun = time.perf_counter()
+        # Closed even if the traceback of an exception keeps it.
+        with closing(load(steps, packing, workers)) as loaded:
+            for step, taps, means in self.pipelined(state, steps, self.waiting_for(loaded)):
+                self.work.add(step.batches, self.devices)
+                if state.statistics and self.on_device:
+                    state.statistics.add_step(taps, step.files().ravel())
+                for index, rows, grid in step.images(taps, means):
+                    state.add(index, rows, grid)
+                if step.failed:
+                    state.skip(step.failed)
+                    self.report(state, reader)
+                state.step_done()
+                self.work.seconds += time.perf_counter() - begun
+                yield list(step.batches)
+                begun = time.perf_counter()
 
     def waiting_for(self, loaded: Iterable[Loaded]) -> Iterator[Loaded]:
         """Pass on `loaded`, adding the time that the devices are idle to `work.waited`."""

@@ -53,7 +53,7 @@ CLIENTS = (
         "vLLM",
         (INERT, "unless --enable-tower-connector-lora; refuses a bias (LEACE); never Qwen3-Omni"),
         (WORKS, ""),
-        "read",
+        "tried",
     ),
     Client(
         "llama.cpp",

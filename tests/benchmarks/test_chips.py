@@ -2,8 +2,10 @@
 
 import json
 from dataclasses import replace
+from pathlib import Path
 
 import jax
+import pytest
 from flax import nnx
 
 from benchmarks.scale import chips, compiled
@@ -14,6 +16,8 @@ from porting.qwen3_vision import abstract_tower
 from tests.running import on_eight_devices
 from tests.runs.test_memory_plan import SMALL
 
+DEPTH = 7
+
 
 def size(state):
     return sum(x.size * x.dtype.itemsize for x in jax.tree.leaves(state))
@@ -23,35 +27,45 @@ def cpu_chips(data, fsdp):
     return Chips("cpu", make_mesh(f"data={data},fsdp={fsdp}"), 2**30, "xla")
 
 
-def check_bytes():
-    """All of the blocks but the device's own share, layer by layer, and nothing without fsdp."""
-    config = replace(SMALL, depth=7)
-    state = nnx.split(abstract_tower(config))[1]
-    for fsdp in (1, 2, 4):
-        place = cpu_chips(8 // fsdp, fsdp)
-        program = compile_pass(config, place, rows=1, length=64)
-        share = size(state["blocks"]) / fsdp
-        assert compiled.received(program, config.depth, fsdp) == size(state["blocks"]) - share
-        assert weights(config, place) == size(state) - size(state["blocks"]) + share
+def bytes_of(depth, fsdp):
+    """(Bytes that a device receives in a pass, bytes of its weights) of a small tower."""
+    config, place = replace(SMALL, depth=depth), cpu_chips(8 // fsdp, fsdp)
+    program = compile_pass(config, place, rows=1, length=64)
+    return compiled.received(program, depth, fsdp), weights(config, place)
 
 
-def check_benchmark(out):
+def write_both(folder):
+    """What both tests look at, in one process: its start takes as long as they do."""
+    received = {fsdp: bytes_of(DEPTH, fsdp) for fsdp in (1, 2, 4)}
+    Path(folder, "bytes.json").write_text(json.dumps(received))
     compiled.TOWERS["24x1024"] = (18, 16, 32, 2, 8)
     chips.find_chips = lambda name, fsdp: cpu_chips(
         chips.chips_of(name.split(":")[1]) // fsdp, fsdp
     )
     # Two devices a host.
     chips.hosts_of = compiled.hosts_of = lambda chips: -(-chips.mesh.size // 2)
+    out = f"{folder}/scale.json"
     chips.main(f"--towers 24x1024 --slices 1x1 2x2 --fsdp 2 --rows 1 --out {out}".split())
 
 
-def test_bytes_received_are_those_of_the_weights():
-    on_eight_devices(check_bytes)
+@pytest.fixture(scope="module")
+def written(tmp_path_factory):
+    folder = tmp_path_factory.mktemp("chips")
+    on_eight_devices(write_both, str(folder))
+    return folder
 
 
-def test_scale(tmp_path):
-    out = tmp_path / "scale.json"
-    on_eight_devices(check_benchmark, str(out))
+def test_bytes_received_are_those_of_the_weights(written):
+    """All of the blocks but the device's own share, layer by layer, and nothing without fsdp."""
+    state = nnx.split(abstract_tower(replace(SMALL, depth=DEPTH)))[1]
+    blocks = size(state["blocks"])
+    for fsdp, found in json.loads((written / "bytes.json").read_text()).items():
+        share = blocks / int(fsdp)
+        assert found == [blocks - share, size(state) - blocks + share]
+
+
+def test_scale(written):
+    out = written / "scale.json"
     assert out.with_suffix(".png").stat().st_size > 0
     cases = json.loads(out.read_text())["cases"]
     assert [(case["chips"], case["fsdp"]) for case in cases] == [(1, 1), (4, 1), (4, 2)]

@@ -4,6 +4,7 @@ import os
 import signal
 import subprocess
 import sys
+from dataclasses import dataclass
 from pathlib import Path
 
 import jax
@@ -16,25 +17,89 @@ from jax_unlearn.data.images import ImageFile
 from jax_unlearn.data.loader import CountPatches, PackStep, load
 from jax_unlearn.data.preprocess import load_preprocessor
 from jax_unlearn.runtime.assets import ASSETS
-from jax_unlearn.runtime.errors import StoppedError
 from porting.qwen3_vision import vision_config
+
+ROOT = Path(__file__).parents[2]
 
 
 def square(x):
     return x * x
 
 
-def killed(x):
-    """Kills its own process, as the kernel does where memory is short."""
-    os.kill(os.getpid(), signal.SIGKILL)
+@dataclass(frozen=True)
+class Marked:
+    """Makes a file for each item, so that others see how far it has come; returns an array."""
+
+    folder: Path
+
+    def __call__(self, x):
+        (self.folder / str(x)).touch()
+        return {"x": np.full(5000, x), "none": np.zeros((0, 3)), "text": str(x)}
 
 
-def test_a_worker_that_dies_is_one_line():
+def test_a_worker_that_is_killed(tmp_path):
+    """What it had delivered is used; if that is not all, one line says so, and no other is printed.
+
+    At rest the first of many items is in use and six are ready, the last of them in the worker.
+    """
+    program = """
+import multiprocessing, os, signal, sys, time
+from pathlib import Path
+from jax_unlearn.data.loader import load
+from jax_unlearn.runtime.errors import StoppedError
+from tests.data.test_loader import Marked
+for count, ready in (3, 2), (99, 6):
+    folder = Path(sys.argv[1], str(count))
+    folder.mkdir()
+    results = load(range(count), Marked(folder), workers=1)
+    used = [next(results)]
+    while not (folder / str(ready)).exists():
+        time.sleep(0.01)
+    time.sleep(0.3)
+    os.kill(multiprocessing.active_children()[0].pid, signal.SIGKILL)
+    try:
+        for one in results:
+            used.append(one)
+    except StoppedError as error:
+        print(error)
+    for one in used:
+        assert (one["x"] == int(one["text"])).all() and one["none"].shape == (0, 3)
+    print(*[one["text"] for one in used])
+"""
+    command = [sys.executable, "-c", program, tmp_path]
+    done = subprocess.run(command, cwd=ROOT, capture_output=True, text=True)
     line = (
-        r"^--workers 1: a process that decodes images has died \(SIGKILL\); continue with --resume"
+        "--workers 1: a process that decodes images has died (SIGKILL); "
+        "continue with --resume, with fewer --workers if memory was short"
     )
-    with pytest.raises(StoppedError, match=line):
-        list(load(range(3), killed, 1))
+    assert (done.stdout, done.stderr) == (f"0 1 2\n{line}\n0 1 2 3 4 5\n", "")
+
+
+def test_a_worker_that_is_killed_before_it_begins():
+    """Items of more than a pipe's 64 kB, which would not all have been handed over."""
+    program = """
+import os, signal, threading
+from pathlib import Path
+from jax_unlearn.data.loader import load
+from jax_unlearn.runtime.errors import StoppedError
+from tests.data.test_loader import square
+def kill():
+    while True:
+        for path in Path("/proc/self/task").glob("*/children"):
+            for child in path.read_text().split():
+                # In two words, as a process that was only forked has its parent's command.
+                if b"spawn_" + b"main" in Path("/proc", child, "cmdline").read_bytes():
+                    return os.kill(int(child), signal.SIGKILL)
+threading.Thread(target=kill, daemon=True).start()
+try:
+    list(load(list(range(99_999)), square, 1))
+except StoppedError as error:
+    print(str(error)[:60])
+"""
+    command = [sys.executable, "-c", program]
+    done = subprocess.run(command, cwd=ROOT, capture_output=True, text=True, timeout=60)
+    line = "--workers 1: a process that decodes images has died (SIGKILL"
+    assert (done.stdout, done.stderr) == (f"{line}\n", "")
 
 
 @pytest.mark.parametrize("workers", [0, 2])
@@ -55,7 +120,7 @@ for number in load(range(99), square, workers=1):
 """
     parent = subprocess.Popen(
         [sys.executable, "-c", program],
-        cwd=Path(__file__).parents[2],
+        cwd=ROOT,
         stdout=subprocess.PIPE,
         start_new_session=True,
     )

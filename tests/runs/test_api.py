@@ -1,6 +1,7 @@
 """`jax_unlearn.unlearn`: the same run as the command line's, and the run that it returns."""
 
 import json
+import shutil
 
 import pytest
 
@@ -47,11 +48,12 @@ def test_bad_input_is_an_error_and_leaves_nothing(folder, tmp_path):
 
 
 def test_the_model_is_asked_without_and_with_the_adapter(tmp_path):
+    for side, name in ("forget", "astronaut"), ("preserve", "cat"), ("preserve", "rocket"):
+        shutil.copytree(ASSETS / "images" / "train" / name, tmp_path / side / name)
     run = jax_unlearn.unlearn(
         ASSETS / "checkpoint",
-        forget=ASSETS / "images" / "train",
-        preserve=ASSETS / "images" / "train",
-        concept="astronaut",
+        forget=tmp_path / "forget",
+        preserve=tmp_path / "preserve",
         out=tmp_path / "run",
         progress=False,
     )

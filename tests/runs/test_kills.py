@@ -32,8 +32,6 @@ SIGNALS = (signal.SIGINT, signal.SIGTERM, signal.SIGKILL)
 # Of a process that a signal ended: by the system, or by the program after SIGTERM or SIGINT.
 ENDED = {signal.SIGKILL: {-9}, signal.SIGTERM: {-15, 143}, signal.SIGINT: {-2, 130}}
 BOUND = 300
-# Seconds until the program's own first line; before, Python answers SIGINT with a traceback.
-START = 1.0
 # As each run has other times and pictures, these differ.
 VARIED = {"metrics.json", "report.html", "config.json", "digests.json", "README.md"}
 
@@ -75,10 +73,10 @@ class Killer:
         """Start a command and kill it; whether it had ended before."""
         command = words[0]
         number, random_time = next(self.turns[command])
-        begun = time.monotonic()
         process = self.start(words)
+        begun = time.monotonic()
         if random_time:
-            until = begun + START + self.draw.random() * self.seconds.get(command, 6.0)
+            until = begun + self.draw.random() * 1.5 * self.seconds[command]
             while process.poll() is None and time.monotonic() < until:
                 time.sleep(0.01)
         else:
@@ -89,14 +87,14 @@ class Killer:
         _, errors = process.communicate(timeout=BOUND)
         assert "Traceback" not in errors, errors
         if process.returncode == 0:
-            self.seconds[command] = time.monotonic() - begun
             return True
         assert process.returncode in ENDED[number], (number, process.returncode, errors)
         self.counts[command, number.name, "random" if random_time else "writing"] += 1
         return False
 
     def start(self, words):
-        return subprocess.Popen(
+        """Start a command, until its first line: before, Python answers SIGINT with a traceback."""
+        process = subprocess.Popen(
             [sys.executable, "-m", "jax_unlearn", *map(str, words)],
             stdout=subprocess.DEVNULL,
             stderr=subprocess.PIPE,
@@ -104,11 +102,19 @@ class Killer:
             # A shell starts what runs in the background with SIGINT ignored.
             preexec_fn=lambda: signal.signal(signal.SIGINT, signal.default_int_handler),
         )
+        # NumPy is imported soon after it.
+        while (
+            process.poll() is None and "numpy" not in Path(f"/proc/{process.pid}/maps").read_text()
+        ):
+            time.sleep(0.01)
+        return process
 
     def run_whole(self, words):
-        process = self.start(words)
+        """Run a command to its end; its seconds are the measure of random times."""
+        process, begun = self.start(words), time.monotonic()
         _, errors = process.communicate(timeout=BOUND)
         assert process.returncode == 0, errors
+        self.seconds[words[0]] = time.monotonic() - begun
 
     def partial(self, out):
         return any(self.place.glob(f".{out.name}.*.partial"))
@@ -119,18 +125,17 @@ class Killer:
 
 def killed(folder, place, kills, seed):
     """Run and export, again and again, until there were enough kills."""
-    words = arguments(folder, place.parent / "whole", **OPTIONS)
-    main(words)
-    main(["export", str(place.parent / "whole"), "--out", str(place.parent / "merged")])
+    killer = Killer(place, seed)
+    killer.run_whole(arguments(folder, place.parent / "whole", **OPTIONS))
+    killer.run_whole(["export", place.parent / "whole", "--out", place.parent / "merged"])
     whole, merged = (tree(place.parent / name) for name in ("whole", "merged"))
     place.mkdir()
     out, exported = place / "out", place / "exported"
-    killer = Killer(place, seed)
     while killer.counts.total() < kills:
         run = [*arguments(folder, out, **OPTIONS), "--resume"]
         killer.until_done(run, out, whole, kills)
-        # Half of the kills are of exports, of which each run has several.
-        for _ in range(4):
+        # Exports are killed less often before they have ended, and each run has two.
+        for _ in range(2):
             killer.until_done(["export", out, "--out", exported], exported, merged, kills)
             shutil.rmtree(exported)
         shutil.rmtree(out)
