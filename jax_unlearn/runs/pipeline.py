@@ -1,6 +1,7 @@
 """The pipeline of a run: open, extract, fit, evaluate, save."""
 
 import json
+import signal
 import time
 from collections.abc import Iterator
 from contextlib import closing, contextmanager
@@ -50,6 +51,7 @@ from jax_unlearn.runtime.atomic_files import fresh_directory
 from jax_unlearn.runtime.digests import check_digests
 from jax_unlearn.runtime.errors import UserError
 from jax_unlearn.runtime.hub import cached_checkpoint, local_checkpoint, pinned
+from jax_unlearn.runtime.interrupts import handled
 from jax_unlearn.runtime.leftovers import remove_leftovers
 from jax_unlearn.runtime.outputs import check_free, resolved
 from jax_unlearn.runtime.resume import RunSnapshots
@@ -133,7 +135,9 @@ def prepared_run(
             if processes.index() == 0:
                 # Outside the block, where SIGTERM can no longer stop the run.
                 collectives.barrier()
-            snapshots.finish()
+            # The output is whole: only SIGKILL can leave a part of the snapshots beside it.
+            with handled(signal.SIG_IGN, signal.SIGTERM, signal.SIGINT):
+                snapshots.finish()
 
 
 def check_processes_agree(source: Source) -> None:

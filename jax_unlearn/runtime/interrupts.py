@@ -76,20 +76,35 @@ def handled(handler: "signal._HANDLER", *numbers: int) -> Iterator[None]:
     """Within the block, a handler for signals, except for SIGINT where that is ignored.
 
     A shell lets its background commands ignore SIGINT. Outside the main thread, which alone may
-    handle signals, nothing is done. At the end the interval timer is stopped.
+    handle signals, nothing is done. At the end the interval timer is stopped; a signal that comes
+    at that moment is left to the earlier handler.
     """
     if threading.current_thread() is not threading.main_thread():
         yield
         return
     taken = [n for n in numbers if signal.getsignal(n) is not signal.SIG_IGN]
-    before = {number: signal.signal(number, handler) for number in taken}
+    within, late = True, []
+
+    def guarded(number: int, frame: FrameType | None) -> None:
+        if not within:
+            # What it raises would leave the rest undone, and a timer that ends the process.
+            late.append(number)
+        elif callable(handler):
+            handler(number, frame)
+
+    new = guarded if callable(handler) else handler
+    before = {number: signal.signal(number, new) for number in taken}
     try:
         yield
     finally:
+        within = False
         if signal.SIGALRM in numbers:
             signal.setitimer(signal.ITIMER_REAL, 0)
         for number, earlier in before.items():
             signal.signal(number, earlier)
+        for number in late:
+            if number != signal.SIGALRM:
+                signal.raise_signal(number)
 
 
 @contextmanager

@@ -61,8 +61,11 @@ class Killer:
     def until_done(self, words, out, whole, enough):
         """Start a command until it has ended by itself or there were enough kills in all."""
         while self.counts.total() < enough:
-            # A process may have written all, and be killed as it exits.
-            if self.once(words, out) or out.exists():
+            if self.once(words, out):
+                break
+            if out.exists():
+                # It had written all, and was killed as it removed its snapshots.
+                shutil.rmtree(out.with_name(f"{out.name}.resume"), ignore_errors=True)
                 break
         else:
             self.run_whole(words)

@@ -128,3 +128,19 @@ def test_an_interrupt_while_modules_are_imported_is_one_line(tmp_path):
     *_, last = (line for line in program.stderr.read().splitlines() if "import time:" not in line)
     program.stderr.close()
     assert (program.wait(), last) == (130, "jax-unlearn: interrupted")
+
+
+def test_a_signal_at_the_end_of_the_block_leaves_no_timer(monkeypatch):
+    """Which would end the process by SIGALRM when Python has put its handlers away."""
+    earlier, stop = signal.getsignal(signal.SIGALRM), signal.setitimer
+
+    def interrupted(which, seconds):
+        if not seconds:
+            signal.raise_signal(signal.SIGINT)
+        return stop(which, seconds)
+
+    monkeypatch.setattr(signal, "setitimer", interrupted)
+    with pytest.raises(KeyboardInterrupt), raise_until_heeded():
+        pass
+    assert signal.getitimer(signal.ITIMER_REAL) == (0.0, 0.0)
+    assert signal.getsignal(signal.SIGALRM) == earlier

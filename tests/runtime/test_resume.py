@@ -546,3 +546,19 @@ def test_sigint_saves_first(folder, whole, tmp_path):
     assert all(snapshots(tmp_path / "out.resume" / "0-of-1" / name) for name in passes)
     main([*arguments(folder, out, **OPTIONS), "--resume"])
     assert same(out, whole)
+
+
+def test_signals_do_not_interrupt_the_removal_of_the_snapshots(folder, tmp_path, monkeypatch):
+    """The output is whole by then, and the run ends as if nothing had come."""
+    finish, seen = RunSnapshots.finish, []
+
+    def interrupted(ours):
+        for number in (signal.SIGTERM, signal.SIGINT):
+            os.kill(os.getpid(), number)
+        seen.append(ours.place.own.exists())
+        finish(ours)
+
+    monkeypatch.setattr(RunSnapshots, "finish", interrupted)
+    main([*arguments(folder, tmp_path / "out", **OPTIONS), *SAVING, "--resume"])
+    assert seen == [True]
+    assert [path.name for path in tmp_path.iterdir()] == ["out"]
