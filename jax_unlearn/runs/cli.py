@@ -22,6 +22,7 @@ COMMANDS = {
     "inspect": "show a checkpoint's family, Mergers and memory, and whatever a run would refuse",
     "run": "extract, fit, evaluate, save and report",
     "sweep": "fit and score many settings, and choose one of them",
+    "ledger": "many requests to forget, in any order, each of which can be withdrawn",
     "evaluate": "evaluate a run again; --vlm also asks the Hugging Face model",
     "ask": "ask the Hugging Face model about any images, before and after",
     "export": "write the changed model for PyTorch: a merged checkpoint, or an adapter for PEFT",
