@@ -24,6 +24,8 @@ COMMANDS = {
     "sweep": "fit and score many settings, and choose one of them",
     "ledger": "many requests to forget, in any order, each of which can be withdrawn",
     "evaluate": "evaluate a run again; --vlm also asks the Hugging Face model",
+    "attack": "try to find the concept again, in ten ways, with controls",
+    "report": "put the reports of runs beside each other",
     "ask": "ask the Hugging Face model about any images, before and after",
     "export": "write the changed model for PyTorch: a merged checkpoint, or an adapter for PEFT",
     "unmerge": "undo a merge, with the file that `export --undo` wrote",

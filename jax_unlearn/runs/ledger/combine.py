@@ -1,24 +1,21 @@
-"""Fit the requests of a ledger: one by one against the original and added up, or jointly."""
+"""Fit the requests of a ledger: one by one and added up, or all at once."""
 
 from collections.abc import Sequence
 from typing import Literal
 
 import numpy as np
 from jax.sharding import Mesh
-from jaxtyping import Float64
+from jaxtyping import Bool, Float, Float64
 from rich.console import Console
 
-from jax_unlearn.evaluate.judges import splits
-from jax_unlearn.evaluate.score import fit_probes
 from jax_unlearn.features.extracted import Extracted
 from jax_unlearn.models.lora import LoraAdapter, LoraPair
-from jax_unlearn.objective.linear import describe
-from jax_unlearn.objective.loss import loss
-from jax_unlearn.objective.problem import problems
-from jax_unlearn.runs.fit_adapter import FittedAdapter, fit_adapter
+from jax_unlearn.objective.linear import LinearProblem, compress, describe
+from jax_unlearn.objective.loss import Problem, loss, shapes
+from jax_unlearn.objective.problem import targets_of
+from jax_unlearn.runs.fit_adapter import FittedAdapter, fit_adapter, fit_problem
 from jax_unlearn.runs.ledger.requests import Divided
 from jax_unlearn.runs.ledger.source import only
-from jax_unlearn.runs.run_directory import Metrics
 from jax_unlearn.runs.settings.config import RunConfig
 from jax_unlearn.runtime.snapshots import Stage
 from jax_unlearn.solvers.result import Result, history_of
@@ -48,32 +45,97 @@ class SumOfFits:
         mesh: Mesh | None,
     ) -> FittedAdapter:
         """Fit; each image counts for the first request that is about it."""
-        owner = self.divided.owner[~self.divided.forget.held_out]
-        fitted = [
-            # Without snapshots, which are of one fit.
-            fit_adapter(only(extracted, owner == number, config), config, console, None, mesh)
-            for number in sorted({*owner.tolist()})
-        ]
-        found = [one.found for one in fitted]
+        parts = alone(self.divided, extracted, config)
+        # Without snapshots, which are of one fit.
+        found = [fit_adapter(one, config, console, None, mesh).found for _, one in parts]
         adapter = added([one.result.adapter for one in found], self.rank_after)
-        result = scored(adapter, extracted, config, [one.result for one in found])
+        fit, held_out = together(parts, extracted, config)
+        seen = fit if held_out is None else held_out
+        result = scored(adapter, seen, config, [one.result for one in found])
         strongest = max(one.lambda_forget for one in found)
         trials = sum(one.trials for one in found)
         reached = all(one.reached for one in found)
         search = ForgetSearch(result, strongest, trials, fall_of(result), reached)
-        choose = config.solver.select == "held_out"
-        fit, _ = problems(extracted, config.objective, config.solver.seed, choose)
         return FittedAdapter(search, describe(fit))
 
 
+class JointFit:
+    """Fits all requests at once, each towards the target that it has alone; as `fit_adapter`."""
+
+    def __init__(self, divided: Divided) -> None:
+        self.divided = divided
+
+    def __call__(
+        self,
+        extracted: Extracted,
+        config: RunConfig,
+        console: Console,
+        stage: Stage | None,
+        mesh: Mesh | None,
+    ) -> FittedAdapter:
+        """Fit, with --rank for each request as far as the Linears allow."""
+        parts = alone(self.divided, extracted, config)
+        fit, held_out = together(parts, extracted, config)
+        most = min(min(shape) for shape in shapes(fit).values())
+        rank = min(config.solver.rank * len(parts), most)
+        return fit_problem(fit, held_out, config.replace(rank=rank), console, stage, mesh)
+
+
+Parts = Sequence[tuple[Bool[np.ndarray, " n"], Extracted]]
+
+
+def alone(divided: Divided, extracted: Extracted, config: RunConfig) -> Parts:
+    """For each request that owns training images, which they are, and the features for them."""
+    owner = divided.owner[~divided.forget.held_out]
+    masks = [owner == number for number in sorted({*owner.tolist()})]
+    return [(own, only(extracted, own, config)) for own in masks]
+
+
+def together(
+    parts: Parts, extracted: Extracted, config: RunConfig
+) -> tuple[Problem, Problem | None]:
+    """The problem of all requests, and that to choose by; each request towards its own target.
+
+    The square of the forget term is the sum of those that the requests have alone, so that no
+    request counts less because it has fewer images or because there are others.
+    """
+    forget, preserve = extracted.train.forget, extracted.train.preserve
+    count = len(forget.files)
+    residual: dict[str, Float[np.ndarray, "n e"]] = {}
+    size = np.ones(count, np.float32)
+    for own, one in parts:
+        size[own] = np.sqrt(count / own.sum())
+        for projector, target in targets_of(one, config.objective, config.solver.seed):
+            last = projector.last
+            output = last.output(forget.taps[last.name].x[own])
+            rows = residual.setdefault(last.name, np.zeros((count, last.shape[0]), np.float32))
+            rows[own] = target.rows(output, np.arange(len(output))) - output
+
+    def problem(part: int, chosen: Bool[np.ndarray, " n"]) -> Problem:
+        made = {}
+        for name, rows in residual.items():
+            kept, weights = preserve.statistics[name][part], size[chosen][:, None]
+            made[name] = LinearProblem(
+                forget.taps[name].x[chosen] * weights,
+                rows[chosen] * weights,
+                kept.equivalent_rows().x.astype(np.float32),
+                float(chosen.sum()),
+                float(max(1, kept.count)),
+            )
+        return compress(made)
+
+    if forget.choosing is None:
+        return problem(0, np.ones(count, bool)), None
+    return problem(0, ~forget.choosing), problem(1, forget.choosing)
+
+
 def scored(
-    adapter: LoraAdapter, extracted: Extracted, config: RunConfig, parts: Sequence[Result]
+    adapter: LoraAdapter, problem: Problem, config: RunConfig, parts: Sequence[Result]
 ) -> Result:
-    """The loss of a sum over all images, before and after, and the time of its parts."""
-    choose = config.solver.select == "held_out"
-    fit, _ = problems(extracted, config.objective, config.solver.seed, choose)
+    """The loss of a sum in the problem of all requests, before and after; the time of its parts."""
     weights = config.solver.loss_weights()
-    terms = [np.asarray(loss(one, fit, weights)[1]) for one in (config.solver.init(fit), adapter)]
+    nothing = config.solver.init(problem)
+    terms = [np.asarray(loss(one, problem, weights)[1]) for one in (nothing, adapter)]
     seconds = {name: sum(one.seconds.get(name, 0.0) for one in parts) for name in parts[0].seconds}
     stopped = next((one.stopped for one in parts if one.stopped), None)
     return Result(adapter, history_of(np.stack(terms), 0), 1, stopped, seconds)
@@ -121,40 +183,3 @@ def cut(b: np.ndarray, a: np.ndarray, rank: int) -> Factors:
     new_b[:, :kept] = left @ u[:, :kept] * root
     new_a[:kept] = root[:, None] * (v[:kept] @ right.T)
     return new_b, new_a
-
-
-def named(extracted: Extracted, adapter: LoraAdapter, divided: Divided) -> list[Metrics]:
-    """For each request, the share of its held-out images that a linear probe names.
-
-    The probe was fitted on the original embeddings; the worst projector counts. An image is named
-    if its class is said to be one of the request's.
-    """
-    nothing = LoraAdapter({}, alpha=1.0, rank=1)
-    probes = fit_probes(splits(extracted, extracted.train.image_means(), nothing))
-    test = splits(extracted, extracted.test, adapter)
-    said = {name: [probes[name].predict(x[split.is_forget]) for x in (split.before, split.after)]
-            for name, split in test.items()}  # fmt: skip
-    held_out = divided.forget.held_out
-    found: list[Metrics] = []
-    for number, request in enumerate(divided.requests):
-        own = divided.of_request(number)
-        classes = sorted({label for label, ours in zip(divided.forget.labels, own, strict=True)
-                          if ours})  # fmt: skip
-        shown = own[held_out]
-        shares = [
-            max(float(np.isin(both[when][shown], classes).mean()) for both in said.values())
-            if shown.any() else None
-            for when in (0, 1)
-        ]  # fmt: skip
-        found.append(
-            {
-                "id": request.id,
-                "concept": request.concept,
-                "classes": classes,
-                "images": int((own & ~held_out).sum()),
-                "held_out": int(shown.sum()),
-                "named_before": shares[0],
-                "named_after": shares[1],
-            }
-        )
-    return found

@@ -13,9 +13,9 @@ from jax_unlearn.data.splits import split_held_out
 from jax_unlearn.features.extracted import Extracted
 from jax_unlearn.models.lora import LoraAdapter
 from jax_unlearn.runs.fingerprint import digest
-from jax_unlearn.runs.fit_adapter import fit_adapter
 from jax_unlearn.runs.ledger.chain import Entry, append, new_entry, read_chain
-from jax_unlearn.runs.ledger.combine import SumOfFits, named
+from jax_unlearn.runs.ledger.combine import JointFit, SumOfFits
+from jax_unlearn.runs.ledger.named import named
 from jax_unlearn.runs.ledger.options import Add, Init, Listing, Solve, Undo, ledger_config
 from jax_unlearn.runs.ledger.passes import Folders, split, with_rows, without_rows
 from jax_unlearn.runs.ledger.requests import Ledger, Request, active, of_classes, open_ledger
@@ -291,5 +291,6 @@ def solve(command: Solve, console: Console) -> Metrics:
         return {"ledger": found}
 
     with prepared_run(config, console, config, lambda: source) as prepared:
-        fit = fit_adapter if joint else SumOfFits(source.divided, command.rank_after)
+        parts = source.divided
+        fit = JointFit(parts) if joint else SumOfFits(parts, command.rank_after)
         return run_pipeline(prepared, begun, fit, describe, [directory])

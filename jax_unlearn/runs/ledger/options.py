@@ -106,9 +106,9 @@ class Solve:
     out: Path
     """Directory of the run, created."""
     combine: Combine = "sum"
-    """sum: fit each request against the original, with the images of all active requests left out
-    of those to preserve, and add the changes up, so that the rank is the sum of their ranks; joint:
-    one fit of --rank to all images to forget."""
+    """sum: fit each request alone against the original, with the images of all active requests left
+    out of those to preserve, and add the changes up; joint: one fit of all requests, each towards
+    the target that it has alone. Both have --rank for each request."""
     rank_after: int | None = None
     """With --combine sum: cut the sum to this rank, by an SVD; by default it is not cut."""
     overwrite: bool = False
