@@ -1,8 +1,6 @@
 """The commands of a ledger: begin it, add and withdraw requests, list and solve them."""
 
 import time
-from collections.abc import Mapping
-from pathlib import Path
 from typing import Any
 
 from rich.console import Console
@@ -18,7 +16,14 @@ from jax_unlearn.runs.ledger.combine import JointFit, SumOfFits
 from jax_unlearn.runs.ledger.named import named
 from jax_unlearn.runs.ledger.options import Add, Init, Listing, Solve, Undo, ledger_config
 from jax_unlearn.runs.ledger.passes import Folders, split, with_rows, without_rows
-from jax_unlearn.runs.ledger.requests import Ledger, Request, active, of_classes, open_ledger
+from jax_unlearn.runs.ledger.requests import (
+    Ledger,
+    Request,
+    active,
+    of_classes,
+    open_ledger,
+    recorded,
+)
 from jax_unlearn.runs.ledger.source import LedgerSource
 from jax_unlearn.runs.ledger.store import (
     STORE,
@@ -171,24 +176,6 @@ def from_folder(
         return tower
 
     return Request(concept, with_rows(images, files, preserve, opened, console))
-
-
-def recorded(directory: Path, request: Request, what: Mapping[str, Any]) -> str:
-    """Append a request to the chain, with the entries that it has now; returns its id.
-
-    Raises:
-        UserError: the request is active already.
-    """
-    with locked(directory):
-        entries = read_chain(directory)
-        if request.id in active(entries):
-            raise UserError(
-                f"{directory}: request {request.id} is active already, with the same concept and "
-                "images"
-            )
-        what = {"concept": request.concept, **what}
-        append(directory, new_entry("add", request.id, what, entries), entries)
-    return request.id
 
 
 def undo(command: Undo) -> None:

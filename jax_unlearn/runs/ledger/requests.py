@@ -9,7 +9,7 @@ from typing import Any
 import numpy as np
 from jaxtyping import Bool
 
-from jax_unlearn.runs.ledger.chain import Entry, read_chain
+from jax_unlearn.runs.ledger.chain import Entry, append, new_entry, read_chain
 from jax_unlearn.runs.ledger.store import (
     StoredImages,
     StoredTower,
@@ -20,6 +20,7 @@ from jax_unlearn.runs.ledger.store import (
 from jax_unlearn.runs.settings.config import RunConfig, config_of
 from jax_unlearn.runtime.digests import of_text
 from jax_unlearn.runtime.errors import UserError
+from jax_unlearn.runtime.file_lock import locked
 
 # Characters of a request's id: 48 bits of the digest of its content.
 ID = 12
@@ -112,6 +113,24 @@ def active(entries: Sequence[Entry]) -> list[str]:
     """Ids of the requests that are added and not withdrawn by these entries, sorted."""
     last = {entry.id: entry.kind for entry in entries if entry.kind != "init"}
     return sorted(id for id, kind in last.items() if kind == "add")
+
+
+def recorded(directory: Path, request: Request, what: Mapping[str, Any]) -> str:
+    """Append a request to the chain, with the entries that it has now; returns its id.
+
+    Raises:
+        UserError: the request is active already.
+    """
+    with locked(directory):
+        entries = read_chain(directory)
+        if request.id in active(entries):
+            raise UserError(
+                f"{directory}: request {request.id} is active already, with the same concept and "
+                "images"
+            )
+        what = {"concept": request.concept, **what}
+        append(directory, new_entry("add", request.id, what, entries), entries)
+    return request.id
 
 
 def of_classes(images: StoredImages, classes: Sequence[str]) -> StoredImages:
