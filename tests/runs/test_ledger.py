@@ -70,7 +70,9 @@ def template(tmp_path_factory):
     )
     blank = {one.projector: np.zeros(one.shape[0], "f4") for one in linears}
     init = Init(directory, ASSETS / "checkpoint", ASSETS / "images")
-    config = ledger_config(replace(init, solver=replace(init.solver, rank=1, iterations=20)))
+    weights = {"lambda_preserve": 0.1, "lambda_weight": 0.01}
+    solver = replace(init.solver, rank=1, iterations=20, **weights)
+    config = ledger_config(replace(init, solver=solver))
     what = {
         # The checkpoint is gone.
         "settings": commands.settings_of(config) | {"checkpoint": "/gone/checkpoint"},
@@ -107,21 +109,22 @@ def refused(capsys, *words):
     return line
 
 
-def pairs_of(ledger, kind):
-    """The factors that a ledger's active requests are fitted to."""
+def fitted(ledger, kind):
+    """What a ledger's active requests are fitted to."""
     opened = open_ledger(ledger)
     source = LedgerSource(opened, opened.config)
     fit = kind(source.divided, None) if kind is SumOfFits else kind(source.divided)
-    fitted = fit(source.extract(), source.config, QUIET, None, None)
-    return fitted.found.result.adapter
+    return fit(source.extract(), source.config, QUIET, None, None).found.result
 
 
-def same_bytes(one, other):
+def same_bytes(first, second):
+    one, other = first.adapter, second.adapter
     assert one.pairs.keys() == other.pairs.keys()
     for name, pair in one.pairs.items():
         for part in ("a", "b"):
             ours, theirs = (np.asarray(getattr(p, part)) for p in (pair, other.pairs[name]))
             assert ours.tobytes() == theirs.tobytes()
+            assert np.linalg.norm(ours) > 0.01
 
 
 def test_any_order_and_an_undo_give_the_same_bytes(ledger, tmp_path, capsys):
@@ -135,20 +138,24 @@ def test_any_order_and_an_undo_give_the_same_bytes(ledger, tmp_path, capsys):
     commands.undo(Undo(other, me))
     add(other, "red")
     # Without "me" it is a ledger that was never asked for it.
-    never = pairs_of(other, JointFit)
+    never = fitted(other, JointFit)
     add_images(other, "me", extra)
-    same_bytes(pairs_of(ledger, JointFit), pairs_of(other, JointFit))
+    joint = fitted(ledger, JointFit)
+    same_bytes(joint, fitted(other, JointFit))
     commands.undo(Undo(other, me))
-    same_bytes(never, pairs_of(other, JointFit))
+    same_bytes(never, fitted(other, JointFit))
     add_images(other, "me", extra)
     out = tmp_path / "run"
     main(["ledger", "solve", str(ledger), "--out", str(out)])
-    same_bytes(porting.load_peft(out / "adapter"), pairs_of(other, SumOfFits))
+    again = fitted(other, SumOfFits)
+    same_bytes(replace(again, adapter=porting.load_peft(out / "adapter")), again)
     metrics = read(out / "metrics.json")
     # Of "red" and "disc" 10 images are the same; a fifth of all is held out.
     assert (metrics["samples"]["forget"], metrics["samples"]["forget_held_out"]) == (32, 8)
     assert (metrics["adapter"]["rank"], metrics["ledger"]["combine"]) == (3, "sum")
-    assert metrics["objective"]["total"] < metrics["objective"]["initial"]
+    # Of all changes of this rank the joint fit has the least loss of all requests.
+    least = joint.history[joint.epoch]["total"]
+    assert 0 < least < min(metrics["objective"][name] for name in ("initial", "total"))
     listed = json.loads(said(capsys, "ledger", "list", other, "--json"))
     assert {one["concept"] for one in listed["active"]} == {"red", "disc", "me"}
     assert [one["kind"] for one in listed["entries"]].count("undo") == 3
@@ -335,7 +342,8 @@ def test_a_ledger_of_the_shipped_model_from_folders_to_an_export(tmp_path, capsy
             for file in sorted((ASSETS / "images" / "train" / name).iterdir())[:12]:
                 shutil.copy(file, tmp_path / side / name)
     # The same image as one to preserve, whose rows are known.
-    shutil.copy(next((tmp_path / "keep" / "cat").iterdir()), tmp_path / "me" / "astronaut")
+    cat = next((tmp_path / "keep" / "cat").iterdir())
+    shutil.copy(cat, tmp_path / "me" / "astronaut" / f"cat-{cat.name}")
     ledger, out = tmp_path / "ledger", tmp_path / "run"
     main(["ledger", "init", str(ledger), "--checkpoint", str(ASSETS / "checkpoint"), "--preserve",
           str(tmp_path / "keep")])  # fmt: skip
@@ -359,9 +367,12 @@ def test_a_ledger_of_the_shipped_model_from_folders_to_an_export(tmp_path, capsy
     assert counts["forget"] + counts["forget_held_out"] == 12 + 1 + 12
     assert counts["preserve"] <= 3 * 9
     named = {one["concept"]: one for one in metrics["ledger"]["requests"]}
-    assert named["red"]["named_before"] == 1 and named["astronaut"]["named_before"] > 0.7
-    assert named["red"]["named_after"] < 0.5 and named["astronaut"]["named_after"] < 0.5
+    assert min(one["named_before"] for one in named.values()) > 0.7
+    assert max(one["named_after"] for one in named.values()) < 0.5
     assert (ledger.stat().st_mode | out.stat().st_mode) & 0o777 == ledger.stat().st_mode & 0o777
     main(["evaluate", str(out)])
+    main(["certify", str(out), "--no-whole-checkpoint"])
+    made = read(out / "certificate.json")["figures"][0]["command"]
+    assert made == f"jax-unlearn ledger solve {ledger} --combine sum --out OUT"
     main(["export", str(out), "--out", str(tmp_path / "merged")])
     assert len([*(ledger / STORE).iterdir()]) == 3

@@ -120,12 +120,13 @@ def add(command: Add, console: Console) -> tuple[str, list[str]]:
     folders = Folders(command.strict, FolderNames.read(None))
     request = from_folder(ledger, concept, folders, command, console)
     classes = sorted({*request.images.labels})
+    # Before anything of these images is written.
+    protect(ledger.directory, ledger.config.samples, [command.images])
     if known := ledger.added(request.id):
         what = {"classes": classes, "images": known.what["images"]}
     else:
         what = {"classes": classes, "images": save_images(ledger.directory, request.images)}
     what |= {"folder": str(resolved(command.images)), "left_out": folders.lines()}
-    protect(ledger.directory, ledger.config.samples, [command.images])
     return recorded(ledger.directory, request, what), folders.lines()
 
 
