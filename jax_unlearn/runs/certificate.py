@@ -141,8 +141,15 @@ def questions_of(metrics: Metrics) -> list[str | None]:
 
 def figures(run: Path, metrics: Metrics) -> list[Facts]:
     """Every figure, with the command that gives it."""
+    made = f"jax-unlearn run --config {run / 'config.json'} --out OUT"
+    if ledger := metrics.get("ledger"):
+        rank = "" if ledger["rank_after"] is None else f" --rank-after {ledger['rank_after']}"
+        made = (
+            f"jax-unlearn ledger solve {ledger['directory']} --combine {ledger['combine']}{rank} "
+            "--out OUT"
+        )
     groups: dict[str, Metrics] = {
-        f"jax-unlearn run --config {run / 'config.json'} --out OUT": {},
+        made: {},
         f"jax-unlearn evaluate {run}": {},
     }
     of_run, of_evaluate = groups.values()

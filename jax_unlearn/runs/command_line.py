@@ -27,6 +27,7 @@ from jax_unlearn.runs.demo import Demo, demo_config, demo_start
 from jax_unlearn.runs.export import Export, Unmerge, export, unmerge
 from jax_unlearn.runs.help import print_help
 from jax_unlearn.runs.inspect.checkpoint_facts import inspect, lines
+from jax_unlearn.runs.ledger.command_line import Ledger, run_ledger
 from jax_unlearn.runs.pipeline import run
 from jax_unlearn.runs.report.comparison import Report, write_comparison
 from jax_unlearn.runs.settings.checks import refuse_preset, refuse_unused
@@ -43,6 +44,8 @@ from jax_unlearn.runtime.xla_flags import make_reproducible
 
 # Settings of the tower that `evaluate` may replace.
 HOW = ("mesh", "workers", "batch_patches")
+# Options and commands have no prefix of the group that they are in.
+FLAT = (tyro.conf.OmitArgPrefixes, tyro.conf.OmitSubcommandPrefixes)
 
 
 @dataclass(frozen=True)
@@ -100,6 +103,7 @@ Command = (
             "sweep", description="Fit and score many settings, and choose one of them."
         ),
     ]
+    | Annotated[Ledger, tyro.conf.subcommand("ledger")]
     | Annotated[Evaluate, tyro.conf.subcommand("evaluate")]
     | Annotated[AttackOptions, tyro.conf.subcommand("attack")]
     | Annotated[Report, tyro.conf.subcommand("report")]
@@ -169,6 +173,8 @@ def execute(command: Any, console: Console) -> None:
             refuse_unused(command, plan, Inspect(command.checkpoint))
             facts = inspect(command.checkpoint, command.plan, command.dtype, command.fsdp)
             print(json.dumps(facts, indent=2) if command.json else "\n".join(lines(facts)))
+        case Ledger():
+            run_ledger(command.request, console)
         case Evaluate():
             refuse_unused(command, {"vlm": command.vlm}, Evaluate(command.run))
             how = {name: getattr(command, name) for name in (*HOW, "checkpoint")}
@@ -211,9 +217,7 @@ def parse(kind: Any, program: str, words: Sequence[str], **options: Any) -> Any:
     said = io.StringIO()
     try:
         with redirect_stderr(said):
-            return tyro.cli(
-                kind, prog=program, args=words, config=(tyro.conf.OmitArgPrefixes,), **options
-            )
+            return tyro.cli(kind, prog=program, args=words, config=FLAT, **options)
     except SystemExit as ended:
         if not ended.code:
             raise

@@ -19,7 +19,7 @@ from jax_unlearn.features.samples import SampleFeatures, Sides
 from jax_unlearn.features.statistics_file import FILE, read_statistics
 from jax_unlearn.runs.exam import exam_of, examine, examine_published, loaded
 from jax_unlearn.runs.model_card import write_card
-from jax_unlearn.runs.pipeline import open_source, prepared_run, stored_linears
+from jax_unlearn.runs.pipeline import open_source, prepared_run
 from jax_unlearn.runs.report.sweep_files import write_tradeoff
 from jax_unlearn.runs.run_directory import (
     Metrics,
@@ -53,7 +53,7 @@ def sweep(config: SweepConfig, console: Console, start: RunConfig | None = None)
         check_features(extracted)
         if processes.index() > 0:
             return None
-        linears = stored_linears(prepared.source)
+        linears = prepared.source.stored_linears()
         # The source's config has lists of names read from their files.
         config = build(SweepConfig, {}, prepared.source.config)
         found = explore(extracted, judge_of(extracted, config.samples), config, console)

@@ -62,8 +62,6 @@ def fit_adapter(
     optimizer, solver = optimizer_of(config), config.solver
     if optimizer == STAND_IN:
         return fit_to_stand_in(extracted, config, console)
-    held_out: Problem | None = None
-    optimise: Optimise
     if optimizer == "leace":
         erasables = erasable(extracted, config)
         fit: Problem = {name: one.linear() for name, one in erasables.items()}
@@ -71,19 +69,47 @@ def fit_adapter(
         def erasing(_: Problem, settings: Any, **__: Any) -> Result:
             return erase(erasables, settings.loss_weights())
 
-        optimise = erasing
-    else:
-        choose = solver.select == "held_out"
-        fit, held_out = problems(extracted, config.objective, solver.seed, choose)
-        optimise = partial(train, mesh=mesh, stage=stage) if optimizer == "adam" else solve
-    rows = describe(fit)
-    for name, count in rows.items():
-        console.out(f"{name}: to forget {count['forget']}; to keep {count['preserve']}")
-    if optimizer == "closed_form" and solver.until_forgotten is not None:
-        fit = with_moments(fit)
+        rows = shown(fit, console)
+        return FittedAdapter(run_search(fit, None, solver, console, erasing), rows)
+    choose = solver.select == "held_out"
+    fit, held_out = problems(extracted, config.objective, solver.seed, choose)
+    return fit_problem(fit, held_out, config, console, stage, mesh)
+
+
+def fit_problem(
+    fit: Problem,
+    held_out: Problem | None,
+    config: RunConfig,
+    console: Console,
+    stage: Stage | None = None,
+    mesh: Mesh | None = None,
+) -> FittedAdapter:
+    """Fit an adapter to a problem, by the closed form or Adam.
+
+    Args:
+        fit: the problem.
+        held_out: the problem to choose the adapter by, or None.
+        config: see `fit_adapter`.
+        console: see `fit_adapter`.
+        stage: see `fit_adapter`.
+        mesh: see `fit_adapter`.
+    """
+    optimizer, solver = optimizer_of(config), config.solver
     adam = optimizer == "adam"
+    optimise: Optimise = partial(train, mesh=mesh, stage=stage) if adam else solve
+    rows = shown(fit, console)
+    if not adam and solver.until_forgotten is not None:
+        fit = with_moments(fit)
     found = run_search(fit, held_out, solver, console, optimise, stage if adam else None)
     return FittedAdapter(found, rows)
+
+
+def shown(problem: Problem, console: Console) -> dict[str, dict[str, str]]:
+    """How many rows each Linear is fitted to, after showing it."""
+    rows = describe(problem)
+    for name, count in rows.items():
+        console.out(f"{name}: to forget {count['forget']}; to keep {count['preserve']}")
+    return rows
 
 
 def fit_to_stand_in(extracted: Extracted, config: RunConfig, console: Console) -> FittedAdapter:

@@ -3,11 +3,13 @@
 import json
 import signal
 import time
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import closing, contextmanager
 from dataclasses import asdict, dataclass
+from pathlib import Path
 from typing import Any
 
+from jax.sharding import Mesh
 from rich.console import Console
 
 import porting
@@ -15,11 +17,12 @@ from jax_unlearn.data.dataset import Dataset
 from jax_unlearn.evaluate.judges import judge_of
 from jax_unlearn.evaluate.vlm.benchmarks import read_benchmark
 from jax_unlearn.evaluate.vlm.questions import load_questions
-from jax_unlearn.features.extracted import check_features
+from jax_unlearn.features.extracted import Extracted, check_features
+from jax_unlearn.models.lora import LoraAdapter
 from jax_unlearn.objective.problem import linears_to_adapt
 from jax_unlearn.objective.targets import STAND_IN
 from jax_unlearn.runs.fingerprint import differences
-from jax_unlearn.runs.fit_adapter import fit_adapter
+from jax_unlearn.runs.fit_adapter import FittedAdapter, fit_adapter
 from jax_unlearn.runs.model_card import write_card
 from jax_unlearn.runs.preflight import in_words, preflight
 from jax_unlearn.runs.report.sweep_files import write_tradeoff
@@ -48,14 +51,16 @@ from jax_unlearn.runs.sweep import explore
 from jax_unlearn.runs.tracking import check_installed, track
 from jax_unlearn.runtime import collectives, processes
 from jax_unlearn.runtime.atomic_files import fresh_directory
-from jax_unlearn.runtime.digests import check_digests
 from jax_unlearn.runtime.errors import UserError
-from jax_unlearn.runtime.hub import cached_checkpoint, local_checkpoint, pinned
+from jax_unlearn.runtime.hub import cached_checkpoint, pinned
 from jax_unlearn.runtime.interrupts import handled
 from jax_unlearn.runtime.leftovers import remove_leftovers
 from jax_unlearn.runtime.outputs import check_free, resolved
 from jax_unlearn.runtime.resume import RunSnapshots
+from jax_unlearn.runtime.snapshots import Stage
 from jax_unlearn.solvers.config import SolverConfig, check_ranks
+
+Fit = Callable[[Extracted, RunConfig, Console, Stage | None, Mesh | None], FittedAdapter]
 
 
 @dataclass(frozen=True)
@@ -91,12 +96,15 @@ def run(config: RunConfig, console: Console, start: RunConfig | None = None) -> 
 
 @contextmanager
 def prepared_run(
-    config: RunConfig, console: Console, start: RunConfig | None = None
+    config: RunConfig,
+    console: Console,
+    start: RunConfig | None = None,
+    opened: Callable[[], Source] | None = None,
 ) -> Iterator[PreparedRun]:
     """Connect the processes, check the settings, open the source, and find earlier snapshots.
 
     When the block ends without an error, the processes wait at a barrier and the snapshots are
-    removed.
+    removed. `opened` opens another source than the one that the settings select.
     """
     execution = config.execution
     if execution.distributed:
@@ -115,7 +123,7 @@ def prepared_run(
             remove_leftovers(resolved(execution.out))
         check_free(execution.out, execution.overwrite)
         check_installed(execution.track)
-        source = open_source(config, console, start)
+        source = opened() if opened else open_source(config, console, start)
         snapshots = RunSnapshots(
             execution.out,
             source.fingerprint,
@@ -203,8 +211,22 @@ def check_solvers(source: Source) -> None:
         check_ranks(solver, {name: shapes[name] for name in adapted})
 
 
-def run_pipeline(prepared: PreparedRun, begun: float) -> Metrics:
-    """Run a prepared source; `begun` is the start time by `time.perf_counter`."""
+def run_pipeline(
+    prepared: PreparedRun,
+    begun: float,
+    fit: Fit = fit_adapter,
+    describe: Callable[[Extracted, LoraAdapter], Metrics] | None = None,
+    folders: Sequence[Path] = (),
+) -> Metrics:
+    """Run a prepared source.
+
+    Args:
+        prepared: the source.
+        begun: start time by `time.perf_counter`.
+        fit: what fits the adapter, called as `fit_adapter`.
+        describe: further entries of metrics.json, from the features and the adapter.
+        folders: further folders that the run's features are from; see `protect`.
+    """
     source, console, config = prepared.source, prepared.console, prepared.source.config
     check_questions(config, source.dataset)
     extracted = source.extract(prepared.snapshots.stage)
@@ -222,14 +244,15 @@ def run_pipeline(prepared: PreparedRun, begun: float) -> Metrics:
         expected = preflight(extracted, config)
         console.out("\n".join(in_words(expected)))
     stage = prepared.snapshots.stage("training") if optimizer_of(config) == "adam" else None
-    fitted = fit_adapter(extracted, config, console, stage, source.mesh)
+    fitted = fit(extracted, config, console, stage, source.mesh)
     result = fitted.found.result
     seconds["optimise"] = time.perf_counter() - begun - seconds["extract"]
     with console.status("Evaluating on the held-out samples"):
         measured = judge.evaluate(result.adapter)
+        further = describe(extracted, result.adapter) if describe else {}
 
     check_finite(result.adapter, config.execution.out)
-    linears = stored_linears(source)
+    linears = source.stored_linears()
 
     with fresh_directory(config.execution.out, config.execution.overwrite) as out:
         adapter_dir = out / "adapter"
@@ -253,6 +276,7 @@ def run_pipeline(prepared: PreparedRun, begun: float) -> Metrics:
             "stopped": result.stopped,
             "seconds": seconds | {"total": time.perf_counter() - begun},
             "optimiser_seconds": result.seconds,
+            **further,
         }
         write_config(out, config)
         if expected:
@@ -267,20 +291,8 @@ def run_pipeline(prepared: PreparedRun, begun: float) -> Metrics:
         write_card(out, config, metrics)
         save_digests(out, linears)
         track(config, out, result.history, metrics)
-        protect(out, config.samples)
+        protect(out, config.samples, folders)
     return metrics
-
-
-def stored_linears(source: Source) -> dict[str, str]:
-    """Digest of each Linear of a source, as its checkpoint stores it.
-
-    With --statistics, of the checkpoint that the statistics were made with, which may be gone.
-    """
-    samples = source.config.samples
-    if samples.statistics:
-        return check_digests(samples.statistics)
-    checkpoint = local_checkpoint(samples.checkpoint)
-    return porting.linear_digests(checkpoint, [linear.name for linear in source.linears])
 
 
 def check_questions(config: RunConfig, dataset: Dataset[Any]) -> None:

@@ -1,5 +1,6 @@
 """Whether a run's statistics are written, and who may read what is made from its images."""
 
+from collections.abc import Sequence
 from pathlib import Path
 
 from jax_unlearn.data.dataset import SampleSettings
@@ -36,11 +37,11 @@ def unsaved_statistics(saved: Metrics) -> str | None:
     )
 
 
-def protect(out: Path, samples: SampleSettings) -> None:
+def protect(out: Path, samples: SampleSettings, more: Sequence[Path] = ()) -> None:
     """Let nobody read a directory made from images who may not read their folders.
 
     The statistics hold mean embeddings of the images, and the report shows some of them. The
-    directory's mode so far, and with it the umask, is only narrowed.
+    directory's mode so far, and with it the umask, is only narrowed. `more`: further folders.
     """
     folders = (
         samples.forget,
@@ -51,6 +52,7 @@ def protect(out: Path, samples: SampleSettings) -> None:
         *samples.other_images,
         samples.statistics,
         None if samples.stand_in is None else Path(samples.stand_in),
+        *more,
     )
     mode = out.stat().st_mode & 0o777
     for folder in folders:

@@ -55,6 +55,11 @@ def of_text(text: str) -> str:
     return hashlib.sha256(text.encode()).hexdigest()
 
 
+def of_bytes(data: bytes) -> str:
+    """SHA-256 (hex) of bytes."""
+    return hashlib.sha256(data).hexdigest()
+
+
 def changed(path: Path) -> UserError:
     return UserError(f"{path}: has changed since it was written (its digest differs); {CURE}")
 

@@ -22,6 +22,7 @@ from jax_unlearn.runs.settings.config import RunConfig
 from jax_unlearn.runs.sources.open_encoder import open_clip_encoder
 from jax_unlearn.runs.sources.source import (
     StageOf,
+    digests_in_checkpoint,
     sample_counts,
     split_seed,
     unsaved,
@@ -66,6 +67,9 @@ class ClipNames:
         self.encoder.lengths([prompt.text for prompt in prompts])
         # The weights are loaded here, after all that can be checked without them.
         self.linears = (self.encoder.projection(TEXT),)
+
+    def stored_linears(self) -> dict[str, str]:
+        return digests_in_checkpoint(self.config, self.linears)
 
     def fingerprint(self) -> Facts:
         return fingerprint(self.config, self.dataset, self.encoder.contents(), 1)

@@ -1,38 +1,33 @@
 """Source: images through a Qwen3 vision tower."""
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Sequence
 from dataclasses import replace
 
-import jax
 import numpy as np
-from jaxtyping import Float
 from rich.console import Console
 
-import porting
 from jax_unlearn.data.dataset import collect_images
-from jax_unlearn.data.images import ImageFile, ImageReader, read_image
-from jax_unlearn.data.preprocess import load_preprocessor
-from jax_unlearn.data.processor_config import processor_file
+from jax_unlearn.data.images import ImageFile, ImageReader
 from jax_unlearn.features.extracted import Extracted
-from jax_unlearn.features.extractor import Extractor
 from jax_unlearn.features.samples import SampleFeatures, Sides, images
 from jax_unlearn.features.stand_in import Counterpart, StandIn
 from jax_unlearn.features.streaming import SideStatistics
 from jax_unlearn.objective.counterparts import counterparts
 from jax_unlearn.objective.problem import linears_to_adapt
-from jax_unlearn.objective.projectors import (
-    adapted_linears,
-    frozen_linears,
-    projectors_of,
-)
 from jax_unlearn.objective.stand_in import stand_in_of
 from jax_unlearn.objective.targets import STAND_IN
 from jax_unlearn.runs.fingerprint import fingerprint
 from jax_unlearn.runs.settings.config import RunConfig
-from jax_unlearn.runs.sources.source import StageOf, sample_counts, split_seed, unsaved
+from jax_unlearn.runs.sources.qwen_tower import QwenTower
+from jax_unlearn.runs.sources.source import (
+    StageOf,
+    digests_in_checkpoint,
+    sample_counts,
+    split_seed,
+    unsaved,
+)
 from jax_unlearn.runs.sources.stand_in import images_of, resolved, stand_in_files
-from jax_unlearn.runtime.hub import local_checkpoint
-from jax_unlearn.runtime.mesh import make_mesh, shape_of
+from jax_unlearn.runtime.mesh import shape_of
 from jax_unlearn.runtime.resume import Facts
 
 # Number of images of each kind of which a few tokens are kept, for covariances and readers.
@@ -50,39 +45,20 @@ class QwenImages:
 
     def __init__(self, config: RunConfig, console: Console) -> None:
         self.console = console
-        samples, extraction, seed = config.samples, config.extraction, config.solver.seed
-        self.dataset = collect_images(samples, seed, config.execution.strict)
+        self.dataset = collect_images(config.samples, config.solver.seed, config.execution.strict)
         self.config = resolved(config, self.dataset)
-        tower = porting.load_vision_tower(samples.checkpoint, extraction.dtype)
-        preprocessor = load_preprocessor(samples.checkpoint, tower.config, extraction.max_pixels)
-        objective, mergers = config.objective, tower.config.mergers
-        adapted = adapted_linears(objective.targets, objective.linears, mergers)
-        self.linears = tuple(frozen_linears(tower, adapted))
-        self.projectors = projectors_of(self.linears)
+        self.tower = QwenTower(self.config)
+        self.linears, self.projectors = self.tower.linears, self.tower.projectors
+        self.preprocessor = self.tower.preprocessor
+        self.mesh, self.extractor = self.tower.mesh, self.tower.extractor
         self.reader = ImageReader(config.execution.strict, [*self.dataset.unreadable])
-        self.preprocessor = preprocessor
-        self.mesh = make_mesh(config.execution.mesh)
-        self.extractor = Extractor(
-            tower,
-            preprocessor,
-            [linear.name for linear in self.linears],
-            extraction,
-            self.mesh,
-            config.execution.workers,
-            seed,
-        )
 
     def fingerprint(self) -> Facts:
         # The shape of the mesh is included, as it determines the order and rounding of sums.
-        return fingerprint(self.config, self.dataset, self.contents(), shape_of(self.mesh))
+        return fingerprint(self.config, self.dataset, self.tower.contents(), shape_of(self.mesh))
 
-    def contents(self) -> Iterator[np.ndarray | bytes]:
-        """The contents of the tower's weights and of the checkpoint's config files."""
-        yield from map(np.asarray, jax.tree.leaves(self.extractor.state))
-        checkpoint = self.config.samples.checkpoint
-        config = local_checkpoint(checkpoint) / "config.json"
-        for path in (config, processor_file(checkpoint)):
-            yield path.read_bytes()
+    def stored_linears(self) -> dict[str, str]:
+        return digests_in_checkpoint(self.config, self.linears)
 
     def extract(self, stage_of: StageOf = unsaved) -> Extracted:
         data, samples = self.dataset, self.config.samples
@@ -110,7 +86,7 @@ class QwenImages:
             linears=self.linears,
             train=train,
             test=test,
-            empty=self._blank(train),
+            empty=self.tower.blank(images(train.forget)[0]),
             counts=sample_counts(data, self.reader.skipped),
             judged=judged,
             counterparts=pairs,
@@ -209,10 +185,3 @@ class QwenImages:
             return list(files)
         random = np.random.default_rng(self.config.solver.seed)
         return [files[i] for i in sorted(random.choice(len(files), most, replace=False))]
-
-    def _blank(self, sides: Sides) -> dict[str, Float[np.ndarray, " e"]]:
-        """Mean embedding by each projector of a blank image of the size of the first image."""
-        size = read_image(images(sides.forget)[0].source()).size
-        taps = self.extractor.extract_image(self.preprocessor.blank(size))
-        last = [projector.last for projector in self.projectors]
-        return {one.projector: one.output(taps[one.name]).mean(axis=0) for one in last}

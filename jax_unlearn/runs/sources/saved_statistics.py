@@ -38,6 +38,11 @@ class SavedStatistics:
                 f"{cure} held_out"
             )
 
+    def stored_linears(self) -> dict[str, str]:
+        """Of the checkpoint that the statistics were made with, which may be gone."""
+        assert self.config.samples.statistics is not None
+        return check_digests(self.config.samples.statistics)
+
     def fingerprint(self) -> Facts:
         """The fingerprint of the statistics file; the samples, which may be gone, are not read."""
         contents = [self.file.path.read_bytes()]

@@ -6,12 +6,14 @@ from typing import Any, Protocol, runtime_checkable
 import numpy as np
 from jax.sharding import Mesh
 
+import porting
 from jax_unlearn.data.dataset import Dataset
 from jax_unlearn.features.extracted import Extracted
 from jax_unlearn.features.samples import SampleFeatures, Sides
 from jax_unlearn.features.streaming import SideStatistics
 from jax_unlearn.models.frozen_linear import FrozenLinear
 from jax_unlearn.runs.settings.config import RunConfig
+from jax_unlearn.runtime.hub import local_checkpoint
 from jax_unlearn.runtime.resume import Facts
 from jax_unlearn.runtime.snapshots import NoSnapshots, Stage
 
@@ -43,11 +45,20 @@ class Source(Protocol):
     @property
     def mesh(self) -> Mesh | None: ...
 
+    def stored_linears(self) -> dict[str, str]:
+        """Digest of each of the Linears as its checkpoint stores it."""
+
     def fingerprint(self) -> Facts:
         """Facts that must match between the processes of a run, and when it is resumed."""
 
     def extract(self, stage_of: StageOf = unsaved) -> Extracted:
         """Run the frozen model over the samples, once."""
+
+
+def digests_in_checkpoint(config: RunConfig, linears: Sequence[FrozenLinear]) -> dict[str, str]:
+    """Digest of each Linear as the checkpoint of a run stores it now."""
+    checkpoint = local_checkpoint(config.samples.checkpoint)
+    return porting.linear_digests(checkpoint, [linear.name for linear in linears])
 
 
 def sample_counts(dataset: Dataset[Any], skipped: Sequence[tuple[str, str]]) -> dict[str, Any]:

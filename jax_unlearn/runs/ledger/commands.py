@@ -1,0 +1,284 @@
+"""The commands of a ledger: begin it, add and withdraw requests, list and solve them."""
+
+import time
+from typing import Any
+
+from rich.console import Console
+
+from jax_unlearn.data.class_names import FolderNames, matches
+from jax_unlearn.data.scan import printable
+from jax_unlearn.data.splits import split_held_out
+from jax_unlearn.features.extracted import Extracted
+from jax_unlearn.models.lora import LoraAdapter
+from jax_unlearn.runs.fingerprint import digest
+from jax_unlearn.runs.ledger.chain import Entry, append, new_entry, read_chain
+from jax_unlearn.runs.ledger.combine import JointFit, SumOfFits
+from jax_unlearn.runs.ledger.named import named
+from jax_unlearn.runs.ledger.options import Add, Init, Listing, Solve, Undo, ledger_config
+from jax_unlearn.runs.ledger.passes import Folders, split, with_rows, without_rows
+from jax_unlearn.runs.ledger.requests import (
+    Ledger,
+    Request,
+    active,
+    of_classes,
+    open_ledger,
+    recorded,
+)
+from jax_unlearn.runs.ledger.source import LedgerSource
+from jax_unlearn.runs.ledger.store import (
+    STORE,
+    SUFFIX,
+    StoredTower,
+    save_images,
+    save_tower,
+)
+from jax_unlearn.runs.pipeline import prepared_run, run_pipeline
+from jax_unlearn.runs.run_directory import Metrics
+from jax_unlearn.runs.saved_statistics import protect
+from jax_unlearn.runs.settings.config import RunConfig, to_json
+from jax_unlearn.runs.settings.inputs import check_out
+from jax_unlearn.runs.sources.qwen_tower import QwenTower
+from jax_unlearn.runs.sources.source import digests_in_checkpoint
+from jax_unlearn.runtime.atomic_files import fresh_directory
+from jax_unlearn.runtime.errors import UserError
+from jax_unlearn.runtime.file_lock import locked
+from jax_unlearn.runtime.outputs import check_free, check_output, resolved
+
+
+def init(command: Init, console: Console) -> list[str]:
+    """Create a ledger: run the tower over the images to preserve, once.
+
+    Returns:
+        What was left out, in words.
+
+    Raises:
+        UserError: bad input, or a setting that has no effect in a ledger.
+    """
+    directory = command.directory
+    config = ledger_config(command)
+    samples = config.samples
+    check_out(directory, samples)
+    check_free(directory)
+    assert samples.preserve is not None
+    folders = Folders(command.strict, FolderNames.read(samples.names))
+    groups = split(
+        folders, samples.preserve, samples.preserve_held_out, "preserve", config.solver.seed
+    )
+    folders.names.check_used()
+    tower = QwenTower(config)
+    files = [*groups[0], *groups[1]]
+    unread = without_rows(files, [False] * len(groups[0]) + [True] * len(groups[1]))
+    images = with_rows(unread, files, None, lambda: tower, console)
+    blank = tower.blank(groups[0][0])
+    with fresh_directory(directory) as partial:
+        what = {
+            "settings": settings_of(config),
+            "linears": digests_in_checkpoint(config, tower.linears),
+            "contents": digest(tower.contents()),
+            "tower": save_tower(partial, StoredTower(tower.linears, blank)),
+            "preserve": save_images(partial, images),
+            "left_out": folders.lines(),
+        }
+        append(partial, new_entry("init", what=what), [])
+        protect(partial, samples)
+    return folders.lines()
+
+
+def settings_of(config: RunConfig) -> dict[str, Any]:
+    """The settings that a ledger records, which are those of its runs."""
+    how = set(vars(config.execution)) - {"out"}
+    return {name: value for name, value in to_json(config).items() if name not in how}
+
+
+def add(command: Add, console: Console) -> tuple[str, list[str]]:
+    """Add a request; the tower runs over its own images alone, and over none that are known.
+
+    Returns:
+        The request's id, and what was left out of its folder, in words.
+
+    Raises:
+        UserError: bad input, or the request is active already.
+    """
+    ledger = open_ledger(command.directory)
+    concept = " ".join(printable(command.concept).split())
+    if not concept:
+        raise UserError("--concept: is empty; give the words of what is to be forgotten")
+    if command.images is None:
+        for name in ("mesh", "workers", "strict"):
+            if getattr(command, name) != getattr(Add(command.directory, ""), name):
+                raise UserError(f"--{name}: has no effect here: no tower is run without --images")
+        classes = sorted(matches(concept, ledger.preserve.labels))
+        if not classes:
+            there = ", ".join(sorted({*ledger.preserve.labels}))
+            raise UserError(
+                f"--concept {concept}: no class to preserve has these words; give --images, or "
+                f"words of one of {there}"
+            )
+        request = Request(concept, of_classes(ledger.preserve, classes))
+        what: dict[str, Any] = {"classes": classes, "images": None}
+        return recorded(ledger.directory, request, what), []
+    folders = Folders(command.strict, FolderNames.read(None))
+    request = from_folder(ledger, concept, folders, command, console)
+    classes = sorted({*request.images.labels})
+    # Before anything of these images is written.
+    protect(ledger.directory, ledger.config.samples, [command.images])
+    if known := ledger.added(request.id):
+        what = {"classes": classes, "images": known.what["images"]}
+    else:
+        what = {"classes": classes, "images": save_images(ledger.directory, request.images)}
+    what |= {"folder": str(resolved(command.images)), "left_out": folders.lines()}
+    return recorded(ledger.directory, request, what), folders.lines()
+
+
+def from_folder(
+    ledger: Ledger, concept: str, folders: Folders, command: Add, console: Console
+) -> Request:
+    """A request for the images of a folder.
+
+    An image that is among those to preserve keeps its rows, and is held out if it is there; of the
+    others a fifth of each class is held out.
+
+    Raises:
+        UserError: the folder has too few images, a class that would also be preserved, or the
+            checkpoint is not the one that the ledger began with.
+    """
+    assert command.images is not None
+    preserve = ledger.preserve
+    files = folders.images(command.images, concept)
+    labels = {file.label for file in files}
+    if both := sorted(labels & {*preserve.labels}):
+        raise UserError(
+            f"{command.images}: has a class {both[0]!r}, which is also among those to preserve; "
+            "rename its folder, or leave out --images to forget the class to preserve"
+        )
+    place = {key: i for i, key in enumerate(preserve.keys)}
+    new = [file for file in files if file.digest not in place]
+    test = {f.digest for f in split_held_out(new, ledger.config.solver.seed)[1]} if new else set()
+    held_out = [
+        bool(preserve.held_out[place[one.digest]]) if one.digest in place else one.digest in test
+        for one in files
+    ]
+    if all(held_out) or not any(held_out):
+        raise UserError(
+            f"{command.images}: has no image to train with, or none to hold out; give more of them"
+        )
+    images = without_rows(files, held_out)
+    if known := ledger.added(Request(concept, images).id):
+        return Request(concept, ledger.images_of(known))
+
+    def opened() -> QwenTower:
+        config = ledger.config.replace(mesh=command.mesh, workers=command.workers)
+        tower = QwenTower(config)
+        if digest(tower.contents()) != ledger.facts["contents"]:
+            raise UserError(
+                f"{config.samples.checkpoint}: has changed since the ledger began; restore it, or "
+                "begin a new ledger"
+            )
+        return tower
+
+    return Request(concept, with_rows(images, files, preserve, opened, console))
+
+
+def undo(command: Undo) -> None:
+    """Withdraw a request.
+
+    Raises:
+        UserError: no active request has this id.
+    """
+    directory = command.directory
+    # Refuses a directory that is no ledger before a lock is created in it.
+    read_chain(directory)
+    with locked(directory):
+        entries = read_chain(directory)
+        if command.id not in (there := active(entries)):
+            listed = ", ".join(there) or "none"
+            raise UserError(
+                f"{directory}: {command.id} is no active request; the active ones: {listed}"
+            )
+        append(directory, new_entry("undo", command.id, None, entries), entries)
+
+
+def listing(command: Listing) -> Metrics:
+    """All entries of a ledger, checked, and which requests are active.
+
+    Raises:
+        UserError: the chain or a file of the store is damaged, or the chain does not have the
+            entry that `command.digest` names.
+    """
+    ledger = open_ledger(command.directory)
+    requests = {one.id: one for one in ledger.requests()}
+    for entry in ledger.entries:
+        if entry.kind == "add" and entry.id not in requests:
+            # Also what was withdrawn can be read.
+            ledger.images_of(entry)
+    digests = [entry.digest for entry in ledger.entries]
+    if command.digest is not None and command.digest not in digests:
+        raise UserError(
+            f"{command.directory}: no entry has the digest {command.digest}, so this ledger does "
+            "not continue the one that had; ask for that one"
+        )
+    return {
+        "entries": [
+            {"number": n, "kind": e.kind, "id": e.id, "concept": concept_of(ledger, e),
+             "time": e.time, "digest": e.digest}
+            for n, e in enumerate(ledger.entries, 1)
+        ],
+        "active": [
+            {"id": id, "concept": one.concept, "images": int((~one.images.held_out).sum()),
+             "held_out": int(one.images.held_out.sum())}
+            for id, one in requests.items()
+        ],
+        "unnamed": unnamed(ledger),
+        "digest": digests[-1],
+    }  # fmt: skip
+
+
+def concept_of(ledger: Ledger, entry: Entry) -> str:
+    """The concept that an entry is about; empty for init."""
+    request = ledger.added(entry.id) if entry.id else None
+    return request.what["concept"] if request else ""
+
+
+def unnamed(ledger: Ledger) -> list[str]:
+    """Files of the store that no entry names: a command was ended before it appended its entry."""
+    facts = [entry.what for entry in ledger.entries]
+    used = {one.get(name) for one in facts for name in ("tower", "preserve", "images")}
+    there = sorted((ledger.directory / STORE).glob(f"*{SUFFIX}"))
+    return [path.name for path in there if path.stem not in used]
+
+
+def solve(command: Solve, console: Console) -> Metrics:
+    """Fit the active requests: an ordinary run, without an image or a tower.
+
+    Returns:
+        The content of the run's metrics.json.
+
+    Raises:
+        UserError: the ledger is damaged, or no request is active.
+    """
+    begun = time.perf_counter()
+    if command.combine == "joint" and command.rank_after is not None:
+        raise UserError("--rank-after: has no effect here: a joint solve has --rank; leave it out")
+    if command.rank_after is not None and command.rank_after < 1:
+        raise UserError(f"--rank-after {command.rank_after}: must be at least 1")
+    directory, out = command.directory, resolved(command.out)
+    ledger = open_ledger(directory)
+    check_output(out, {"the ledger": [directory]})
+    config = ledger.config.replace(out=out, overwrite=command.overwrite)
+    source = LedgerSource(ledger, config)
+    joint = command.combine == "joint"
+
+    def describe(extracted: Extracted, adapter: LoraAdapter) -> Metrics:
+        found: Metrics = {
+            "directory": str(directory.resolve()),
+            "digest": ledger.entries[-1].digest,
+            "combine": command.combine,
+            "rank_after": command.rank_after,
+            "requests": named(extracted, adapter, source.divided),
+        }
+        return {"ledger": found}
+
+    with prepared_run(config, console, config, lambda: source) as prepared:
+        parts = source.divided
+        fit = JointFit(parts) if joint else SumOfFits(parts, command.rank_after)
+        return run_pipeline(prepared, begun, fit, describe, [directory])

@@ -1,0 +1,154 @@
+"""The options of `jax-unlearn ledger …`, and the settings that a ledger cannot have."""
+
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+from tyro.conf import Positional
+
+from jax_unlearn.features.extractor import ExtractionSettings
+from jax_unlearn.objective.problem import ObjectiveSettings
+from jax_unlearn.objective.targets import STAND_IN
+from jax_unlearn.runs.ledger.combine import Combine
+from jax_unlearn.runs.settings.checks import check_run, source_of
+from jax_unlearn.runs.settings.config import RunConfig, SolverSettings, build, flat
+from jax_unlearn.runtime.errors import UserError
+from jax_unlearn.runtime.hub import pinned
+from jax_unlearn.runtime.used_if import leaf_fields, option
+
+# Settings that must keep their default, and why.
+REASONS = {
+    "target": "a ledger keeps no tokens, which --target stand_in matches",
+    "granularity": "a ledger keeps the mean of each image and no tokens",
+    "linears": "a ledger keeps no rows before a GELU",
+    "optimizer": "LEACE erases one concept and has no rank to add up",
+    "keep_means": "a ledger keeps the mean of every image",
+    "auto": "a ledger's settings are given once, by `ledger init`",
+}
+
+
+@dataclass(frozen=True)
+class Init:
+    """Begin a ledger: run the tower over the images to preserve, once; the settings are those of
+    all its runs."""
+
+    directory: Positional[Path]
+    """Directory of the ledger, created."""
+    checkpoint: Path
+    """Checkpoint of the Qwen3-VL, Qwen3-Omni or Qwen3.5 family: its directory, or its id on the
+    Hugging Face hub."""
+    preserve: Path
+    """Folder of images to preserve, also those that a later request is about; sub-folders are
+    classes."""
+    preserve_held_out: Path | None = None
+    """Held-out images, for evaluation; by default a seeded fifth of each class of --preserve."""
+    names: Path | None = None
+    """Names of sub-folders: a text file with a folder, a tab and its name in each line."""
+    objective: ObjectiveSettings = field(default_factory=ObjectiveSettings)
+    solver: SolverSettings = field(default_factory=SolverSettings)
+    extraction: ExtractionSettings = field(default_factory=ExtractionSettings)
+    mesh: str | None = None
+    """data=N: number of devices that run the tower, as for `run`."""
+    workers: int | None = None
+    """Processes that decode and pack images, as for `run`."""
+    strict: bool = False
+    """Stop at the first image that cannot be read, instead of skipping it."""
+
+
+@dataclass(frozen=True)
+class Add:
+    """Add a request; prints its id."""
+
+    directory: Positional[Path]
+    """Directory of a ledger."""
+    concept: str
+    """What to forget, in words. Without --images: the classes to preserve whose names contain all
+    of these words."""
+    images: Path | None = None
+    """Folder of images to forget; sub-folders are classes. The tower runs over those alone that are
+    not among the images to preserve; a fifth of each class is held out."""
+    mesh: str | None = None
+    """data=N: number of devices that run the tower, as for `run`."""
+    workers: int | None = None
+    """Processes that decode and pack images, as for `run`."""
+    strict: bool = False
+    """Stop at the first image that cannot be read, instead of skipping it."""
+
+
+@dataclass(frozen=True)
+class Undo:
+    """Withdraw a request: what is solved afterwards is as if it had never been added."""
+
+    directory: Positional[Path]
+    """Directory of a ledger."""
+    id: Positional[str]
+    """Id of an active request, as `ledger list` prints it."""
+
+
+@dataclass(frozen=True)
+class Listing:
+    """Check a ledger and list its entries and active requests."""
+
+    directory: Positional[Path]
+    """Directory of a ledger."""
+    digest: str | None = None
+    """Digest that an earlier `ledger list` printed: show that this ledger continues that one."""
+    json: bool = False
+    """Print JSON."""
+
+
+@dataclass(frozen=True)
+class Solve:
+    """Fit all active requests, without an image or a tower; --out is an ordinary run."""
+
+    directory: Positional[Path]
+    """Directory of a ledger."""
+    out: Path
+    """Directory of the run, created."""
+    combine: Combine = "sum"
+    """sum: fit each request alone against the original, with the images of all active requests left
+    out of those to preserve, and add the changes up; joint: one fit of all requests, each towards
+    the target that it has alone. Both have --rank for each request."""
+    rank_after: int | None = None
+    """With --combine sum: cut the sum to this rank, by an SVD; by default it is not cut."""
+    overwrite: bool = False
+    """Replace --out if it exists."""
+
+
+def ledger_config(command: Init) -> RunConfig:
+    """The settings of a ledger's runs.
+
+    Raises:
+        UserError: a setting is out of range, has no effect, or needs what a ledger does not keep.
+    """
+    given: dict[str, Any] = {
+        "checkpoint": pinned(command.checkpoint),
+        "preserve": command.preserve,
+        "preserve_held_out": command.preserve_held_out,
+        "names": command.names,
+        "out": command.directory,
+        "mesh": command.mesh,
+        "workers": command.workers,
+        "strict": command.strict,
+    }
+    for group in (command.objective, command.solver, command.extraction):
+        given |= {name: getattr(group, name) for name in leaf_fields(group)}
+    config = build(RunConfig, given)
+    start = RunConfig.of(checkpoint=config.samples.checkpoint, out=command.directory)
+    if source_of(config.samples) != "qwen_images":
+        raise UserError(
+            f"{command.checkpoint}: is a CLIP, and a ledger is of images through a Qwen3 tower; "
+            "use `run`"
+        )
+    ours, theirs = flat(config), flat(start)
+    for name, why in REASONS.items():
+        value = ours[name]
+        allowed = {
+            "target": value != STAND_IN,
+            "optimizer": value != "leace",
+        }.get(name, value == theirs[name])
+        if not allowed:
+            shown = " ".join(value) if isinstance(value, tuple) else value
+            raise UserError(f"{option(name)} {shown}: cannot be used here: {why}; leave it out")
+    check_run(config, start)
+    return config

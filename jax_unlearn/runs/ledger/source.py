@@ -1,0 +1,110 @@
+"""Source: the images of a ledger, without an image or a tower."""
+
+from collections.abc import Sequence
+from dataclasses import replace
+
+import numpy as np
+from jaxtyping import Bool
+
+from jax_unlearn.data.dataset import Dataset
+from jax_unlearn.data.images import ImageFile
+from jax_unlearn.features.extracted import Extracted
+from jax_unlearn.features.samples import Sides
+from jax_unlearn.features.stand_in import Counterpart
+from jax_unlearn.models.frozen_linear import FrozenLinear
+from jax_unlearn.objective.counterparts import counterparts
+from jax_unlearn.objective.projectors import projectors_of
+from jax_unlearn.runs.fingerprint import fingerprint
+from jax_unlearn.runs.ledger.requests import Divided, Ledger, divide
+from jax_unlearn.runs.ledger.store import StoredImages
+from jax_unlearn.runs.settings.config import RunConfig
+from jax_unlearn.runs.sources.source import (
+    StageOf,
+    sample_counts,
+    split_seed,
+    unsaved,
+    with_statistics,
+)
+from jax_unlearn.runtime.resume import Facts
+
+
+class LedgerSource:
+    """The images of a ledger's active requests, and the images to preserve that are of none.
+
+    Its run has the features in its own statistics.safetensors, so that later commands need neither
+    the images nor the ledger.
+
+    Raises:
+        UserError: a file of the store is missing, or the requests leave a side without images.
+    """
+
+    mesh = None
+
+    def __init__(self, ledger: Ledger, config: RunConfig) -> None:
+        self.ledger = ledger
+        self.config = config.replace(statistics=config.execution.out, save_statistics="yes")
+        self.divided = divide(ledger.requests(), ledger.preserve)
+        self.dataset = dataset_of(self.divided)
+
+    @property
+    def linears(self) -> Sequence[FrozenLinear]:
+        return self.ledger.tower.linears
+
+    def stored_linears(self) -> dict[str, str]:
+        """Of the checkpoint that the ledger began with, which may be gone."""
+        return dict(self.ledger.facts["linears"])
+
+    def fingerprint(self) -> Facts:
+        contents = [self.ledger.facts["contents"].encode()]
+        return fingerprint(self.config, self.dataset, contents, 1)
+
+    def extract(self, stage_of: StageOf = unsaved) -> Extracted:
+        found = extracted_of(self.divided, self.linears, self.config)
+        return replace(
+            found,
+            empty=self.ledger.tower.blank,
+            counts=sample_counts(self.dataset, ()),
+        )
+
+
+def dataset_of(divided: Divided) -> Dataset[ImageFile]:
+    """The images in the groups of a run."""
+    sides = (divided.forget, divided.preserve)
+    forget, preserve, forget_test, preserve_test = (
+        part(side, out).files() for out in (False, True) for side in sides
+    )
+    return Dataset(forget, preserve, forget_test, preserve_test)
+
+
+def part(images: StoredImages, held_out: bool) -> StoredImages:
+    """The images to train with, or those that are held out."""
+    return images.take(np.flatnonzero(images.held_out == held_out))
+
+
+def extracted_of(divided: Divided, linears: Sequence[FrozenLinear], config: RunConfig) -> Extracted:
+    """The features of all requests together, without counts and blank image."""
+    train, test = (
+        Sides(part(divided.forget, out).features(), part(divided.preserve, out).features())
+        for out in (False, True)
+    )
+    pairs: list[Counterpart] = []
+    for number, request in enumerate(divided.requests):
+        own = divided.of_request(number)[~divided.forget.held_out]
+        if own.any():
+            some = Sides(train.forget.chosen(np.flatnonzero(own)), train.preserve)
+            pairs += counterparts(projectors_of(linears), some, request.concept)
+    return Extracted(
+        linears=tuple(linears),
+        train=with_statistics(train, linears, split_seed(config)),
+        test=test,
+        empty={},
+        counts={},
+        counterparts=tuple(pairs),
+    )
+
+
+def only(extracted: Extracted, own: Bool[np.ndarray, " n"], config: RunConfig) -> Extracted:
+    """The features for some images to forget alone, against the same images to preserve."""
+    train = extracted.train
+    some = Sides(train.forget.chosen(np.flatnonzero(own)), train.preserve)
+    return replace(extracted, train=with_statistics(some, extracted.linears, split_seed(config)))

@@ -1,0 +1,185 @@
+"""The store of a ledger: images' mean rows in files that are named by their SHA-256."""
+
+import json
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+from jaxtyping import Bool, Float, UInt8
+from safetensors import SafetensorError, safe_open
+from safetensors.numpy import save
+
+from jax_unlearn.data.digests import CACHED
+from jax_unlearn.data.images import Contents, ImageFile
+from jax_unlearn.features.samples import SampleFeatures, TapRows
+from jax_unlearn.models.frozen_linear import FrozenLinear
+from jax_unlearn.runtime.atomic_files import fresh_file
+from jax_unlearn.runtime.digests import of_bytes, of_text
+from jax_unlearn.runtime.errors import UserError
+
+STORE, SUFFIX = "store", ".safetensors"
+DIGESTS, HELD_OUT, ROWS, FACTS = "digests", "held_out", "rows.", "facts"
+WEIGHT, BIAS, BLANK = "weight.", "bias.", "blank."
+Arrays = Mapping[str, np.ndarray]
+
+
+@dataclass(frozen=True)
+class StoredImages:
+    """Images without their pixels, in the order of their digests, each once.
+
+    Attributes:
+        digests: SHA-256 of each file.
+        held_out: which images are held out for evaluation.
+        labels: their classes.
+        names: where they were; the files may be gone.
+        rows: the mean of each image's tokens at the input of each Linear.
+    """
+
+    digests: UInt8[np.ndarray, "n 32"]
+    held_out: Bool[np.ndarray, " n"]
+    labels: tuple[str, ...]
+    names: tuple[str, ...]
+    rows: Mapping[str, Float[np.ndarray, "n d"]]
+
+    def __len__(self) -> int:
+        return len(self.labels)
+
+    @property
+    def keys(self) -> list[bytes]:
+        """The digests, to look images up by."""
+        return [row.tobytes() for row in self.digests]
+
+    def take(self, index: Sequence[int] | np.ndarray) -> "StoredImages":
+        """Some of the images, in this order."""
+        index = np.asarray(index, int)
+        return StoredImages(
+            self.digests[index],
+            self.held_out[index],
+            tuple(self.labels[i] for i in index),
+            tuple(self.names[i] for i in index),
+            {name: x[index] for name, x in self.rows.items()},
+        )
+
+    def labelled(self, labels: Sequence[str]) -> "StoredImages":
+        """The same images with other classes."""
+        return StoredImages(self.digests, self.held_out, tuple(labels), self.names, self.rows)
+
+    def features(self) -> SampleFeatures:
+        """As the features of a run's samples."""
+        count = np.arange(len(self))
+        return SampleFeatures(
+            tuple(self.files()), {name: TapRows(x, count) for name, x in self.rows.items()}
+        )
+
+    def files(self) -> list[ImageFile]:
+        """The images as samples, with their digests known, so that no file is read."""
+        found = []
+        for name, label, digest in zip(self.names, self.labels, self.keys, strict=True):
+            file = ImageFile(Path(name), label)
+            vars(file)[CACHED] = Contents(digest, None)
+            found.append(file)
+        return found
+
+    def content(self) -> str:
+        """Digest of which images these are, with their classes and which are held out."""
+        facts = zip(self.keys, self.held_out, self.labels, strict=True)
+        return of_text("\n".join(f"{key.hex()} {int(out)} {label}" for key, out, label in facts))
+
+
+def joined(parts: Sequence[StoredImages]) -> StoredImages:
+    """The images of all parts by digest; one that is in several is taken from the first."""
+    first: dict[bytes, tuple[int, int]] = {}
+    for number, part in enumerate(parts):
+        for i, key in enumerate(part.keys):
+            first.setdefault(key, (number, i))
+    chosen = [first[key] for key in sorted(first)]
+    return StoredImages(
+        np.array([parts[n].digests[i] for n, i in chosen], np.uint8).reshape(-1, 32),
+        np.array([parts[n].held_out[i] for n, i in chosen], bool),
+        tuple(parts[n].labels[i] for n, i in chosen),
+        tuple(parts[n].names[i] for n, i in chosen),
+        {
+            name: np.array([parts[n].rows[name][i] for n, i in chosen], np.float32)
+            for name in (parts[0].rows if chosen else ())
+        },
+    )
+
+
+def save_images(directory: Path, images: StoredImages) -> str:
+    """Write images to the store; returns the digest that names the file."""
+    arrays = {ROWS + name: x for name, x in images.rows.items()}
+    arrays |= {DIGESTS: images.digests, HELD_OUT: images.held_out}
+    return _save(directory, arrays, {"labels": images.labels, "names": images.names})
+
+
+def load_images(directory: Path, digest: str) -> StoredImages:
+    """Images that `save_images` wrote.
+
+    Raises:
+        UserError: the file is missing or has changed.
+    """
+    arrays, facts = _load(directory, digest)
+    rows = {k.removeprefix(ROWS): x for k, x in arrays.items() if k.startswith(ROWS)}
+    return StoredImages(
+        arrays[DIGESTS], arrays[HELD_OUT], tuple(facts["labels"]), tuple(facts["names"]), rows
+    )
+
+
+@dataclass(frozen=True)
+class StoredTower:
+    """What a solve needs of a tower: the Linears, and each projector's output of a blank image."""
+
+    linears: tuple[FrozenLinear, ...]
+    blank: Mapping[str, Float[np.ndarray, " e"]]
+
+
+def save_tower(directory: Path, tower: StoredTower) -> str:
+    """Write the Linears to the store; returns the digest that names the file."""
+    arrays = {BLANK + name: row for name, row in tower.blank.items()}
+    for one in tower.linears:
+        arrays |= {WEIGHT + one.name: one.weight, BIAS + one.name: one.bias}
+    return _save(directory, arrays, {"linears": [one.name for one in tower.linears]})
+
+
+def load_tower(directory: Path, digest: str) -> StoredTower:
+    """What `save_tower` wrote; raises as `load_images` does."""
+    arrays, facts = _load(directory, digest)
+    linears = (
+        FrozenLinear(name, arrays[WEIGHT + name], arrays[BIAS + name]) for name in facts["linears"]
+    )
+    blank = {k.removeprefix(BLANK): x for k, x in arrays.items() if k.startswith(BLANK)}
+    return StoredTower(tuple(linears), blank)
+
+
+def path_of(directory: Path, digest: str) -> Path:
+    """The file of the store with this digest."""
+    return directory / STORE / (digest + SUFFIX)
+
+
+def _save(directory: Path, arrays: Arrays, facts: Mapping[str, Any]) -> str:
+    dense = {name: np.ascontiguousarray(array) for name, array in arrays.items()}
+    # One entry, because safetensors writes several in any order.
+    data = save(dense, metadata={FACTS: json.dumps(facts)})
+    digest = of_bytes(data)
+    path = path_of(directory, digest)
+    if not path.is_file() or of_bytes(path.read_bytes()) != digest:
+        with fresh_file(path, overwrite=True) as partial:
+            partial.write_bytes(data)
+    return digest
+
+
+def _load(directory: Path, digest: str) -> tuple[dict[str, np.ndarray], dict[str, Any]]:
+    path = path_of(directory, digest)
+    cure = "restore it from a copy"
+    try:
+        if of_bytes(path.read_bytes()) != digest:
+            raise UserError(f"{path}: has changed since it was written; {cure}")
+        with safe_open(path, framework="numpy") as file:
+            arrays = {key: file.get_tensor(key) for key in file.keys()}  # noqa: SIM118
+            return arrays, json.loads(file.metadata()[FACTS])
+    except FileNotFoundError:
+        raise UserError(f"{path}: no such file, and ledger.jsonl names it; {cure}") from None
+    except (OSError, SafetensorError) as error:
+        raise UserError(f"{path}: cannot be read ({error}); {cure}") from error

@@ -1,0 +1,378 @@
+"""A ledger of requests: any order, withdrawn as if never asked, and whole whatever happens."""
+
+import json
+import shutil
+import subprocess
+import sys
+from dataclasses import replace
+from pathlib import Path
+
+import numpy as np
+import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
+from rich.console import Console
+
+import porting
+from jax_unlearn.models.frozen_linear import FrozenLinear
+from jax_unlearn.models.lora import LoraAdapter, LoraPair
+from jax_unlearn.runs.cli import main
+from jax_unlearn.runs.ledger import commands, requests
+from jax_unlearn.runs.ledger.chain import FILE, append, new_entry, read_chain
+from jax_unlearn.runs.ledger.combine import JointFit, SumOfFits, added
+from jax_unlearn.runs.ledger.options import Add, Init, Undo, ledger_config
+from jax_unlearn.runs.ledger.requests import Request, divide, of_classes, open_ledger, recorded
+from jax_unlearn.runs.ledger.source import LedgerSource, dataset_of
+from jax_unlearn.runs.ledger.store import (
+    STORE,
+    StoredImages,
+    StoredTower,
+    path_of,
+    save_images,
+    save_tower,
+)
+from jax_unlearn.runtime.assets import ASSETS
+from jax_unlearn.runtime.errors import UserError
+from tests.running import read
+
+QUIET = Console(quiet=True)
+LINEARS = {"merger.linear_fc2": (6, 5), "deepstack_merger_list.0.linear_fc2": (4, 5)}
+CLASSES = ("red disc", "red square", "blue disc", "blue square", "cat", "dog")
+CONCEPTS = ("red", "disc", "cat", "blue square")
+
+
+def some_images(seed, labels):
+    """Images that only differ in their rows, in the order of their digests."""
+    random = np.random.default_rng(seed)
+    digests = random.integers(0, 256, (len(labels), 32)).astype(np.uint8)
+    order = sorted(range(len(labels)), key=lambda i: digests[i].tobytes())
+    kinds = np.array([CLASSES.index(one) if one in CLASSES else 9 for one in labels])
+    rows = {
+        name: (random.normal(size=(len(labels), d_in)) + 3 * np.eye(10, d_in)[kinds] ).astype("f4")
+        for name, (_, d_in) in LINEARS.items()
+    }  # fmt: skip
+    made = StoredImages(
+        digests, np.arange(len(labels)) % 5 == 0, tuple(labels),
+        tuple(f"/gone/{i}.png" for i in range(len(labels))), rows,
+    )  # fmt: skip
+    return made.take(order)
+
+
+@pytest.fixture(scope="module")
+def template(tmp_path_factory):
+    """A ledger over synthetic rows, without a tower; tests copy it."""
+    directory = tmp_path_factory.mktemp("ledger") / "ledger"
+    directory.mkdir()
+    random = np.random.default_rng(0)
+    linears = tuple(
+        FrozenLinear(name, random.normal(size=shape).astype("f4"), np.zeros(shape[0], "f4"))
+        for name, shape in LINEARS.items()
+    )
+    blank = {one.projector: np.zeros(one.shape[0], "f4") for one in linears}
+    init = Init(directory, ASSETS / "checkpoint", ASSETS / "images")
+    weights = {"lambda_preserve": 0.1, "lambda_weight": 0.01}
+    solver = replace(init.solver, rank=1, iterations=20, **weights)
+    config = ledger_config(replace(init, solver=solver))
+    what = {
+        # The checkpoint is gone.
+        "settings": commands.settings_of(config) | {"checkpoint": "/gone/checkpoint"},
+        "linears": dict.fromkeys(LINEARS, "0" * 64),
+        "contents": "0" * 64,
+        "tower": save_tower(directory, StoredTower(linears, blank)),
+        "preserve": save_images(directory, some_images(1, CLASSES * 10)),
+        "left_out": [],
+    }
+    append(directory, new_entry("init", what=what), [])
+    return directory
+
+
+@pytest.fixture
+def ledger(template, tmp_path):
+    return Path(shutil.copytree(template, tmp_path / "ledger"))
+
+
+def add(ledger, concept):
+    return commands.add(Add(ledger, concept), QUIET)[0]
+
+
+def add_images(ledger, concept, images):
+    """A request for images that are not to be preserved, as after a pass of the tower."""
+    what = {"classes": sorted({*images.labels}), "images": save_images(ledger, images)}
+    return recorded(ledger, Request(concept, images), what)
+
+
+def refused(capsys, *words):
+    with pytest.raises(SystemExit) as ended:
+        main([*map(str, words)])
+    assert ended.value.code == 2
+    (line,) = capsys.readouterr().err.splitlines()
+    return line
+
+
+def fitted(ledger, kind):
+    """What a ledger's active requests are fitted to."""
+    opened = open_ledger(ledger)
+    source = LedgerSource(opened, opened.config)
+    fit = kind(source.divided, None) if kind is SumOfFits else kind(source.divided)
+    return fit(source.extract(), source.config, QUIET, None, None).found.result
+
+
+def same_bytes(first, second):
+    one, other = first.adapter, second.adapter
+    assert one.pairs.keys() == other.pairs.keys()
+    for name, pair in one.pairs.items():
+        for part in ("a", "b"):
+            ours, theirs = (np.asarray(getattr(p, part)) for p in (pair, other.pairs[name]))
+            assert ours.tobytes() == theirs.tobytes()
+            assert np.linalg.norm(ours) > 0.01
+
+
+def test_any_order_and_an_undo_give_the_same_bytes(ledger, tmp_path, capsys):
+    extra = some_images(2, ["face"] * 10)
+    other = shutil.copytree(ledger, tmp_path / "other")
+    add(ledger, "red"), add(ledger, "disc"), add_images(ledger, "me", extra)
+    withdrawn = add(other, "cat")
+    me = add_images(other, "me", extra)
+    add(other, "disc")
+    commands.undo(Undo(other, withdrawn))
+    commands.undo(Undo(other, me))
+    add(other, "red")
+    # Without "me" it is a ledger that was never asked for it.
+    never = fitted(other, JointFit)
+    add_images(other, "me", extra)
+    joint = fitted(ledger, JointFit)
+    same_bytes(joint, fitted(other, JointFit))
+    commands.undo(Undo(other, me))
+    same_bytes(never, fitted(other, JointFit))
+    add_images(other, "me", extra)
+    out = tmp_path / "run"
+    main(["ledger", "solve", str(ledger), "--out", str(out)])
+    again = fitted(other, SumOfFits)
+    same_bytes(replace(again, adapter=porting.load_peft(out / "adapter")), again)
+    metrics = read(out / "metrics.json")
+    # Of "red" and "disc" 10 images are the same; a fifth of all is held out.
+    assert (metrics["samples"]["forget"], metrics["samples"]["forget_held_out"]) == (32, 8)
+    assert (metrics["adapter"]["rank"], metrics["ledger"]["combine"]) == (3, "sum")
+    # Of all changes of this rank the joint fit has the least loss of all requests.
+    least = joint.history[joint.epoch]["total"]
+    assert 0 < least < min(metrics["objective"][name] for name in ("initial", "total"))
+    listed = json.loads(said(capsys, "ledger", "list", other, "--json"))
+    assert {one["concept"] for one in listed["active"]} == {"red", "disc", "me"}
+    assert [one["kind"] for one in listed["entries"]].count("undo") == 3
+    # The run is whole without the ledger, and names the entry that it is of.
+    assert metrics["ledger"]["digest"] == read_chain(ledger)[-1].digest
+    shutil.rmtree(ledger)
+    main(["evaluate", str(out)])
+    assert read(out / "metrics.json")["ledger"] == metrics["ledger"]
+
+
+def said(capsys, *words):
+    capsys.readouterr()
+    main([*map(str, words)])
+    return capsys.readouterr().out
+
+
+@settings(max_examples=30, deadline=None)
+@given(st.lists(st.sampled_from(CONCEPTS), min_size=1, max_size=12))
+def test_what_is_fitted_depends_on_the_active_requests_alone(template, steps):
+    """Each step adds a concept that is not active, and withdraws one that is."""
+    preserve = open_ledger(template).preserve
+
+    def request(concept):
+        classes = [one for one in CLASSES if set(concept.split()) <= set(one.split())]
+        return Request(concept, of_classes(preserve, classes))
+
+    entries, there = read_chain(template), set()
+    for concept in steps:
+        kind = "undo" if concept in there else "add"
+        there ^= {concept}
+        entries.append(new_entry(kind, request(concept).id, {"concept": concept}, entries))
+    assert requests.active(entries) == sorted(request(one).id for one in there)
+    if not there:
+        with pytest.raises(UserError, match="nothing to forget"):
+            divide([], preserve)
+        return
+    # In the order in which they were added, and in that of the alphabet.
+    orders = dict.fromkeys(one for one in steps if one in there), sorted(there)
+    first, second = (divide([request(one) for one in order], preserve) for order in orders)
+    assert first.forget.content() == second.forget.content()
+    assert (first.owner == second.owner).all()
+    assert dataset_of(first).fingerprint() == dataset_of(second).fingerprint()
+    keys = [*first.forget.keys, *first.preserve.keys]
+    assert len(keys) == len({*keys}) == len(preserve)
+    assert {*first.forget.labels} == {
+        label for label in CLASSES if any({*one.split()} <= {*label.split()} for one in there)
+    }
+
+
+def test_an_image_of_several_requests_is_as_in_the_first(ledger):
+    images = some_images(3, ["face"] * 10)
+    row = {name: x + 1 for name, x in images.rows.items()}
+    other = replace(images.labelled(["portrait"] * 10), rows=row, held_out=~images.held_out)
+    two = [Request("a", images), Request("b", other)]
+    divided = divide(two, open_ledger(ledger).preserve)
+    first = min(two, key=lambda one: one.id)
+    assert divided.forget.content() == first.images.content()
+    assert set(divided.owner.tolist()) == {0}
+    assert divided.of_request(1).all()
+    np.testing.assert_array_equal(
+        divided.forget.rows["merger.linear_fc2"], first.images.rows["merger.linear_fc2"]
+    )
+
+
+def test_a_sum_of_changes_is_their_sum_and_is_cut_to_the_nearest():
+    random = np.random.default_rng(0)
+
+    def change(rank, alpha):
+        pair = LoraPair(random.normal(size=(rank, 7)), random.normal(size=(5, rank)))
+        return LoraAdapter({"x": pair}, alpha, rank)
+
+    def product(adapter):
+        pair = adapter.pairs["x"]
+        return adapter.scale * np.asarray(pair.b) @ np.asarray(pair.a)
+
+    parts = [change(2, 3.0), change(1, 1.0), change(4, 2.0)]
+    expected = sum(map(product, parts))
+    whole, short = added(parts), added(parts, 2)
+    # As many ranks as the Linear has.
+    assert (whole.rank, short.rank) == (5, 2)
+    np.testing.assert_allclose(product(whole), expected, atol=1e-5)
+    u, s, v = np.linalg.svd(expected)
+    np.testing.assert_allclose(product(short), u[:, :2] * s[:2] @ v[:2], atol=1e-5)
+
+
+def test_damage_is_named(ledger, capsys):
+    add(ledger, "red"), add(ledger, "cat")
+    path, whole = ledger / FILE, (ledger / FILE).read_text()
+    lines = whole.splitlines(keepends=True)
+    digest = read_chain(ledger)[1].digest
+    for text, words in {
+        whole.replace('"concept": "red"', '"concept": "rad"'): "line 2 has changed",
+        whole[:-20]: "line 3 is cut off",
+        lines[0] + lines[2]: "line 2 does not follow",
+        lines[1]: "line 1 does not follow",
+        "": "is empty",
+    }.items():
+        path.write_text(text)
+        assert words in refused(capsys, "ledger", "list", ledger)
+    # Without its last line the chain is whole; the digest of an earlier list shows it.
+    path.write_text(lines[0])
+    assert "does not continue" in refused(capsys, "ledger", "list", ledger, "--digest", digest)
+    path.write_text(whole)
+    assert digest in said(capsys, "ledger", "list", ledger, "--digest", digest, "--json")
+    stored = path_of(ledger, read_chain(ledger)[0].what["preserve"])
+    data = stored.read_bytes()
+    stored.write_bytes(data[:-1] + bytes([data[-1] ^ 1]))
+    line = refused(capsys, "ledger", "solve", ledger, "--out", ledger.parent / "run")
+    assert f"{stored}: has changed" in line
+    stored.unlink()
+    assert f"{stored}: no such file" in refused(capsys, "ledger", "add", ledger, "--concept", "x")
+    path.unlink()
+    assert f"{path}: no such file" in refused(capsys, "ledger", "undo", ledger, "x")
+    assert not (ledger.parent / "run").exists()
+
+
+WRITER = """
+import os, signal, sys
+from dataclasses import replace
+from pathlib import Path
+from jax_unlearn.runs.ledger import requests
+from jax_unlearn.runs.ledger.store import save_images
+directory, name, killed = Path(sys.argv[1]), *sys.argv[2:]
+images = requests.open_ledger(directory).preserve
+for number in range(6 if killed else 5):
+    if number == 5:
+        requests.append = lambda *_: os.kill(os.getpid(), signal.SIGKILL)
+    own = images.labelled([f"{name} {number}"] * len(images))
+    what = {"classes": [], "images": save_images(directory, own)}
+    requests.recorded(directory, requests.Request(f"{name} {number}", own), what)
+"""
+
+
+def test_a_killed_process_and_two_at_once_leave_a_whole_ledger(ledger, capsys):
+    started = [
+        subprocess.Popen([sys.executable, "-c", WRITER, str(ledger), name, killed])
+        for name, killed in (("one", "killed"), ("other", ""))
+    ]
+    assert [process.wait(timeout=120) for process in started] == [-9, 0]
+    concepts = [entry.what["concept"] for entry in read_chain(ledger)[1:]]
+    assert sorted(concepts) == sorted(f"{who} {n}" for who in ("one", "other") for n in range(5))
+    listed = json.loads(said(capsys, "ledger", "list", ledger, "--json"))
+    # What the killed one had written is named by no entry.
+    assert len(listed["unnamed"]) == 1
+    add(ledger, "cat")
+
+
+def test_settings_that_need_what_is_not_kept_are_refused(tmp_path, ledger, capsys):
+    start = ["ledger", "init", tmp_path / "new", "--checkpoint", ASSETS / "checkpoint",
+             "--preserve", ASSETS / "images" / "train"]  # fmt: skip
+    for words, why in {
+        ("--target", "stand_in"): "keeps no tokens",
+        ("--granularity", "tokens"): "keeps the mean of each image",
+        ("--linears", "linear_fc1"): "before a GELU",
+        ("--optimizer", "leace"): "erases one concept",
+        ("--epochs", "3"): "--epochs: has no effect",
+        ("--checkpoint", ASSETS / "clip" / "checkpoint"): "is a CLIP",
+    }.items():
+        assert why in refused(capsys, *start, *words)
+    assert not (tmp_path / "new").exists()
+    red = add(ledger, "red")
+    for words, why in {
+        ("add", ledger, "--concept", "red"): f"{red} is active already",
+        ("add", ledger, "--concept", "green"): "no class to preserve has these words",
+        ("add", ledger, "--concept", "red", "--workers", "1"): "no tower is run",
+        ("undo", ledger, "x"): f"the active ones: {red}",
+        ("solve", ledger, "--out", ledger / "run"): "lies in the ledger",
+        ("solve", ledger, "--out", tmp_path / "r", "--combine", "joint", "--rank-after", "1"):
+            "--rank-after: has no effect",
+    }.items():  # fmt: skip
+        assert why in refused(capsys, "ledger", *words)
+    commands.undo(Undo(ledger, red))
+    assert "no request is active" in refused(
+        capsys, "ledger", "solve", ledger, "--out", tmp_path / "r"
+    )
+
+
+def test_a_ledger_of_the_shipped_model_from_folders_to_an_export(tmp_path, capsys, monkeypatch):
+    for side, names in {
+        "keep": ("red circle", "blue circle", "blue triangle", "cat"), "me": ("astronaut",),
+    }.items():  # fmt: skip
+        for name in names:
+            (tmp_path / side / name).mkdir(parents=True)
+            for file in sorted((ASSETS / "images" / "train" / name).iterdir())[:12]:
+                shutil.copy(file, tmp_path / side / name)
+    # The same image as one to preserve, whose rows are known.
+    cat = next((tmp_path / "keep" / "cat").iterdir())
+    shutil.copy(cat, tmp_path / "me" / "astronaut" / f"cat-{cat.name}")
+    ledger, out = tmp_path / "ledger", tmp_path / "run"
+    main(["ledger", "init", str(ledger), "--checkpoint", str(ASSETS / "checkpoint"), "--preserve",
+          str(tmp_path / "keep")])  # fmt: skip
+    images = ["--images", str(tmp_path / "me")]
+    me = said(capsys, "ledger", "add", ledger, "--concept", "astronaut", *images).strip()
+    # Withdrawn and asked again: no tower is run.
+    main(["ledger", "undo", str(ledger), me])
+    with monkeypatch.context() as patched:
+        patched.setattr(porting, "load_vision_tower", None)
+        assert (
+            said(capsys, "ledger", "add", ledger, "--concept", "astronaut", *images).strip() == me
+        )
+        main(["ledger", "add", str(ledger), "--concept", "red"])
+        # From here on the images may be gone.
+        shutil.rmtree(tmp_path / "me")
+        shutil.rmtree(tmp_path / "keep")
+        main(["ledger", "solve", str(ledger), "--out", str(out)])
+    metrics = read(out / "metrics.json")
+    counts = {name: metrics["samples"][name] for name in ("forget", "forget_held_out", "preserve")}
+    # A fifth, rounded up, of 12 is held out; the cat counts as forgotten.
+    assert counts["forget"] + counts["forget_held_out"] == 12 + 1 + 12
+    assert counts["preserve"] <= 3 * 9
+    named = {one["concept"]: one for one in metrics["ledger"]["requests"]}
+    assert min(one["named_before"] for one in named.values()) > 0.7
+    assert max(one["named_after"] for one in named.values()) < 0.5
+    assert (ledger.stat().st_mode | out.stat().st_mode) & 0o777 == ledger.stat().st_mode & 0o777
+    main(["evaluate", str(out)])
+    main(["certify", str(out), "--no-whole-checkpoint"])
+    made = read(out / "certificate.json")["figures"][0]["command"]
+    assert made == f"jax-unlearn ledger solve {ledger} --combine sum --out OUT"
+    main(["export", str(out), "--out", str(tmp_path / "merged")])
+    assert len([*(ledger / STORE).iterdir()]) == 3
