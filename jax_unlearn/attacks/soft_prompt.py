@@ -80,7 +80,7 @@ def placeholder(vlm: VLM, texts: list[str]) -> tuple[int, str]:
     added = tokenizer.get_added_vocab()
     words = sorted(tokenizer.get_vocab().items(), key=lambda item: (item[0] not in added, item[1]))
     for word, token in words[:MOST_TRIED]:
-        # Added tokens are told apart without spaces, and words with them.
+        # Added tokens need no spaces between them, and words do.
         for text in (word * VECTORS, f"{word} " * VECTORS):
             ids = tokenizer(text, add_special_tokens=False)["input_ids"]
             if token not in taken and ids == [token] * VECTORS:

@@ -24,8 +24,6 @@ COMMANDS = {
     "sweep": "fit and score many settings, and choose one of them",
     "ledger": "many requests to forget, in any order, each of which can be withdrawn",
     "evaluate": "evaluate a run again; --vlm also asks the Hugging Face model",
-    "attack": "try to find the concept again, in ten ways, with controls",
-    "report": "put the reports of runs beside each other",
     "ask": "ask the Hugging Face model about any images, before and after",
     "attack": "attack the changed model, with controls: who can still find the concept",
     "report": "write a page that compares runs",
