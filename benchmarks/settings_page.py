@@ -6,7 +6,12 @@ from typing import get_args
 
 from benchmarks.markdown import table_of
 from jax_unlearn.runs import command_line
+from jax_unlearn.runs.ledger.command_line import Ledger, Request
 from jax_unlearn.runs.settings.options import Option, options_of, summary
+
+
+# A command that shares more options than so many with `run` only names them.
+MANY = 10
 
 
 def settings() -> str:
@@ -20,6 +25,10 @@ def settings() -> str:
             without = ", ".join(f"`--{n.replace('_', '-')}`" for n in run if n not in shared)
             but = f" but {without}" if without else ""
             sections.append(f"The options of [run](#run){but}, and:")
+            options = [option for option in options if option.name not in shared]
+        elif len(shared) > MANY:
+            same = ", ".join(f"`{option.flag}`" for option in options if option.name in shared)
+            sections.append(f"As of [run](#run): {same}; and:")
             options = [option for option in options if option.name not in shared]
         run = run or {option.name: option for option in options}
         for group in dict.fromkeys(option.group for option in options):
@@ -40,6 +49,11 @@ def commands() -> Iterator[tuple[str, type, str]]:
     found = []
     for annotated in get_args(command_line.Command):
         kind, command = get_args(annotated)
+        if kind is Ledger:
+            for own in get_args(Request):
+                inner, of_ledger = get_args(own)
+                found.append((f"{command.name} {of_ledger.name}", inner, summary(inner)))
+            continue
         found.append((command.name, kind, command.description or summary(kind)))
     yield from sorted(found, key=lambda one: one[0] != "run")
 
