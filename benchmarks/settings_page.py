@@ -9,7 +9,6 @@ from jax_unlearn.runs import command_line
 from jax_unlearn.runs.ledger.command_line import Ledger, Request
 from jax_unlearn.runs.settings.options import Option, options_of, summary
 
-
 # A command that shares more options than so many with `run` only names them.
 MANY = 10
 
