@@ -137,7 +137,7 @@ def killed(folder, place, kills, seed):
     while killer.counts.total() < kills:
         run = [*arguments(folder, out, **OPTIONS), "--resume"]
         killer.until_done(run, out, whole, kills)
-        # Exports are killed less often before they have ended, and each run has two.
+        # Exports are killed less often before they have ended, so each run has two.
         for _ in range(2):
             killer.until_done(["export", out, "--out", exported], exported, merged, kills)
             shutil.rmtree(exported)
