@@ -6,6 +6,7 @@ from typing import get_args
 
 from benchmarks.markdown import table_of
 from jax_unlearn.runs import command_line
+from jax_unlearn.runs.ledger import command_line as ledger
 from jax_unlearn.runs.settings.options import Option, options_of, summary
 
 
@@ -40,6 +41,11 @@ def commands() -> Iterator[tuple[str, type, str]]:
     found = []
     for annotated in get_args(command_line.Command):
         kind, command = get_args(annotated)
+        if kind is command_line.Ledger:
+            # A command that has commands of its own.
+            inner = map(get_args, get_args(ledger.Request))
+            found += [(f"{command.name} {one.name}", own, summary(own)) for own, one in inner]
+            continue
         found.append((command.name, kind, command.description or summary(kind)))
     yield from sorted(found, key=lambda one: one[0] != "run")
 
