@@ -85,7 +85,7 @@ def sample_facts(config: RunConfig) -> Facts:
         UserError: the samples are not here.
     """
     if config.samples.statistics is not None:
-        return {"files": {}, "note": "fitted on saved statistics; their own run has the images"}
+        return {"files": {}, "note": "fitted on saved statistics; their source has the images"}
     dataset = collect(config.samples, config.solver.seed)
     shown = [
         file

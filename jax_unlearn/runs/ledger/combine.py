@@ -104,7 +104,8 @@ def together(
     residual: dict[str, Float[np.ndarray, "n e"]] = {}
     size = np.ones(count, np.float32)
     for own, one in parts:
-        size[own] = np.sqrt(count / own.sum())
+        if config.solver.reduction == "mean":
+            size[own] = np.sqrt(count / own.sum())
         for projector, target in targets_of(one, config.objective, config.solver.seed):
             last = projector.last
             output = last.output(forget.taps[last.name].x[own])
