@@ -98,7 +98,7 @@ def test_such_a_run_stands_alone(run, tmp_path):
 
 
 def shown(run):
-    return (run / "report.html").read_text().count('<img alt=""')
+    return (run / "report.html").read_text().count('<img alt="held-out image')
 
 
 def test_images_are_found_from_any_working_directory(folder, tmp_path, monkeypatch):
