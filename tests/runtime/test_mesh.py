@@ -13,7 +13,7 @@ from jax_unlearn.features.extractor import Extractor
 from jax_unlearn.features.tower_pass import place_tower, specs
 from jax_unlearn.runs.cli import main
 from jax_unlearn.runs.fingerprint import differences
-from jax_unlearn.runs.sources import qwen_images
+from jax_unlearn.runs.sources import qwen_tower
 from jax_unlearn.runtime.errors import UserError
 from jax_unlearn.runtime.mesh import FSDP, make_mesh
 from porting import load_vision_tower
@@ -80,7 +80,7 @@ def check_evaluate(run):
     # Without it the tower is run again.
     (run / "statistics.safetensors").unlink()
     given = ["--mesh", "data=4,fsdp=2", "--workers", "0", "--batch-patches", "512"]
-    with mock.patch.object(qwen_images, "Extractor", wraps=Extractor) as made:
+    with mock.patch.object(qwen_tower, "Extractor", wraps=Extractor) as made:
         main(["evaluate", str(run), *given])
     settings, mesh, workers, _ = made.call_args.args[3:]
     found = dict(mesh.shape), workers, settings.batch_patches

@@ -37,7 +37,7 @@ import sys
 from unittest.mock import Mock
 from jax_unlearn.runs import pipeline
 from jax_unlearn.runtime.errors import UserError
-pipeline.fit_adapter = Mock(side_effect=UserError("no room"))
+pipeline.judge_of = Mock(side_effect=UserError("no room"))
 from jax_unlearn.runs.cli import main
 main(sys.argv[1:])
 """
