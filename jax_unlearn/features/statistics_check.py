@@ -74,6 +74,8 @@ def check_samples(samples: Any) -> None:
         count = samples.get(name)
         if not isinstance(count, int) or isinstance(count, bool) or count < 0:
             raise ValueError(f"samples.{name} is {count!r}, and no count")
+    if "skipped" not in samples:
+        raise ValueError("samples has no skipped")
     for name in TEXTS_OF_SAMPLES:
         texts(samples.get(name, []), f"samples.{name}")
     texts([samples.get("fingerprint")], "samples.fingerprint")

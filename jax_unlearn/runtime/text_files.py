@@ -34,7 +34,16 @@ def read_json(path: Path) -> Any:
         OSError: see `read_text`.
         ValueError: see `read_text`; or it is not JSON, or nested too deeply.
     """
+    return of_json(read_text(path))
+
+
+def of_json(text: str) -> Any:
+    """The JSON in a text.
+
+    Raises:
+        ValueError: it is not JSON, or nested too deeply.
+    """
     try:
-        return json.loads(read_text(path))
+        return json.loads(text)
     except RecursionError:
         raise ValueError("it is nested too deeply") from None

@@ -18,6 +18,7 @@ from jax_unlearn.evaluate.vlm.benchmark_scores import (
 )
 from jax_unlearn.evaluate.vlm.benchmarks import read_benchmark
 from jax_unlearn.evaluate.vlm.model import load_vlm
+from jax_unlearn.evaluate.vlm.questions import load_questions
 from jax_unlearn.evaluate.vlm.settings import AskSettings
 from jax_unlearn.runtime.assets import ASSETS
 from jax_unlearn.runtime.errors import UserError
@@ -235,3 +236,13 @@ def test_what_is_no_benchmark_is_said(tmp_path, fiu, mllmu):
     broken.write_bytes(b"PAR1")
     with pytest.raises(UserError, match=r"forget\.parquet: cannot be read"):
         read_benchmark(broken)
+
+
+def test_a_file_that_is_nested_too_deeply_is_no_benchmark(tmp_path):
+    """As JSON and as JSON lines; whoever reads it as a file of questions says what is wrong."""
+    path = tmp_path / "questions.json"
+    for text in ("[" * 10**5, "[]\n" + "[" * 10**5):
+        path.write_text(text)
+        assert read_benchmark(path) is None
+        with pytest.raises(UserError, match="not a list of"):
+            load_questions(path, ["cat"])

@@ -7,6 +7,7 @@ import numpy as np
 import pytest
 from safetensors.numpy import save_file
 
+from jax_unlearn.data.dataset import GROUPS
 from jax_unlearn.features.statistics_file import FILE, read_statistics
 from jax_unlearn.runtime.digests import DIGEST, of_arrays
 from jax_unlearn.runtime.errors import UserError
@@ -74,6 +75,7 @@ def refused(directory, arrays, facts, message):
         (["samples"], -0.0, "samples must be an object"),
         (["samples", "forget"], True, "samples.forget is True"),
         (["samples", "fingerprint"], None, "samples.fingerprint must be texts"),
+        (["samples"], {**dict.fromkeys(GROUPS, 1), "fingerprint": ""}, "samples has no skipped"),
         (["groups", "forget"], None, "groups.forget must be an object"),
         (["groups", "forget", "images", 0], ["x"], "images must be pairs"),
         (["groups", "forget", "images", 0, 0], "a\0", "images must be texts"),

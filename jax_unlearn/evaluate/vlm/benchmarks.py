@@ -4,7 +4,6 @@ Only questions about images are read: the edit changes what a model sees, not wh
 text alone.
 """
 
-import json
 import re
 from collections import Counter
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
@@ -27,7 +26,7 @@ from jax_unlearn.evaluate.vlm.benchmark_scores import (
     rouge_l_recall,
 )
 from jax_unlearn.runtime.errors import UserError
-from jax_unlearn.runtime.text_files import read_json, read_text
+from jax_unlearn.runtime.text_files import of_json, read_json, read_text
 
 MLLMU, CLEAR, FIU = "MLLMU-Bench", "CLEAR", "FIUBench"
 # The tasks of MLLMU-Bench, which are columns.
@@ -226,7 +225,7 @@ def fiu_entries(path: Path) -> list[Mapping[str, Any]] | None:
         try:
             found = read_json(path)
         except ValueError:
-            found = [json.loads(line) for line in read_text(path).splitlines() if line.strip()]
+            found = [of_json(line) for line in read_text(path).splitlines() if line.strip()]
     except (OSError, ValueError):
         # Whoever reads it as a file of questions says what is wrong.
         return None
