@@ -3,8 +3,8 @@
 torch is imported inside the functions, because the rest of the package does not need it.
 """
 
-from collections.abc import Callable, Iterator, Mapping, Sequence
-from contextlib import contextmanager
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import AbstractContextManager, contextmanager
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
@@ -20,6 +20,8 @@ from jax_unlearn.evaluate.vlm.questions import Question
 from jax_unlearn.evaluate.vlm.scoring import Naming
 
 Tensors = dict[str, Any]
+# The control of what an attack finds: the model before the edit.
+BEFORE = "before"
 # Changes images before they are asked about.
 Change = Callable[[Sequence[Image.Image]], list[Image.Image]]
 
@@ -76,6 +78,10 @@ class EditedModel:
             with torch.no_grad():
                 for name, own in self.edited.items():
                     parameters[name].copy_(own)
+
+    def of(self, subject: str) -> AbstractContextManager[None]:
+        """The original model for the subject BEFORE, and else the edited one."""
+        return self.scaled(0.0 if subject == BEFORE else 1.0)
 
     @contextmanager
     def changed_linears(self, change: Callable[[Any], Any]) -> Iterator[None]:
@@ -156,8 +162,3 @@ def rates(
 def right_answers(questions: Sequence[Question], file: ImageFile) -> tuple[str, ...]:
     """The right answers about an image, in normal form; empty where a question has none."""
     return tuple(normal(q.answers.get(file.label, "")) for q in questions)
-
-
-def gained(shares: Mapping[str, Any]) -> float:
-    """TPR − FPR: how well the answer tells the concept from the class it is moved onto."""
-    return float(shares["true_positive_rate"] - (shares["false_positive_rate"] or 0.0))

@@ -11,8 +11,8 @@ from typing import Any
 import numpy as np
 from PIL import Image
 
-from jax_unlearn.attacks.edited_model import gained
 from jax_unlearn.attacks.registry import Row
+from jax_unlearn.attacks.summary import advantage
 from jax_unlearn.evaluate.vlm.asking import (
     model_arguments,
     preprocess,
@@ -154,18 +154,18 @@ def until_no_rise(asked: Callable[[], Row], steps: Iterator[int]) -> list[Row]:
         `still_rising` a last one that is the best because the budget has ended.
     """
     rows = [{"steps": 0, **asked()}]
-    best = gained(rows[0])
+    best = advantage(rows[0])
     since = 0
     for step in steps:
         rows.append({"steps": step, **asked()})
-        if gained(rows[-1]) > best + LEAST_RISE:
-            best, since = gained(rows[-1]), 0
+        if advantage(rows[-1]) > best + LEAST_RISE:
+            best, since = advantage(rows[-1]), 0
         elif step > LEAST_STEPS:
             since += 1
         if since >= PATIENCE:
             break
-    highest = max(map(gained, rows))
-    first = next(i for i, row in enumerate(rows) if gained(row) == highest)
+    highest = max(map(advantage, rows))
+    first = next(i for i, row in enumerate(rows) if advantage(row) == highest)
     rising = 0 < first == len(rows) - 1
     return [
         {**row, "best": i == first, "still_rising": rising and i == first}

@@ -10,13 +10,12 @@ from io import BytesIO
 import numpy as np
 from PIL import Image, ImageEnhance, ImageFilter, ImageOps
 
-from jax_unlearn.attacks.edited_model import rates
+from jax_unlearn.attacks.edited_model import BEFORE, rates
 from jax_unlearn.attacks.groups import Groups, spread
 from jax_unlearn.attacks.registry import EDITED, Attack, Row, Trial
 from jax_unlearn.attacks.target import AttackedRun
 from jax_unlearn.data.images import read_image
 
-BEFORE = "before"
 CONTROLS = {BEFORE: "the model before the edit, which must still name the concept"}
 TESTED = {"small": 32, "full": 200}
 Picture = Image.Image
@@ -131,7 +130,7 @@ def trials(run: AttackedRun) -> Iterator[Trial]:
         for subject in (EDITED, BEFORE):
 
             def measure(name: str = name, subject: str = subject) -> list[Row]:
-                with run.model.scaled(0.0 if subject == BEFORE else 1.0):
+                with run.model.of(subject):
                     return [asked(run, name, seed)]
 
             yield Trial(subject, {"change": name}, seed, measure)
@@ -141,7 +140,9 @@ def asked(run: AttackedRun, name: str, seed: int) -> Row:
     most = TESTED[run.budget]
     test = run.split(seed)[1]
     groups = Groups(*(spread(side, most) for side in (test.forget, test.counterpart, test.others)))
-    others = [read_image(file.source()) for file in run.split(seed)[0].others[:most]]
+    # What the images are shown together with.
+    files = run.split(seed)[0].others[:most] if name in TOGETHER else ()
+    others = [read_image(file.source()) for file in files]
 
     def change(pictures: Sequence[Picture]) -> list[Picture]:
         if name in CHANGES:

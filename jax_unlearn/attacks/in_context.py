@@ -6,7 +6,7 @@ from functools import partial
 import numpy as np
 from PIL import Image
 
-from jax_unlearn.attacks.edited_model import rates
+from jax_unlearn.attacks.edited_model import BEFORE, rates
 from jax_unlearn.attacks.groups import Groups, spread
 from jax_unlearn.attacks.registry import EDITED, Attack, Row, Trial
 from jax_unlearn.attacks.relearning import examples
@@ -19,7 +19,6 @@ from jax_unlearn.evaluate.vlm.asking import (
 )
 from jax_unlearn.evaluate.vlm.model import VLM
 
-BEFORE = "before"
 CONTROLS = {BEFORE: "the model before the edit, shown the same examples"}
 # Numbers of examples of the concept; as many of the class it is moved onto stand beside them.
 SHOWN = {"small": (1, 2), "full": (1, 2, 4, 8)}
@@ -51,7 +50,7 @@ def asked(run: AttackedRun, count: int, subject: str, seed: int) -> list[Row]:
         ]  # fmt: skip
         return ask_after(vlm, before, images, question)
 
-    with run.model.scaled(0.0 if subject == BEFORE else 1.0):
+    with run.model.of(subject):
         return [dict(rates(run.model.vlm, run.naming, groups, answers=answers))]
 
 

@@ -8,6 +8,7 @@ from collections.abc import Iterator
 
 import numpy as np
 
+from jax_unlearn.attacks.edited_model import BEFORE
 from jax_unlearn.attacks.fine_tuning import encode, log_likelihoods
 from jax_unlearn.attacks.groups import spread
 from jax_unlearn.attacks.registry import EDITED, Attack, Row, Trial
@@ -17,7 +18,6 @@ from jax_unlearn.data.images import ImageFile
 from jax_unlearn.features.samples import SampleFeatures, images
 from jax_unlearn.objective.projectors import projectors_of
 
-BEFORE = "before"
 CONTROLS = {
     BEFORE: "the same images by the model before the edit, by the norm of their embedding and by "
     "the likelihood of the right answer"
@@ -43,7 +43,7 @@ def trials(run: AttackedRun) -> Iterator[Trial]:
         def by_likelihood(subject: str = subject) -> list[Row]:
             sides = (run.extracted.train.forget, run.extracted.test.forget)
             files = [spread(images(side), MOST[run.budget]) for side in sides]
-            with run.model.scaled(0.0 if subject == BEFORE else 1.0):
+            with run.model.of(subject):
                 return [scored(*(likelihoods(run, one) for one in files))]
 
         yield Trial(subject, {"by": LIKELIHOOD}, run.seeds[0], by_likelihood)

@@ -6,11 +6,10 @@ Round-to-nearest, weights only, symmetric, with a scale for each group of 32 inp
 from collections.abc import Iterator
 from typing import Any
 
-from jax_unlearn.attacks.edited_model import rates
+from jax_unlearn.attacks.edited_model import BEFORE, rates
 from jax_unlearn.attacks.registry import EDITED, Attack, Row, Trial
 from jax_unlearn.attacks.target import AttackedRun
 
-BEFORE = "before"
 CONTROLS = {BEFORE: "the model before the edit, quantised in the same way"}
 BITS = (8, 4, 3)
 GROUP = 32

@@ -13,6 +13,7 @@ import numpy as np
 from flax import nnx
 from rich.console import Console
 
+from jax_unlearn.attacks.edited_model import BEFORE
 from jax_unlearn.attacks.registry import EDITED, Attack, Row, Trial
 from jax_unlearn.attacks.target import AttackedRun
 from jax_unlearn.data.images import ImageReader
@@ -26,7 +27,7 @@ from jax_unlearn.models.lora import LoraAdapter
 from jax_unlearn.models.qwen3_vision.tower import Qwen3VisionTower
 from jax_unlearn.objective.projectors import frozen_linears
 
-BEFORE, PERMUTED, UNTRAINED = "before", "permuted labels", "untrained tower"
+PERMUTED, UNTRAINED = "permuted labels", "untrained tower"
 DRAWS = {"small": 5, "full": 20}
 CONTROLS = {
     BEFORE: "the model before the edit",

@@ -7,9 +7,9 @@ from typing import Any
 
 import numpy as np
 
+from jax_unlearn.attacks.edited_model import BEFORE
 from jax_unlearn.attacks.registry import EDITED, Row
 
-BEFORE = "before"
 # Of a row: what tells it from others of its trial.
 DETAIL = ("pool", "reader", "labelled", "steps")
 # Where the model before the edit names the concept in fewer of the images, an attack on the edited

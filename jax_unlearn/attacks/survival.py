@@ -4,13 +4,12 @@ from collections.abc import Iterator
 from functools import partial
 from typing import Any
 
-from jax_unlearn.attacks.edited_model import rates
+from jax_unlearn.attacks.edited_model import BEFORE, rates
 from jax_unlearn.attacks.fine_tuning import encode, linears_in, lora, mixed_batches, train
 from jax_unlearn.attacks.registry import EDITED, Attack, Row, Trial
 from jax_unlearn.attacks.relearning import LEARNING_RATE, examples, kept
 from jax_unlearn.attacks.target import AttackedRun
 
-BEFORE = "before"
 CONTROLS = {BEFORE: "the model before the edit, treated in the same way"}
 # Share of the original weights that is mixed in.
 MIXED = (0.25, 0.5, 0.75)
@@ -50,7 +49,7 @@ def mixed(run: AttackedRun, share: float) -> list[Row]:
 
 
 def after_pruning(run: AttackedRun, subject: str) -> list[Row]:
-    with run.model.scaled(0.0 if subject == BEFORE else 1.0), run.model.changed_linears(pruned):
+    with run.model.of(subject), run.model.changed_linears(pruned):
         return [asked(run)]
 
 
@@ -63,7 +62,7 @@ def fine_tuned(run: AttackedRun, subject: str, seed: int) -> list[Row]:
     model, (fit, test) = run.model, run.split(seed)
     linears = [name for part in PARTS for name in linears_in(model.vlm, part)]
     with (
-        model.scaled(0.0 if subject == BEFORE else 1.0),
+        model.of(subject),
         lora(model.vlm, linears, seed) as (vlm, parameters),
     ):
         keep = [encode(vlm, one) for file in kept(fit, seed) for one in examples(run, file)]

@@ -16,7 +16,7 @@ import numpy as np
 from jaxtyping import Array, Float
 from PIL import Image
 
-from jax_unlearn.attacks.edited_model import rates
+from jax_unlearn.attacks.edited_model import BEFORE, rates
 from jax_unlearn.attacks.groups import Groups
 from jax_unlearn.attacks.registry import EDITED, Attack, Row, Trial
 from jax_unlearn.attacks.target import AttackedRun
@@ -24,7 +24,7 @@ from jax_unlearn.data.images import ImageFile, read_image
 from jax_unlearn.data.preprocess import Preprocessor
 from jax_unlearn.models.lora import LoraAdapter
 
-RANDOM, BEFORE = "random signs", "before"
+RANDOM = "random signs"
 CONTROLS = {
     RANDOM: "a perturbation of the same size with random signs",
     BEFORE: "the model before the edit on the same perturbed images, which must still name it",
@@ -147,7 +147,7 @@ def asked(run: AttackedRun, levels: int, subject: str, seed: int) -> list[Row]:
         )
     )
     left_out = sum(test.counts.values()) - sum(groups.counts.values())
-    with run.model.scaled(0.0 if subject == BEFORE else 1.0):
+    with run.model.of(subject):
         found = rates(
             run.model.vlm,
             run.naming,

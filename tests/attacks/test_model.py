@@ -6,7 +6,7 @@ import torch
 from PIL import Image
 
 from jax_unlearn.attacks import in_context, quantisation, relearning, soft_prompt, survival
-from jax_unlearn.attacks.edited_model import gained, rates
+from jax_unlearn.attacks.edited_model import rates
 from jax_unlearn.attacks.fine_tuning import (
     BATCH,
     PATIENCE,
@@ -22,6 +22,7 @@ from jax_unlearn.attacks.fine_tuning import (
 )
 from jax_unlearn.attacks.never_trained import stars
 from jax_unlearn.attacks.registry import EDITED
+from jax_unlearn.attacks.summary import advantage
 from jax_unlearn.evaluate.vlm.asking import ask
 from jax_unlearn.evaluate.vlm.model import load_vlm
 from jax_unlearn.runtime.assets import ASSETS
@@ -156,7 +157,7 @@ def test_training_goes_on_until_nothing_rises():
     rows = until_no_rise(lambda: next(asked), iter(STEPS))
     best = [r["steps"] for r in rows if r["best"]]
     assert best == [STEPS[3]]
-    assert gained(rows[4]) == pytest.approx(0.2)
+    assert advantage(rows[4]) == pytest.approx(0.2)
     # Few steps do not count as a stop: those up to 100 are all tried.
     assert rows[-1]["steps"] == STEPS[3 + PATIENCE]
     assert not any(r["still_rising"] for r in rows)
@@ -175,14 +176,14 @@ def test_relearning_beside_its_controls(attacked, unchanged, monkeypatch):
     trials = [t for t in relearning.trials(attacked) if t.setting["images"] == 6]
     assert [t.subject for t in trials] == [EDITED, *relearning.CONTROLS]
     found = {t.subject: t.measure() for t in trials}
-    best = {who: max(map(gained, rows)) for who, rows in found.items()}
+    best = {who: max(map(advantage, rows)) for who, rows in found.items()}
     assert found[EDITED][0]["true_positive_rate"] == 0
     assert best[EDITED] >= 0.5
     assert best[relearning.PERMUTED] <= 0.2
     # As the model before the edit does: it knows the concept without a step.
     with attacked.model.scaled(0.0):
         trained = rates(attacked.model.vlm, attacked.naming, attacked.split(0)[1])
-    assert gained(trained) == 1 >= best[relearning.NEVER_TRAINED]
+    assert advantage(trained) == 1 >= best[relearning.NEVER_TRAINED]
     assert found[relearning.NEVER_TRAINED][0]["true_positive_rate"] == 0
 
 

@@ -14,6 +14,7 @@ import jinja2
 import numpy as np
 from PIL import Image
 
+from jax_unlearn.attacks.summary import advantage
 from jax_unlearn.data.images import UNREADABLE, ImageFile, read_image, reason
 from jax_unlearn.runs.report import plots
 from jax_unlearn.runs.report.verdict import finders, percent, rates, verdict, worst_named
@@ -175,8 +176,8 @@ def relearning_curves(
     by: dict[str, dict[int, list[float]]] = {}
     for row in rows:
         if row["setting"]["images"] == most:
-            gained = row["true_positive_rate"] - (row["false_positive_rate"] or 0.0)
-            by.setdefault(row["subject"], {}).setdefault(row["steps"], []).append(gained)
+            of_steps = by.setdefault(row["subject"], {}).setdefault(row["steps"], [])
+            of_steps.append(advantage(row))
     return most, {
         who: {k: float(np.mean(v)) for k, v in sorted(curve.items())} for who, curve in by.items()
     }
