@@ -11,6 +11,7 @@ from rich.console import Console
 from tyro.conf import Positional
 
 import porting
+from jax_unlearn.attacks.record import FILE, read_record
 from jax_unlearn.attacks.registry import Attack, Trial, chosen
 from jax_unlearn.attacks.summary import strongest
 from jax_unlearn.attacks.target import AttackedRun, Budget
@@ -30,7 +31,6 @@ from jax_unlearn.runtime.outputs import ADAPTER
 from jax_unlearn.runtime.progress import progress_bar
 from jax_unlearn.runtime.version import VERSION
 
-FILE = "attacks.json"
 SEEDS = {"small": 1, "full": 3}
 # What an edit cannot prevent, whatever the attacks find.
 LIMITS = (
@@ -140,7 +140,7 @@ def opened(options: AttackOptions, config: RunConfig) -> dict[str, Any]:
     """attacks.json of the run, or an empty one.
 
     Raises:
-        UserError: the file was damaged, or is of other options.
+        UserError: the file was changed, has another form, or is of other options.
     """
     facts = {
         "version": VERSION,
@@ -149,14 +149,13 @@ def opened(options: AttackOptions, config: RunConfig) -> dict[str, Any]:
         "seeds": seeds_of(options),
     }
     path = options.run / FILE
-    if path.is_file():
-        found = read_sealed(path)
-        if options.again and found["of"] == facts:
-            # Other kinds keep what was measured.
-            for one in chosen(options.kinds):
-                found["attacks"].pop(one.name, None)
-            return found
-    if path.is_file() and not options.again:
+    found = read_record(options.run)
+    if found and options.again and found["of"] == facts:
+        # Other kinds keep what was measured.
+        for one in chosen(options.kinds):
+            found["attacks"].pop(one.name, None)
+        return found
+    if found and not options.again:
         for name, value in facts.items():
             if found["of"][name] != value:
                 raise UserError(

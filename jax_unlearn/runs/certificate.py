@@ -10,6 +10,8 @@ from pathlib import Path
 from rich.console import Console
 from tyro.conf import Positional
 
+from jax_unlearn.attacks.record import FILE as FILE_OF_ATTACKS
+from jax_unlearn.attacks.record import read_record
 from jax_unlearn.data.scan import printable
 from jax_unlearn.features.statistics_file import FILE, read_statistics
 from jax_unlearn.objective.targets import STAND_IN
@@ -35,7 +37,6 @@ from jax_unlearn.runtime.text_files import encodable, read_json
 # Form of the file; raised when a field changes its meaning.
 FORM = 1
 PACKAGES = ("jax-unlearn", "jax", "flax", "numpy", "transformers", "torch", "peft")
-ATTACKS = "attacks.json"
 # The entries of metrics.json, by the command that gives them; the others are those of `run`.
 OF_MODEL = {
     "vlm": "jax-unlearn evaluate {run} --vlm{questions}",
@@ -162,13 +163,9 @@ def figures(run: Path, metrics: Metrics) -> list[Facts]:
         else:
             (of_evaluate if name in OF_EVALUATE else of_run)[name] = value
     found = [{"command": c, "file": "metrics.json", "values": v} for c, v in groups.items()]
-    if (run / ATTACKS).is_file():
-        try:
-            values = read_json(run / ATTACKS)
-        except (OSError, ValueError) as error:
-            raise UserError(f"{run / ATTACKS}: cannot be read ({error}); attack again") from error
+    if (values := read_record(run)) is not None:
         command = f"jax-unlearn attack {run}"
-        found.append({"command": command, "file": ATTACKS, "values": values})
+        found.append({"command": command, "file": FILE_OF_ATTACKS, "values": values})
     return found
 
 

@@ -7,9 +7,7 @@ import json
 import random
 import shutil
 import tarfile
-from collections.abc import Callable, Iterator
-from contextlib import contextmanager, suppress
-from dataclasses import dataclass
+from collections.abc import Callable
 from pathlib import Path
 
 from safetensors import safe_open
@@ -20,10 +18,18 @@ from jax_unlearn.runs.settings.config import RunConfig
 from jax_unlearn.runtime.digests import DIGEST, FILE, of_arrays, of_file, read_sealed, sealed
 from jax_unlearn.runtime.snapshots import Snapshot
 from jax_unlearn.runtime.used_if import leaf_fields, option
-from tests.attack.mutations import flipped, json_files, json_texts, mutated, other_array
+from tests.attack.mutations import (
+    flipped,
+    json_files,
+    json_texts,
+    mutated,
+    other_array,
+    resealed_files,
+)
 from tests.attack.outcomes import Attack
+from tests.attack.place import STOPPED, Attacks, Place, fit_again, own_copy
+from tests.attack.records import attacks_file, certificate, ledger
 
-Attacks = Iterator[Attack]
 HELD_BACK = {"out", "overwrite", "resume", "distributed"}
 VALUES = [
     "", "-1", "0", "nan", "inf", "1e999", "9" * 400, "x", "None", "/dev/null", "\x1b[31m", "é",
@@ -31,47 +37,7 @@ VALUES = [
 INDEX_NAMES = ["/etc/passwd", "../a.safetensors", "x" * 300, "", ".", "..", "a/b", "\x00", "a\n"]
 
 
-@dataclass(frozen=True)
-class Place:
-    """What the families work on.
-
-    checkpoint: a checkpoint of their own, which they change.
-    images: a folder with forget/ and preserve/; only read.
-    run: a finished run; only read.
-    stopped: OUT.resume of a stopped run and the command that made it; only read.
-    whole: the same run, not stopped.
-    scratch: an empty folder.
-    """
-
-    checkpoint: Path
-    images: Path
-    run: Path
-    stopped: Path
-    whole: Path
-    scratch: Path
-
-    @property
-    def out(self) -> Path:
-        return self.scratch / "out"
-
-
 Family = Callable[[Place, random.Random, int], Attacks]
-# Of the stopped run.
-STOPPED = ["--optimizer", "adam", "--epochs", "60", "--chunk", "10", "--rank", "2"]
-
-
-def fit_again(place: Place, statistics: Path, *more: str) -> list[str]:
-    return ["run", "--statistics", str(statistics), "--out", str(place.out), *more]
-
-
-@contextmanager
-def own_copy(path: Path, place: Place) -> Iterator[Path]:
-    copy = place.scratch / f"copy of {path.name}"
-    shutil.copytree(path, copy)
-    try:
-        yield copy
-    finally:
-        shutil.rmtree(copy)
 
 
 def config(place: Place, pick: random.Random, count: int) -> Attacks:
@@ -140,15 +106,7 @@ def run_files(place: Place, pick: random.Random, count: int) -> Attacks:
         words = ["export", str(copy), "--out", str(place.out)]
         for what in json_files(copy / "config.json", pick, count // 2):
             yield Attack(what + forged(copy, "config.json", pick), words, place.out)
-        path = copy / "metrics.json"
-        tree = json.loads(path.read_text())
-        del tree[DIGEST]
-        for what in json_files(path, pick, count - count // 2):
-            other = mutated(tree, pick)
-            if pick.random() < 0.5 and isinstance(other, dict):
-                with suppress(ValueError):  # It has a number that JSON has not.
-                    path.write_text(sealed(other))
-                    what = f"metrics.json with its digest: {path.read_text()[:300]}"
+        for what in resealed_files(copy / "metrics.json", pick, count - count // 2):
             yield Attack(what, words, place.out)
 
 
@@ -296,4 +254,7 @@ FAMILIES: dict[Family, int] = {
     snapshots: 12,
     tars: 12,
     questions: 30,
+    attacks_file: 40,
+    certificate: 40,
+    ledger: 60,
 }

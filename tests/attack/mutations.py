@@ -3,9 +3,13 @@
 import json
 import random
 from collections.abc import Iterator
+from contextlib import suppress
+from copy import deepcopy
 from pathlib import Path
 
 import numpy as np
+
+from jax_unlearn.runtime.digests import DIGEST, sealed
 
 NASTY = [
     None, True, False, -1, 0, 1, 3, 10**9, 2**40, -(2**63), 10**30, 1.5, -0.0, 1e308, float("nan"),
@@ -32,7 +36,8 @@ def mutated(tree: object, pick: random.Random) -> object:
             if pick.random() < 0.15:
                 del at[key]
             else:
-                at[key] = pick.choice(NASTY)
+                # A copy, as the next change may be inside it.
+                at[key] = deepcopy(pick.choice(NASTY))
             break
     return copy
 
@@ -67,6 +72,19 @@ def json_files(path: Path, pick: random.Random, count: int) -> Iterator[str]:
         path.write_text(text)
         yield f"{path.name} {number}: {text[:300]}"
     path.write_text(original)
+
+
+def resealed_files(path: Path, pick: random.Random, count: int) -> Iterator[str]:
+    """As `json_files`, of a file with its own digest, which fits in half of the variants."""
+    tree = json.loads(path.read_text())
+    del tree[DIGEST]
+    for what in json_files(path, pick, count):
+        other = mutated(tree, pick)
+        if pick.random() < 0.5 and isinstance(other, dict):
+            with suppress(ValueError):  # It has a number that JSON has not.
+                path.write_text(sealed(other))
+                what = f"{path.name} with its digest: {path.read_text()[:300]}"
+        yield what
 
 
 def other_array(array: np.ndarray, pick: random.Random) -> np.ndarray:

@@ -22,7 +22,7 @@ def place(folder, tmp_path_factory):
     (place / "questions.json").write_text(json.dumps(questions))
     options = {"questions": place / "questions.json"} | CLOSED_FORM
     main(arguments(place, place / "run", **options))
-    (place / "run" / "attacks.json").write_text(json.dumps({"few_shot": {"10": 0.9}}))
+    main(["attack", str(place / "run"), "--kinds", "readers"])
     main(["certify", str(place / "run")])
     return place
 
@@ -64,7 +64,7 @@ def test_a_certificate_says_everything(place):
     ]
     values = {k: v for group in found["figures"][:2] for k, v in group["values"].items()}
     assert values == metrics
-    assert found["figures"][2]["values"] == {"few_shot": {"10": 0.9}}
+    assert found["figures"][2]["values"] == read_sealed(run / "attacks.json")
     assert "any edit of open weights is undone" in found["threat_model"]["no_protection_from"][0]
     share = f"{100 * metrics['refitted']['accuracy_after']:.1f} %"
     assert any(share in line for line in found["threat_model"]["can_be_read"])

@@ -5,11 +5,12 @@ from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import asdict, dataclass
 from datetime import UTC, datetime
 from pathlib import Path
-from typing import Any, Literal, get_args
+from typing import Any, Literal, TypedDict
 
 from jax_unlearn.runtime.atomic_files import replace_files
 from jax_unlearn.runtime.digests import of_text
 from jax_unlearn.runtime.errors import UserError
+from jax_unlearn.runtime.forms import fits
 from jax_unlearn.runtime.text_files import read_text
 
 FILE = "ledger.jsonl"
@@ -17,6 +18,42 @@ Kind = Literal["init", "add", "undo"]
 CURE = "restore it from a copy"
 # `before` of the first entry.
 NONE = ""
+
+
+class Fields(TypedDict):
+    """The fields of a line, without its digest."""
+
+    kind: Kind
+    id: str
+    what: dict[str, Any]
+    time: str
+    before: str
+
+
+class Begun(TypedDict):
+    """`what` of an init: the settings, digests, and the files of the store."""
+
+    settings: dict[str, Any]
+    linears: dict[str, str]
+    contents: str
+    tower: str
+    preserve: str
+    left_out: list[str]
+
+
+class Added(TypedDict):
+    """`what` of an add: a concept, its classes, and its file of the store if it has one."""
+
+    concept: str
+    classes: list[str]
+    images: str | None
+
+
+class Withdrawn(TypedDict):
+    """`what` of an undo."""
+
+
+FORMS: dict[str, type] = {"init": Begun, "add": Added, "undo": Withdrawn}
 
 
 @dataclass(frozen=True)
@@ -115,12 +152,13 @@ def _entry(line: str) -> Entry | None:
     try:
         content = json.loads(line)
         content.pop("digest")
+        if not fits(content, Fields) or not fits(content["what"], FORMS[content["kind"]]):
+            return None
         entry = Entry(**content)
-        same = entry.line() == line
+        return entry if entry.line() == line else None
     except (ValueError, TypeError, KeyError, AttributeError, RecursionError):
         # Whatever is no entry has been changed.
         return None
-    return entry if same and entry.kind in get_args(Kind) else None
 
 
 def _dump(content: Mapping[str, Any]) -> str:

@@ -4,7 +4,7 @@ import json
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import Any, TypedDict
 
 import numpy as np
 from jaxtyping import Bool, Float, UInt8
@@ -18,11 +18,25 @@ from jax_unlearn.models.frozen_linear import FrozenLinear
 from jax_unlearn.runtime.atomic_files import fresh_file
 from jax_unlearn.runtime.digests import of_bytes, of_text
 from jax_unlearn.runtime.errors import UserError
+from jax_unlearn.runtime.forms import fits
 
 STORE, SUFFIX = "store", ".safetensors"
 DIGESTS, HELD_OUT, ROWS, FACTS = "digests", "held_out", "rows.", "facts"
 WEIGHT, BIAS, BLANK = "weight.", "bias.", "blank."
 Arrays = Mapping[str, np.ndarray]
+
+
+class ImageFacts(TypedDict):
+    """What a file of images has beside its arrays."""
+
+    labels: list[str]
+    names: list[str]
+
+
+class TowerFacts(TypedDict):
+    """What the file of the Linears has beside its arrays."""
+
+    linears: list[str]
 
 
 @dataclass(frozen=True)
@@ -120,8 +134,18 @@ def load_images(directory: Path, digest: str) -> StoredImages:
     Raises:
         UserError: the file is missing or has changed.
     """
-    arrays, facts = _load(directory, digest)
+    arrays, facts = _load(directory, digest, ImageFacts)
     rows = {k.removeprefix(ROWS): x for k, x in arrays.items() if k.startswith(ROWS)}
+    size = len(facts["labels"])
+    whole = (
+        rows
+        and len(facts["names"]) == size
+        and _is(arrays.get(DIGESTS), np.uint8, (size, 32))
+        and _is(arrays.get(HELD_OUT), np.bool_, (size,))
+        and all(_is(x, np.float32, (size, *x.shape[1:2])) and x.ndim == 2 for x in rows.values())
+    )
+    if not whole:
+        raise _other_form(directory, digest)
     return StoredImages(
         arrays[DIGESTS], arrays[HELD_OUT], tuple(facts["labels"]), tuple(facts["names"]), rows
     )
@@ -145,12 +169,34 @@ def save_tower(directory: Path, tower: StoredTower) -> str:
 
 def load_tower(directory: Path, digest: str) -> StoredTower:
     """What `save_tower` wrote; raises as `load_images` does."""
-    arrays, facts = _load(directory, digest)
-    linears = (
-        FrozenLinear(name, arrays[WEIGHT + name], arrays[BIAS + name]) for name in facts["linears"]
-    )
+    arrays, facts = _load(directory, digest, TowerFacts)
+    linears = []
+    for name in facts["linears"]:
+        weight, bias = arrays.get(WEIGHT + name), arrays.get(BIAS + name)
+        if weight is None or bias is None or weight.ndim != 2:
+            raise _other_form(directory, digest)
+        if not _is(weight, weight.dtype, weight.shape) or bias.shape != weight.shape[:1]:
+            raise _other_form(directory, digest)
+        linears.append(FrozenLinear(name, weight, bias))
     blank = {k.removeprefix(BLANK): x for k, x in arrays.items() if k.startswith(BLANK)}
+    sizes = {one.projector: one.shape[:1] for one in linears}
+    if {name: row.shape for name, row in blank.items()} != sizes:
+        raise _other_form(directory, digest)
     return StoredTower(tuple(linears), blank)
+
+
+def _is(array: np.ndarray | None, dtype: Any, shape: tuple[int, ...]) -> bool:
+    """Whether there is an array of this dtype and shape, of finite values."""
+    if array is None or array.dtype != dtype or array.shape != shape:
+        return False
+    return bool(np.isfinite(array.astype(np.float32)).all())
+
+
+def _other_form(directory: Path, digest: str) -> UserError:
+    return UserError(
+        f"{path_of(directory, digest)}: has another form than a ledger writes; restore the ledger "
+        "from a copy"
+    )
 
 
 def path_of(directory: Path, digest: str) -> Path:
@@ -170,7 +216,7 @@ def _save(directory: Path, arrays: Arrays, facts: Mapping[str, Any]) -> str:
     return digest
 
 
-def _load(directory: Path, digest: str) -> tuple[dict[str, np.ndarray], dict[str, Any]]:
+def _load(directory: Path, digest: str, form: type) -> tuple[dict[str, np.ndarray], dict[str, Any]]:
     path = path_of(directory, digest)
     cure = "restore it from a copy"
     try:
@@ -178,8 +224,11 @@ def _load(directory: Path, digest: str) -> tuple[dict[str, np.ndarray], dict[str
             raise UserError(f"{path}: has changed since it was written; {cure}")
         with safe_open(path, framework="numpy") as file:
             arrays = {key: file.get_tensor(key) for key in file.keys()}  # noqa: SIM118
-            return arrays, json.loads(file.metadata()[FACTS])
+            facts = json.loads((file.metadata() or {}).get(FACTS, "null"))
+        if not fits(facts, form):
+            raise _other_form(directory, digest)
+        return arrays, facts
     except FileNotFoundError:
         raise UserError(f"{path}: no such file, and ledger.jsonl names it; {cure}") from None
-    except (OSError, SafetensorError) as error:
+    except (OSError, SafetensorError, ValueError, RecursionError) as error:
         raise UserError(f"{path}: cannot be read ({error}); {cure}") from error

@@ -5,8 +5,9 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+from jax_unlearn.attacks.record import read_record
 from jax_unlearn.runs.report import plots
-from jax_unlearn.runs.report.page import ATTACKS, concept, environment, relearning_curves
+from jax_unlearn.runs.report.page import concept, environment, relearning_curves
 from jax_unlearn.runs.report.verdict import finders, percent, rates, verdict
 from jax_unlearn.runs.settings.config import read_config, to_json
 from jax_unlearn.runtime.atomic_files import fresh_file
@@ -59,10 +60,13 @@ def write_comparison(options: Report) -> None:
 def read_run(directory: Path) -> Compared:
     config = read_config(directory)
     metrics = read_sealed(directory / "metrics.json")
-    path = directory / ATTACKS
-    attacks = read_sealed(path) if path.is_file() else None
-    name = str(directory)
-    return Compared(name, concept(config, metrics), to_json(config), metrics, attacks)
+    return Compared(
+        str(directory),
+        concept(config, metrics),
+        to_json(config),
+        metrics,
+        read_record(directory),
+    )
 
 
 def comparison(runs: Sequence[Compared]) -> str:

@@ -14,12 +14,12 @@ import jinja2
 import numpy as np
 from PIL import Image
 
+from jax_unlearn.attacks.record import read_record
 from jax_unlearn.attacks.summary import advantage
 from jax_unlearn.data.images import UNREADABLE, ImageFile, read_image, reason
 from jax_unlearn.runs.report import plots
 from jax_unlearn.runs.report.verdict import finders, percent, rates, verdict, worst_named
 from jax_unlearn.runs.settings.config import RunConfig, to_json
-from jax_unlearn.runtime.digests import read_sealed
 from jax_unlearn.runtime.text_files import encodable
 
 THUMBNAILS = 10
@@ -29,7 +29,7 @@ CLASSES = 5
 MOVED = 12
 # A question with fewer wrong answers "yes" has no row of its own.
 FALSE_YES = 0.02
-ATTACKS, SWEEP = "attacks.json", "sweep.json"
+SWEEP = "sweep.json"
 VLM_ROWS = (
     ("selectivity", "what else the forget images show, right"),
     ("others", "naming questions on preserve images, right"),
@@ -72,8 +72,7 @@ def report(
         samples: rows of readable images, forget and preserve, of which a few are shown.
         answers: the text of answers.jsonl, if the model was asked.
     """
-    path = directory / ATTACKS
-    attacks = read_sealed(path) if path.is_file() else None
+    attacks = read_record(directory)
     who = finders(metrics, attacks)
     what = concept(config, metrics)
     page = (

@@ -4,6 +4,8 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Any
 
+from jax_unlearn.attacks.record import RELEARNING
+
 Metrics = Mapping[str, Any]
 
 # Up to this share of what a perfect reader has beyond a guess, a concept counts as hidden; up to
@@ -11,7 +13,6 @@ Metrics = Mapping[str, Any]
 HIDDEN, PARTLY = 0.1, 0.5
 # Labelled images of each side that "a few" means.
 FEW = 10
-RELEARNING = ("relearning", "relearning_merger")
 
 
 @dataclass(frozen=True)
