@@ -3,6 +3,7 @@ PYTHON ?= python3
 VENV := .venv
 BIN := $(VENV)/bin
 AOT := .venv-aot
+OPEN_CLIP := .venv-open-clip
 # A browser for the tests of the report, which are skipped with a message where it is missing.
 CHROMIUM := command -v chromium > /dev/null || { [ "$$(id -u)" = 0 ] && timeout 180 apt-get install --quiet \
     --yes --no-install-recommends chromium > /dev/null; } || echo "Chromium could not be installed: \
@@ -10,7 +11,7 @@ CHROMIUM := command -v chromium > /dev/null || { [ "$$(id -u)" = 0 ] && timeout 
 OUT ?= unlearn-demo
 CONCEPT ?= astronaut
 
-.PHONY: demo test check docs aot bench scale table demo-model demo-clip-model clean
+.PHONY: demo test check docs aot open-clip bench scale table demo-model demo-clip-model clean
 
 $(BIN)/python:
 	$(PYTHON) -m venv $(VENV)
@@ -57,6 +58,17 @@ $(AOT)/.made: $(VENV)/.test
 	$(AOT)/bin/pip install --quiet -c constraints.txt -e '.[aot]'
 	touch $@
 
+# OpenCLIP needs torchvision, and no release of that goes with the PyTorch of $(VENV). 6 GB.
+open-clip: $(OPEN_CLIP)/.made
+	$(OPEN_CLIP)/bin/python -m pytest tests/porting/test_open_clip_library.py
+
+$(OPEN_CLIP)/.made: pyproject.toml constraints.txt
+	$(PYTHON) -m venv --clear $(OPEN_CLIP)
+	$(OPEN_CLIP)/bin/pip install --quiet torch==2.14.1 torchvision==0.29.1
+	$(OPEN_CLIP)/bin/pip install --quiet -c constraints.txt -e '.[torch]' open_clip_torch \
+	    beartype hypothesis pytest
+	touch $@
+
 bench: $(VENV)/.test
 	$(BIN)/python -m benchmarks.speed.jit_vs_eager
 	$(BIN)/python -m benchmarks.speed.time_to_objective
@@ -92,4 +104,4 @@ demo-clip-model: $(VENV)/.test
 	$(BIN)/python -m benchmarks.shipped.clip
 
 clean:
-	rm -rf $(VENV) $(AOT) $(OUT) site
+	rm -rf $(VENV) $(AOT) $(OPEN_CLIP) $(OUT) site

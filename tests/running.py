@@ -3,10 +3,7 @@
 import json
 import os
 import shutil
-import subprocess
-import sys
 import threading
-from pathlib import Path
 
 import numpy as np
 from rich.console import Console
@@ -17,7 +14,7 @@ from jax_unlearn.runs.command_line import parse_run
 from jax_unlearn.runs.settings.config import RunConfig
 from jax_unlearn.runs.sources.qwen_images import QwenImages
 from jax_unlearn.runtime.assets import ASSETS
-from tests import tiny
+from tests import tiny, warm
 from tests.problems import same_heads
 
 CLASSES = {"forget": ["red triangle"], "preserve": ["blue circle", "astronaut"]}
@@ -104,14 +101,8 @@ def on_eight_devices(check, *arguments):
     """
     given = ", ".join(map(repr, arguments))
     program = f"from {check.__module__} import {check.__name__} as check\ncheck({given})"
-    done = subprocess.run(
-        [sys.executable, "-c", program],
-        cwd=Path(__file__).parents[1],
-        env=os.environ | {"JAX_NUM_CPU_DEVICES": "8"},
-        capture_output=True,
-        text=True,
-        timeout=300,
-    )
+    environment = os.environ | {"JAX_NUM_CPU_DEVICES": "8"}
+    done = warm.run(["-c", program], environment, timeout=300)
     assert done.returncode == 0, done.stderr
 
 

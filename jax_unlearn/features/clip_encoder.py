@@ -162,8 +162,9 @@ class ClipEncoder:
         ):
             # The features then depend on the places, and are defined for the whole context only.
             places = text.max_position_embeddings
+        # None is longer than `places`, so that all have this many.
         out = self.tokenizer(
-            list(texts), padding="max_length", max_length=places, return_tensors="np"
+            list(texts), padding=True, pad_to_multiple_of=places, return_tensors="np"
         )
         return out["input_ids"], out["attention_mask"]
 

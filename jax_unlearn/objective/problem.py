@@ -53,10 +53,13 @@ class ObjectiveSettings:
     linears: tuple[LinearName, ...] = used_if(("linear_fc2",), source="qwen_images", target=TARGETS)
     """Linears of those Mergers to adapt. With linear_fc1 every step runs the rest of the Merger on
     all tokens, which takes many times the memory and time."""
-    target: TargetKind = used_if("near", optimizer=WITH_TARGET)
+    target: TargetKind | None = used_if(None, optimizer=WITH_TARGET)
     """Target embeddings of the forget rows: one for all images, or with stand_in the embedding of
     an image of another class, matched by everything except the class, so that labelled images do
-    not find the concept again; it needs some hundred images of both."""
+    not find the concept again; it needs some hundred images of both. By default near; in `run` with
+    images through a Qwen tower stand_in, if there are at least 250 training images of each concept
+    and of every class that may take its place, and no other setting of the objective or the solver
+    is given."""
     strength: Strength | None = used_if(None, target=STAND_IN, sweep=False)
     """With --target stand_in, in place of --lambda-forget and --lambda-preserve, of which only the
     ratio counts there: gentle (1 to 3) moves images to keep less, strong (1 to 0.3) hides the
@@ -65,6 +68,11 @@ class ObjectiveSettings:
     """With --target near: length of the step from forget images towards the most similar preserve
     images, 1 ending at them. More than 1 also covers images that show the concept less clearly than
     the training images."""
+
+    @property
+    def target_kind(self) -> TargetKind:
+        """The target; near unless one was given or chosen."""
+        return self.target or "near"
 
 
 def linears_to_adapt(settings: ObjectiveSettings, known: Sequence[str]) -> list[str]:
@@ -144,7 +152,7 @@ def targets_of(
     adapted, sides = set(adapted_in(settings, extracted)), extracted.train
     projectors = projectors_of(extracted.linears)
     means = sides.image_means()
-    similar = similar_images(projectors, sides) if settings.target == "near" else None
+    similar = similar_images(projectors, sides) if settings.target_kind == "near" else None
     blank = blank_targets(extracted, seed) if settings.target == "blank" else {}
     key = jax.random.fold_in(jax.random.key(seed), TARGET_STREAM)
     for projector, subkey in zip(projectors, jax.random.split(key, len(projectors)), strict=True):
@@ -161,8 +169,9 @@ def targets_of(
                 blank.get(projector.name),
                 similar,
             )
-            assert settings.target != "stand_in"
-            yield projector, neutral_target(settings.target, outputs, subkey, settings.near_step)
+            kind = settings.target_kind
+            assert kind != "stand_in"
+            yield projector, neutral_target(kind, outputs, subkey, settings.near_step)
 
 
 def similar_images(projectors: Sequence[Projector], sides: Sides) -> Int[np.ndarray, "samples k"]:

@@ -180,6 +180,8 @@ def open_source(config: RunConfig, console: Console, start: RunConfig | None = N
     check_run(config, start)
     source: Source
     kind = source_of(config.samples)
+    if kind != "qwen_images" or sweep_of(config):
+        config = config.replace(target=config.objective.target_kind)
     if config.samples.statistics:
         source = SavedStatistics(config)
     elif kind == "clip_names":

@@ -7,7 +7,6 @@ import re
 import shutil
 import signal
 import subprocess
-import sys
 import time
 from unittest.mock import MagicMock
 
@@ -24,6 +23,7 @@ from jax_unlearn.features.streaming import over_all_processes
 from jax_unlearn.runs.cli import main
 from jax_unlearn.runtime import collectives, processes
 from jax_unlearn.runtime.errors import UserError
+from tests import warm
 from tests.running import CLOSED_FORM, arguments, heard, read, same_outcome
 
 OPTIONS = {"granularity": "tokens"} | CLOSED_FORM
@@ -78,22 +78,15 @@ def launch(folders, out, devices=2, program=("-m", "jax_unlearn"), **options):
     """A process for each folder, all as one run."""
     port, processes = free_port(), []
     for number, folder in enumerate(folders):
-        command = [
-            *(sys.executable, *program),
+        words = [
+            *program,
             *arguments(folder, out, **OPTIONS | options),
             *("--distributed", "--coordinator", f"127.0.0.1:{port}"),
             *("--process-id", str(number), "--processes", str(len(folders))),
             *("--heartbeat-seconds", str(HEARTBEAT)),
         ]
-        processes.append(
-            subprocess.Popen(
-                command,
-                env=os.environ | {"JAX_NUM_CPU_DEVICES": str(devices)},
-                stdout=subprocess.PIPE,
-                stderr=subprocess.PIPE,
-                text=True,
-            )
-        )
+        environment = os.environ | {"JAX_NUM_CPU_DEVICES": str(devices)}
+        processes.append(warm.Process(words, environment))
     return processes
 
 

@@ -5,8 +5,6 @@ import os
 import random
 import shutil
 import signal
-import subprocess
-import sys
 import time
 from pathlib import Path
 
@@ -22,6 +20,7 @@ from jax_unlearn.runtime.errors import StoppedError, UserError
 from jax_unlearn.runtime.resume import RunSnapshots, StageSnapshots, TerminatedError
 from jax_unlearn.runtime.snapshots import Snapshot
 from jax_unlearn.solvers import until_forgotten
+from tests import warm
 from tests.running import arguments, heard, read
 
 # Several batches in each pass, and several chunks of epochs.
@@ -326,8 +325,7 @@ for options in {{}}, {{"resume": False, "overwrite": True}}, {{"resume": False}}
     except UserError as error:
         print(error)
 """
-    command = [sys.executable, "-c", program]
-    other = subprocess.run(command, capture_output=True, text=True, timeout=BOUND)
+    other = warm.run(["-c", program], timeout=BOUND)
     said = other.stdout.splitlines()
     assert len(said) == 3, other.stderr
     assert all("another run with this --out is at work" in line for line in said)
@@ -377,9 +375,7 @@ try:
 except UserError as error:
     print(error)
 """
-    done = subprocess.run(
-        [sys.executable, "-c", program], capture_output=True, text=True, timeout=BOUND
-    )
+    done = warm.run(["-c", program], timeout=BOUND)
     assert len(done.stdout.splitlines()) == 1, done.stderr
     assert f"{tmp_path}/out.resume" in done.stdout
     assert "continue with --resume" in done.stdout
@@ -389,12 +385,7 @@ except UserError as error:
 
 def launch(folder, out, *more):
     command = [*arguments(folder, out, **OPTIONS), "--resume", *more]
-    return subprocess.Popen(
-        [sys.executable, "-m", "jax_unlearn", *command],
-        stdout=subprocess.PIPE,
-        stderr=subprocess.PIPE,
-        text=True,
-    )
+    return warm.Process(["-m", "jax_unlearn", *command])
 
 
 def killed(folder, out, whole, kills):

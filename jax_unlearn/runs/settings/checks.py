@@ -84,7 +84,7 @@ def facts_of(config: RunConfig) -> dict[str, Any]:
     return {
         "source": source,
         "optimizer": optimizer,
-        "target": config.objective.target,
+        "target": config.objective.target_kind,
         "strength": config.objective.strength,
         "whole_images": config.objective.target == STAND_IN,
         "saved": saved,
@@ -202,7 +202,7 @@ def check_target(config: RunConfig) -> None:
     Raises:
         UserError: it has none.
     """
-    target, tried = config.objective.target, sweep_of(config)
+    target, tried = config.objective.target_kind, sweep_of(config)
     kinds = set(tried.sweep.target_kinds) if tried else set()
     if STAND_IN in {target, *kinds} and not kinds <= {target}:
         raise UserError("--target-kinds: stand_in is swept alone; give only --target stand_in")

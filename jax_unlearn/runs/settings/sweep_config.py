@@ -73,7 +73,7 @@ class SweepConfig(RunConfig):
 
     def grid(self) -> Grid:
         """The values that the sweep tries, by setting."""
-        own, tried = flat(self), self.sweep
+        own, tried = flat(self) | {"target": self.objective.target_kind}, self.sweep
         values = {base: getattr(tried, name) or (own[base],) for name, base in TRIES.items()}
         return Grid(**values)
 

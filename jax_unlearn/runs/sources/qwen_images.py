@@ -8,6 +8,7 @@ from rich.console import Console
 
 from jax_unlearn.data.dataset import collect_images
 from jax_unlearn.data.images import ImageFile, ImageReader
+from jax_unlearn.data.scan import printable
 from jax_unlearn.features.extracted import Extracted
 from jax_unlearn.features.samples import SampleFeatures, Sides, images
 from jax_unlearn.features.stand_in import Counterpart, StandIn
@@ -18,6 +19,7 @@ from jax_unlearn.objective.stand_in import stand_in_of
 from jax_unlearn.objective.targets import STAND_IN
 from jax_unlearn.runs.fingerprint import fingerprint
 from jax_unlearn.runs.settings.config import RunConfig
+from jax_unlearn.runs.sources.default_target import with_default_target
 from jax_unlearn.runs.sources.qwen_tower import QwenTower
 from jax_unlearn.runs.sources.source import (
     StageOf,
@@ -46,6 +48,9 @@ class QwenImages:
     def __init__(self, config: RunConfig, console: Console) -> None:
         self.console = console
         self.dataset = collect_images(config.samples, config.solver.seed, config.execution.strict)
+        config, why = with_default_target(config, self.dataset)
+        if why is not None:
+            console.out(printable(why), highlight=False)
         self.config = resolved(config, self.dataset)
         self.tower = QwenTower(self.config)
         self.linears, self.projectors = self.tower.linears, self.tower.projectors
