@@ -18,6 +18,10 @@ SourceKind = Literal["qwen_images", "clip_images", "clip_names"]
 KINDS: dict[str, SourceKind] = dict(zip(LINEARS, ("clip_names", "clip_images"), strict=True))
 
 
+# Of a feature: the sum of the squares of some millions is still a float32.
+LARGEST = 1e12
+
+
 @dataclass(frozen=True)
 class Extracted:
     """The frozen Linears and the features of a run's samples, for fitting and evaluation.
@@ -63,19 +67,33 @@ class Extracted:
         return {linear.name: linear.shape for linear in self.linears}
 
 
+def within(x: np.ndarray, largest: float) -> bool:
+    """Whether all values are numbers of at most this size."""
+    # Without a copy; NaN is the minimum wherever there is one.
+    return not x.size or bool(x.min() >= -largest and x.max() <= largest)
+
+
 def check_features(extracted: Extracted) -> None:
-    """Check that the features of the training samples are numbers, and differ.
+    """Check that the features are numbers to compute with, and those of training samples differ.
 
     Raises:
-        UserError: a Linear's input is not finite, or is the same for all samples.
+        UserError: a Linear's input is not finite, or too large for the sum of its squares to be, or
+            is the same for all training samples.
     """
     for linear in extracted.linears:
-        sides = (extracted.train.forget, extracted.train.preserve)
-        rows = [side.taps[linear.name].x for side in sides if linear.name in side.taps]
-        if not all(np.isfinite(x).all() for x in rows):
+        rows, held_out = (
+            [
+                side.taps[linear.name].x
+                for side in (sides.forget, sides.preserve)
+                if linear.name in side.taps
+            ]
+            for sides in (extracted.train, extracted.test)
+        )
+        if not all(within(x, LARGEST) for x in (*rows, *held_out)):
             raise UserError(
-                f"{linear.name}: its input is not finite for some samples; use --dtype float32, "
-                "and check the weights and the image processor's image_std"
+                f"{linear.name}: its input is not finite, or beyond {LARGEST:.0e}, for some "
+                "samples; use --dtype float32, and check the weights and the image processor's "
+                "image_std"
             )
         if rows and all((x == rows[0][:1]).all() for x in rows):
             raise UserError(

@@ -9,11 +9,14 @@ from typing import Any
 import numpy as np
 
 from jax_unlearn.data.dataset import GROUPS
+from jax_unlearn.features.extracted import within
 from jax_unlearn.features.token_sample import TOKENS
 
 Arrays = Mapping[str, np.ndarray]
 # Kinds of dtypes, as in `np.dtype.kind`.
 FLOAT, INTEGER, BOOLEAN = "f", "iu", "b"
+# Of a sum over rows, or of their products: its square is still a float32.
+LARGEST = 1e18
 TEXTS_OF_SAMPLES = ("forget_classes", "skipped", "left_out")
 
 
@@ -172,8 +175,8 @@ def array(arrays: Arrays, name: str, kinds: str, *shape: int | None) -> np.ndarr
     if found.dtype.kind not in kinds or not fits:
         wanted = ", ".join("*" if size is None else str(size) for size in shape)
         raise ValueError(f"{name} is {found.dtype} of shape {found.shape}, and not ({wanted})")
-    if kinds == FLOAT and not np.isfinite(found).all():
-        raise ValueError(f"{name} has values that are not finite")
+    if kinds == FLOAT and not within(found, LARGEST):
+        raise ValueError(f"{name} has values that are not finite, or beyond {LARGEST:.0e}")
     return found
 
 

@@ -1,6 +1,7 @@
 """The files of a run's directory: config.json, metrics.json, history.jsonl, adapter/."""
 
-from collections.abc import Mapping, Sequence
+import math
+from collections.abc import Iterable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -71,6 +72,9 @@ def save_metrics(
 ) -> None:
     """Write metrics.json, the report and other files; all are made before one is replaced.
 
+    Raises:
+        UserError: a number in `metrics` is not finite; names it.
+
     Args:
         directory: the run's directory.
         config: its settings.
@@ -78,6 +82,11 @@ def save_metrics(
         pictures: images for the report.
         files: texts of the other files by name.
     """
+    if where := not_finite(metrics):
+        raise UserError(
+            f"{directory}: {where} is not finite, so the features are too large to measure with; "
+            "check the weights, and the statistics if they are an earlier run's"
+        )
     metrics["warnings"] = checks_that_mean_nothing(metrics)
     page = report(directory, config, metrics, pictures, (files or {}).get(ANSWERS))
     texts = {"metrics.json": sealed(metrics), "report.html": page}
@@ -164,6 +173,18 @@ def check_run(directory: Path, config: RunConfig) -> LoraAdapter:
     adapter = porting.load_peft(directory / "adapter")
     check_finite(adapter, directory / "adapter")
     return adapter
+
+
+def not_finite(part: Any, where: str = "") -> str:
+    """The place of a number in a tree of JSON that is not finite; empty if there is none."""
+    if isinstance(part, float):
+        return "" if math.isfinite(part) else where.removeprefix(".")
+    items: Iterable[tuple[Any, Any]] = ()
+    if isinstance(part, Mapping):
+        items = part.items()
+    elif isinstance(part, list | tuple):
+        items = enumerate(part)
+    return next(filter(None, (not_finite(value, f"{where}.{key}") for key, value in items)), "")
 
 
 def check_finite(adapter: LoraAdapter, directory: Path) -> None:

@@ -176,7 +176,7 @@ def finish_attacks(report: Metrics, out: Path) -> None:
         "each 50 % for a guess"
     )
     print(printable(f"optimised against by the fit: {report['optimised_against']}"))
-    print("\n".join(report["limits"]))
+    print("\n".join(map(printable, report["limits"])))
     print(printable(str(out / "attacks.json")))
 
 

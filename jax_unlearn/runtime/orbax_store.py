@@ -15,6 +15,8 @@ from orbax.checkpoint.options import MultiprocessingOptions
 from jax_unlearn.runtime.snapshots import Snapshot
 
 FILE = "snapshot"
+# Orbax's own file in the directory of a snapshot.
+NOTES = "_CHECKPOINT_METADATA"
 # The newest snapshot, and the one before it in case the newest is damaged.
 MAX_SNAPSHOTS = 2
 
@@ -42,7 +44,11 @@ class Restore(ocp.args.CheckpointArgs):
 
 
 def manager(directory: Path) -> ocp.CheckpointManager:
-    """A manager of this process's snapshots in an existing directory."""
+    """A manager of this process's snapshots in an existing directory.
+
+    What Orbax notes beside a snapshot is removed if it is damaged: it says when the snapshot was
+    written, and the snapshot has its own digest.
+    """
     here = jax.process_index()
     this_process = MultiprocessingOptions(
         primary_host=here, active_processes={here}, barrier_sync_key_prefix=str(here)
@@ -54,4 +60,16 @@ def manager(directory: Path) -> ocp.CheckpointManager:
         cleanup_tmp_directories=True,
         multiprocessing_options=this_process,
     )
-    return ocp.CheckpointManager(directory, options=options, item_handlers=SnapshotHandler())
+
+    def opened() -> ocp.CheckpointManager:
+        return ocp.CheckpointManager(directory, options=options, item_handlers=SnapshotHandler())
+
+    try:
+        return opened()
+    except (ValueError, TypeError, KeyError, AttributeError, OverflowError):
+        notes = list(directory.glob(f"*/{NOTES}"))
+        if not notes:
+            raise
+        for path in notes:
+            path.unlink()
+        return opened()

@@ -26,7 +26,8 @@ def attacks_file(place: Place, pick: random.Random, count: int) -> Attacks:
             elif number % 4 == 1:
                 yield Attack(what, ["attack", str(copy), "--kinds", "readers"])
             else:
-                yield Attack(what, ["report", "--compare", str(copy), str(place.run), *words])
+                runs = ["report", "--compare", str(copy), str(place.run)]
+                yield Attack(what, [*runs, *words], place.out)
 
 
 def certificate(place: Place, pick: random.Random, count: int) -> Attacks:

@@ -38,6 +38,7 @@ def test_what_was_written_is_read(content, tmp_path):
         (f"{FORGET}.x", lambda x: x[:, 1:], "is float32 of shape"),
         (f"{FORGET}.x", lambda x: x.astype(int), "is int64 of shape"),
         (f"{FORGET}.x", lambda x: x * np.nan, "has values that are not finite"),
+        (f"{FORGET}.0.total", lambda x: x * 0 - 1e19, "not finite, or beyond 1e\\+18"),
         (f"{FORGET}.image", lambda x: x + 1, "does not number 8 samples in order"),
         (f"{TEST}.image", lambda x: x * 0, "does not number 2 samples in order"),
         (f"{FORGET}.0.image", lambda x: x - 1, "must be from 0 to 7"),

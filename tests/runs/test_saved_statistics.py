@@ -1,5 +1,6 @@
 """Training again on a run's statistics: the same adapter, without an image or a tower."""
 
+import json
 import os
 import re
 import shutil
@@ -7,11 +8,15 @@ from pathlib import Path
 
 import numpy as np
 import pytest
-from safetensors.numpy import load_file
+from safetensors import safe_open
+from safetensors.numpy import load_file, save_file
 
 import porting
+from jax_unlearn.features import extracted, statistics_check
+from jax_unlearn.features.statistics_file import FILE
 from jax_unlearn.runs import saved_statistics
 from jax_unlearn.runs.cli import main
+from jax_unlearn.runtime.digests import DIGEST, of_arrays
 from tests.running import arguments, read
 
 
@@ -163,6 +168,37 @@ def test_a_broken_file_is_refused(run, tmp_path, capsys):
     refused(broken, tmp_path, capsys, [], "statistics.safetensors: cannot be read")
     (broken / "statistics.safetensors").unlink()
     refused(broken, tmp_path, capsys, [], "no such file; a run writes it with --save")
+
+
+@pytest.mark.parametrize(
+    ("largest", "value", "said"),
+    [
+        # Refused as they are read, and, if they were not, before anything is written.
+        (extracted.LARGEST, 1e13, "its input is not finite, or beyond 1e+12, for some samples"),
+        (np.inf, 1e30, " is not finite, so the features are too large to measure with"),
+        (extracted.LARGEST, np.nan, "has values that are not finite"),
+        (extracted.LARGEST, 1e30, "has values that are not finite, or beyond 1e+18"),
+    ],
+)
+def test_features_that_overflow_are_one_line(
+    run, tmp_path, capsys, monkeypatch, largest, value, said
+):
+    monkeypatch.setattr(extracted, "LARGEST", largest)
+    if largest == np.inf:
+        monkeypatch.setattr(statistics_check, "LARGEST", largest)
+    other = shutil.copytree(run, tmp_path / "other")
+    with safe_open(other / FILE, framework="numpy") as file:
+        arrays = {key: file.get_tensor(key) for key in file.keys()}  # noqa: SIM118
+        facts = json.loads(file.metadata()["facts"])
+    del facts[DIGEST]
+    arrays["preserve_held_out.merger.linear_fc2.x"][0] = value
+    facts[DIGEST] = of_arrays(arrays, json.dumps(facts))
+    save_file(arrays, other / FILE, metadata={"facts": json.dumps(facts)})
+    with pytest.raises(SystemExit) as ended:
+        main(["run", "--statistics", str(other), "--out", str(tmp_path / "out")])
+    assert ended.value.code == 2
+    assert said in capsys.readouterr().err.splitlines()[-1]
+    assert not (tmp_path / "out").exists()
 
 
 def test_the_target_blank_needs_no_image_and_a_run_no_copy_of_its_statistics(alone, tmp_path):

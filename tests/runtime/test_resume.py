@@ -17,6 +17,7 @@ from jax_unlearn.runs.cli import main
 from jax_unlearn.runs.fingerprint import GROUPS, differences
 from jax_unlearn.runtime import processes
 from jax_unlearn.runtime.errors import StoppedError, UserError
+from jax_unlearn.runtime.orbax_store import NOTES
 from jax_unlearn.runtime.resume import RunSnapshots, StageSnapshots, TerminatedError
 from jax_unlearn.runtime.snapshots import Snapshot
 from jax_unlearn.solvers import until_forgotten
@@ -149,6 +150,27 @@ def test_a_damaged_snapshot_gives_way_to_the_one_before(tmp_path):
     with pytest.warns(UserWarning, match="is damaged"):
         found = journal(tmp_path / "out").stage("forget").load()
     assert found.arrays["x"][0] == 0
+
+
+@pytest.mark.parametrize(
+    "notes",
+    [
+        {"x": 1, "custom_metadata": {}},
+        {"commit_timestamp_nsecs": "x"},
+        {"commit_timestamp_nsecs": 10**40},
+        {"item_handlers": 3},
+    ],
+)
+def test_what_orbax_notes_beside_a_snapshot_may_be_damaged(tmp_path, notes):
+    stage = journal(tmp_path / "out").stage("forget")
+    for number in range(2):
+        stage.step(lambda number=number: Snapshot({"x": np.full(9, number)}, {}))
+    path = stage.directory / "2" / NOTES
+    path.write_text(json.dumps(read(path) | notes))
+    found = journal(tmp_path / "out").stage("forget")
+    assert found.load().arrays["x"][0] == 1
+    found.step(lambda: Snapshot({"x": np.full(9, 2)}, {}))
+    assert journal(tmp_path / "out").stage("forget").load().arrays["x"][0] == 2
 
 
 def test_a_stage_that_took_no_time_is_saved_by_sigterm_only(monkeypatch, tmp_path):

@@ -30,14 +30,18 @@ def with_default_target(
     if config.objective.target is not None:
         return config, None
     near = config.replace(target=config.objective.target_kind)
-    if changed := settings_for_near(config):
-        return near, f"target near, as {', '.join(map(option, changed))} is given"
     concept, counterpart = numbers(dataset, config.samples.concept)
     what = f"{concept} images of the concept and {counterpart} of what may take its place"
     if min(concept, counterpart) < ENOUGH:
         return near, (
             f"target near: there are {what}, and stand_in, which also hides it from labelled "
             f"images, is chosen from {ENOUGH} of each; --target chooses otherwise"
+        )
+    if changed := settings_for_near(config):
+        names = ", ".join(map(option, changed))
+        return near, (
+            f"target near, as this is given: {names}; there are {what}, enough for --target "
+            "stand_in, which also hides it from labelled images"
         )
     return config.replace(**OF_TARGET[STAND_IN]), (
         f"target stand_in: there are {what}, at least {ENOUGH} of each; --target near moves the "

@@ -48,9 +48,7 @@ class QwenImages:
     def __init__(self, config: RunConfig, console: Console) -> None:
         self.console = console
         self.dataset = collect_images(config.samples, config.solver.seed, config.execution.strict)
-        config, why = with_default_target(config, self.dataset)
-        if why is not None:
-            console.out(printable(why), highlight=False)
+        config, self.target_reason = with_default_target(config, self.dataset)
         self.config = resolved(config, self.dataset)
         self.tower = QwenTower(self.config)
         self.linears, self.projectors = self.tower.linears, self.tower.projectors
@@ -67,6 +65,8 @@ class QwenImages:
 
     def extract(self, stage_of: StageOf = unsaved) -> Extracted:
         data, samples = self.dataset, self.config.samples
+        if self.target_reason is not None:
+            self.console.out(printable(self.target_reason), highlight=False)
         train = Sides(
             self._train(data.forget, True, stage_of), self._train(data.preserve, False, stage_of)
         )
