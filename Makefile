@@ -62,11 +62,10 @@ $(AOT)/.made: $(VENV)/.test
 open-clip: $(OPEN_CLIP)/.made
 	$(OPEN_CLIP)/bin/python -m pytest tests/porting/test_open_clip_library.py
 
-$(OPEN_CLIP)/.made: pyproject.toml constraints.txt
+$(OPEN_CLIP)/.made: pyproject.toml
 	$(PYTHON) -m venv --clear $(OPEN_CLIP)
 	$(OPEN_CLIP)/bin/pip install --quiet torch==2.14.1 torchvision==0.29.1
-	$(OPEN_CLIP)/bin/pip install --quiet -c constraints.txt -e '.[torch]' open_clip_torch \
-	    beartype hypothesis pytest
+	$(OPEN_CLIP)/bin/pip install --quiet -e '.[torch]' open_clip_torch beartype hypothesis pytest
 	touch $@
 
 bench: $(VENV)/.test

@@ -13,6 +13,7 @@ from safetensors.numpy import save
 
 from jax_unlearn.data.digests import CACHED
 from jax_unlearn.data.images import Contents, ImageFile
+from jax_unlearn.features.extracted import LARGEST, within
 from jax_unlearn.features.samples import SampleFeatures, TapRows
 from jax_unlearn.models.frozen_linear import FrozenLinear
 from jax_unlearn.runtime.atomic_files import fresh_file
@@ -186,10 +187,10 @@ def load_tower(directory: Path, digest: str) -> StoredTower:
 
 
 def _is(array: np.ndarray | None, dtype: Any, shape: tuple[int, ...]) -> bool:
-    """Whether there is an array of this dtype and shape, of finite values."""
+    """Whether there is an array of this dtype and shape, of numbers to compute with."""
     if array is None or array.dtype != dtype or array.shape != shape:
         return False
-    return bool(np.isfinite(array.astype(np.float32)).all())
+    return within(array.astype(np.float32), LARGEST)
 
 
 def _other_form(directory: Path, digest: str) -> UserError:
