@@ -25,7 +25,7 @@ from benchmarks.shipped.qwen3_vl.generated import counts_for, write_drawings
 from benchmarks.shipped.qwen3_vl.images import COLORS, PHOTOS, SHAPES
 from jax_unlearn.data.images import ImageFile
 from jax_unlearn.evaluate.judges import splits
-from jax_unlearn.evaluate.probes import drift_by_class, fit_before, read_splits
+from jax_unlearn.evaluate.probes import drift_by_class, fit_before, neighbour_classes, read_splits
 from jax_unlearn.evaluate.two_classes import reidentify
 from jax_unlearn.evaluate.vlm.exam import Exam
 from jax_unlearn.evaluate.vlm.model import load_vlm
@@ -77,10 +77,12 @@ class Options:
 
 
 @cache
-def counterpart_of(concept: str) -> str:
-    """The counterpart that a run on the shipped images chooses."""
-    demo = demo_config(Demo(concept=concept)).replace(target="stand_in", rank=32)
-    return QwenImages(demo, QUIET).extract().counterparts[0].name
+def near_to(concept: str) -> tuple[str, list[str]]:
+    """(counterpart that a run on the shipped images chooses, its nearest classes to keep)."""
+    demo = demo_config(Demo(concept=concept)).replace(**STAND_IN)
+    extracted = QwenImages(demo, QUIET).extract()
+    train = splits(extracted, extracted.train.image_means(), NO_CHANGE)
+    return extracted.counterparts[0].name, neighbour_classes(train)
 
 
 def draw(folder: Path, concept: str, other: str, options: Options, seed: int, train: int) -> None:
@@ -124,7 +126,7 @@ def extracted_for(
     if not is_drawn(concept):
         config = demo_config(Demo(concept=concept)).replace(questions=None, seed=seed, **STAND_IN)
         return QwenImages(config, QUIET).extract(), config
-    other = counterpart_of(concept)
+    other, _ = near_to(concept)
     with TemporaryDirectory() as temporary:
         folder = Path(temporary)
         draw(folder, concept, other, options, seed, train)
@@ -152,7 +154,7 @@ class Asker:
         with TemporaryDirectory() as folder:
             questions = Path(folder) / "questions.json"
             questions.write_text(json.dumps(entries))
-            self.exam = Exam(files, is_forget, [], questions)
+            self.exam = Exam(files, is_forget, near_to(concept)[1], questions)
         self.before = self.exam.score_model(load_vlm(self.checkpoint))
 
     def after(self, adapter: LoraAdapter) -> dict[str, Any]:

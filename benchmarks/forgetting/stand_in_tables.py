@@ -52,7 +52,8 @@ def curve_of(readers: Sequence[dict[str, Any]], when: str) -> tuple[list[int], l
 def table(results: dict[str, Any]) -> str:
     """Targets × what is named, kept and found again, one section per concept."""
     sections = [caption(results["machine"], COMMAND)]
-    header = ["target", "rank", "named", "answered instead", "selectivity", "others"]
+    header = ["target", "rank", "named", "answered instead", "selectivity"]
+    header += ["near neighbours", "others"]
     header += [f"{k} labelled" for k in SHOTS]
     header += ["linear", "1-NN", "RBF", "drift, %", "class that moved most, %"]
     for part, words in (("unseen", "no part in any choice"), ("concepts", "part in the design")):
@@ -73,7 +74,7 @@ def table(results: dict[str, Any]) -> str:
             for one in results["references"]:
                 if one["concept"] == concept["concept"]:
                     found = found_cells([one["readers"]], "before")
-                    rows.append([f"*{one['name']}*", *[""] * 5, *found, "", ""])
+                    rows.append([f"*{one['name']}*", *[""] * 6, *found, "", ""])
             images = concept["images"]
             title = (
                 f"### {pair}\n\nFitted on {images['forget']} images and {images['stand_in']} of "
@@ -87,10 +88,10 @@ def table(results: dict[str, Any]) -> str:
 
 
 def answers(before: dict[str, Any], scores: dict[str, Any]) -> list[str]:
-    """Named by the worst question, what is said instead, selectivity and others."""
+    """Named by the worst question, what is said instead, selectivity, near neighbours, others."""
     worst = cells.worst(before, [scores])
     named = cells.naming_of(scores, worst)["share"]
-    kept = [over_seeds([scores[key]]) for key in ("selectivity", "others")]
+    kept = [over_seeds([scores[key]]) for key in ("selectivity", "neighbours", "others")]
     return [over_seeds([named]), cells.instead([scores], worst), *kept]
 
 

@@ -92,6 +92,22 @@ def test_rounding_keeps_the_largest_weight_of_a_group_and_the_levels():
     assert torch.equal(quantisation.rounded(weight, 4), expected)
 
 
+def test_the_formats_are_those_of_their_packages():
+    assert {name for name, _ in quantisation.FORMATS.values()} == {"bitsandbytes", "torchao"}
+    weight = torch.zeros(2, 64)
+    weight[0, :4] = torch.tensor([0.5, -0.5, 0.5 * 0.723, 0.01])
+    weight[1, :3] = torch.tensor([2.0, -1.0, 0.011])
+    # The levels of nf4 are those of a normal distribution, the largest of 64 being one.
+    by_four = quantisation.nf4(weight)
+    assert by_four[0, :4].tolist() == pytest.approx([0.5, -0.5, 0.5 * 0.7229568, 0.0], abs=1e-6)
+    assert by_four[1, :3].tolist() == pytest.approx([2.0, -1.0501461, 0.0], abs=1e-6)
+    # One scale for each output, and 127 levels on each side.
+    by_eight = quantisation.int8(weight)
+    steps = torch.tensor([[0.5], [2.0]]) / 127.5
+    assert (by_eight - weight).abs().max() <= steps.max() / 2 + 1e-6
+    assert torch.equal((by_eight / steps).round()[0, :3], torch.tensor([127.0, -128.0, 92.0]))
+
+
 def test_pruning_keeps_the_two_largest_of_four():
     weight = torch.tensor([[1.0, -3.0, 2.0, 0.5, -1.0, 0.1]])
     assert survival.pruned(weight).tolist() == [[0, -3, 2, 0, -1, pytest.approx(0.1)]]

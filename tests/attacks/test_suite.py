@@ -64,6 +64,9 @@ def test_attacks_and_controls(copied, capsys):
         (edited,) = rows_of(bits, EDITED, bits=width)
         (before,) = rows_of(bits, "before", bits=width)
         assert (edited["true_positive_rate"], before["true_positive_rate"]) == (0, 1)
+    coded = [row for row in bits["rows"] if row["setting"].get("format") == "torchao int8"]
+    assert {row["subject"] for row in coded} == {EDITED, "before"}
+    assert bits["left_out"] == []
     for one in report["attacks"].values():
         assert len(one["done"]) == one["trials"]
         assert one["does"].endswith(".")
