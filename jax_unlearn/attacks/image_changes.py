@@ -5,6 +5,7 @@ control.
 """
 
 from collections.abc import Callable, Iterator, Sequence
+from functools import partial
 from io import BytesIO
 
 import numpy as np
@@ -128,12 +129,12 @@ def trials(run: AttackedRun) -> Iterator[Trial]:
     seed = run.seeds[0]
     for name in (*CHANGES, *(TOGETHER if run.split(seed)[0].others else ())):
         for subject in (EDITED, BEFORE):
+            yield Trial(subject, {"change": name}, seed, partial(measure, run, name, subject, seed))
 
-            def measure(name: str = name, subject: str = subject) -> list[Row]:
-                with run.model.of(subject):
-                    return [asked(run, name, seed)]
 
-            yield Trial(subject, {"change": name}, seed, measure)
+def measure(run: AttackedRun, name: str, subject: str, seed: int) -> list[Row]:
+    with run.model.of(subject):
+        return [asked(run, name, seed)]
 
 
 def asked(run: AttackedRun, name: str, seed: int) -> Row:
@@ -155,7 +156,7 @@ def asked(run: AttackedRun, name: str, seed: int) -> Row:
 def left_out(run: AttackedRun) -> list[str]:
     if run.split(run.seeds[0])[0].others:
         return []
-    return [f"{', '.join(TOGETHER)}: no held-out image shows anything else"]
+    return [f"{', '.join(TOGETHER)}: not tried: no held-out image shows anything else"]
 
 
 ATTACK = Attack(

@@ -50,7 +50,7 @@ def trials(run: AttackedRun) -> Iterator[Trial]:
 
 
 def left_out(run: AttackedRun) -> list[str]:
-    return [f"{LIKELIHOOD}: {run.cannot_be_asked}"] if run.cannot_be_asked else []
+    return [f"{LIKELIHOOD}: not tried: {run.cannot_be_asked}"] if run.cannot_be_asked else []
 
 
 def moved(run: AttackedRun, side: SampleFeatures, subject: str) -> np.ndarray:

@@ -83,20 +83,19 @@ def trials(run: AttackedRun) -> Iterator[Trial]:
     seed = run.seeds[0]
     for setting, way in ways:
         for subject in (EDITED, BEFORE):
+            yield Trial(subject, setting, seed, partial(measure, run, way, subject, seed))
 
-            def measure(way: Callable[[Any], Any] = way, subject: str = subject) -> list[Row]:
-                model = run.model
-                amount = 0.0 if subject == BEFORE else 1.0
-                with model.scaled(amount), model.changed_linears(way):
-                    return [dict(rates(model.vlm, run.naming, run.split(seed)[1]))]
 
-            yield Trial(subject, setting, seed, measure)
+def measure(run: AttackedRun, way: Callable[[Any], Any], subject: str, seed: int) -> list[Row]:
+    model = run.model
+    with model.of(subject), model.changed_linears(way):
+        return [dict(rates(model.vlm, run.naming, run.split(seed)[1]))]
 
 
 def left_out(run: AttackedRun) -> list[str]:
     """The formats whose package is not installed."""
     return [
-        f"{name}: {package} is not installed"
+        f"{name}: not tried: {package} is not installed"
         for name, (package, _) in FORMATS.items()
         if not find_spec(package)
     ]

@@ -56,7 +56,7 @@ def left_out(run: AttackedRun) -> list[str]:
     few = [pair.concept for pair in run.extracted.counterparts if not fresh(run, pair)]
     found = [
         f"{concept}: too few held-out images to halve; readers are fitted on the images of the "
-        f"edit, which flatters it, and there is no {UNTRAINED}"
+        f"edit, which flatters the edit, and the {UNTRAINED} is not tried"
         for concept in few
     ]
     return found if run.extracted.counterparts else ["no class to keep is a counterpart"]

@@ -73,7 +73,7 @@ class Attack:
         controls: what each control is, by its subject.
         needs_torch: whether it asks or trains the Hugging Face model.
         trials: the trials on a run; may be called without torch, as nothing is measured yet.
-        left_out: reasons why parts of it are not tried on a run.
+        left_out: what is not tried on a run, or limited, and why, in sentences.
     """
 
     name: str

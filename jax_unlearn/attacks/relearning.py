@@ -70,8 +70,8 @@ def left_out(run: AttackedRun) -> list[str]:
         return []
     count = min(len(run.split(seed)[0].forget) for seed in run.seeds)
     return [
-        f"{', '.join(map(str, missing))} images: half of the held-out images to forget are only "
-        f"{count}; hold out more with --forget-held-out"
+        f"{', '.join(map(str, missing))} images: not tried: half of the held-out images to forget "
+        f"are only {count}; hold out more with --forget-held-out"
     ]
 
 

@@ -144,7 +144,7 @@ def finish_attacks(report: Metrics, out: Path) -> None:
     table = LiteralTable("attack, where it gains most", "edited", "others", "controls")
     for name, found in report["attacks"].items():
         for line in found["left_out"]:
-            print(printable(f"{name}: not tried: {line}"), file=sys.stderr)
+            print(printable(f"{name}: {line}"), file=sys.stderr)
         if found["says_nothing"]:
             some = len(found["says_nothing"])
             print(

@@ -241,8 +241,8 @@ def questions(place: Place, pick: random.Random, count: int) -> Attacks:
 
 # How many inputs a quick test makes of each.
 FAMILIES: dict[Family, int] = {
-    config: 150,
-    processor: 80,
+    config: 110,
+    processor: 60,
     weights: 60,
     headers: 50,
     index: 60,
@@ -252,9 +252,9 @@ FAMILIES: dict[Family, int] = {
     settings_files: 50,
     statistics: 40,
     snapshots: 12,
-    tars: 12,
+    tars: 10,
     questions: 30,
-    attacks_file: 40,
-    certificate: 40,
-    ledger: 60,
+    attacks_file: 28,
+    certificate: 28,
+    ledger: 48,
 }

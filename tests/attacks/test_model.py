@@ -188,7 +188,9 @@ def test_relearning_beside_its_controls(attacked, unchanged, monkeypatch):
     monkeypatch.setitem(relearning.STEPS, "small", 30)
     monkeypatch.setitem(relearning.IMAGES, "small", (4, 6, 64))
     assert relearning.numbers(attacked) == ([4, 6], [64])
-    assert relearning.left_out(attacked)[0].startswith("64 images: half of the held-out images")
+    assert relearning.left_out(attacked)[0].startswith(
+        "64 images: not tried: half of the held-out images"
+    )
     trials = [t for t in relearning.trials(attacked) if t.setting["images"] == 6]
     assert [t.subject for t in trials] == [EDITED, *relearning.CONTROLS]
     found = {t.subject: t.measure() for t in trials}

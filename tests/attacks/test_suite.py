@@ -118,7 +118,7 @@ def test_attacks_that_need_torch_are_named_where_it_is_missing(copied, monkeypat
     report = read_sealed(copied / "attacks.json")
     assert report["not_run"] == {"quantisation": "needs torch: pip install 'jax-unlearn[torch]'"}
     assert "quantisation: not run: needs torch" in found.err
-    assert "membership: not tried: answer likelihood: needs torch" in found.err
+    assert "membership: answer likelihood: not tried: needs torch" in found.err
 
 
 def test_what_is_refused(copied, folder, tmp_path, capsys):
