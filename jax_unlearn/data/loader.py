@@ -185,10 +185,10 @@ class PackStep:
 
     def size(self, batches: Sequence[Batch]) -> int:
         """Number of bytes of the packed arrays of a step."""
-        # Beside its pixels, a patch has 2 coordinates, 4 indices and 4 weights in the position
-        # table, and a segment, of 4 bytes each.
-        patch = 4 * (self.preprocessor.patch_dim + 2 + 4 + 4 + 1)
-        return self.devices * batches[0].rows * batches[0].length * patch
+        # Beside its pixels, a patch has 2 coordinates, and 4 indices and 4 weights in the position
+        # table; a row has its number of patches. Each is of 4 bytes.
+        patch = self.preprocessor.patch_dim + 2 + 4 + 4
+        return 4 * self.devices * batches[0].rows * (batches[0].length * patch + 1)
 
     def pack(
         self, batch: Batch, failed: dict[int, str]
