@@ -75,7 +75,12 @@ def main() -> None:
                     rows.append({"model": model, "dtype": dtype, "images": images, **row})
                     print(json.dumps(rows[-1], indent=1), flush=True)
                     # Written after each row, so that an error does not lose half an hour's work.
-                    facts = {"machine": machine(), "rows": rows}
+                    facts = {
+                        "machine": machine(),
+                        "one_core": options.one_core,
+                        "load": os.getloadavg(),
+                        "rows": rows,
+                    }
                     options.out.write_text(json.dumps(facts, indent=1) + "\n")
 
 
@@ -116,7 +121,7 @@ def equal(patches: int, side: int) -> tuple[np.ndarray, Batch]:
 
 
 def mixed(patches: int, sides: range, spare: int) -> tuple[np.ndarray, Batch]:
-    """Of the batches of a folder of IMAGES images, one padded like all of them; its grid [n, 3]."""
+    """The batch of a folder of IMAGES images that is padded most like all of them; its grid."""
     random = np.random.default_rng(0)
     drawn = [[1, *random.choice(sides, size=2)] for _ in range(IMAGES)]
     items = [Item(index, int(np.prod(grid))) for index, grid in enumerate(drawn)]
@@ -280,6 +285,7 @@ def table(results: dict[str, Any]) -> str:
     rows, measured = [], []
     for row in results["rows"]:
         name = f"{row['model']}, {row['dtype']}, {row['n_images']} {row['images']} images"
+        name += f", {row['padding']:.0%} padding" if row.get("padding") else ""
         measured.append((name, row))
         speed = row["images_per_second"]
         shown = [f"{speed[k]:.2f}" if speed[k] < 10 else f"{speed[k]:.0f}" for k in speed]
@@ -295,10 +301,14 @@ def table(results: dict[str, Any]) -> str:
         errors = " / ".join(f"{error:.1e}" for error in known.values()) or "–"
         rows.append([name, *shown, f"**{row['ratio']:.2f}**", *parts, compiling, errors])
     refuse_equal("tower", measured)
+    how = ""
+    if results.get("one_core"):
+        how = "\n\nCPU seconds of one core, because others used the machine"
+        how += f" (load {results['load'][0]:.0f}); images a second of that time."
     header = ["tower, images in one batch", "torch, images/s", "JAX, images/s", "ratio"]
     header += [f"{k}, s: products, attention" for k in ("torch", "JAX")]
     header += ["compiling, s", "error, torch / JAX"]
-    return f"{caption(results['machine'], 'speed.tower')}\n\n{table_of(header, rows)}"
+    return f"{caption(results['machine'], 'speed.tower')}{how}\n\n{table_of(header, rows)}"
 
 
 if __name__ == "__main__":
