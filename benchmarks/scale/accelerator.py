@@ -35,12 +35,13 @@ from benchmarks.markdown import caption, refuse_equal, table_of
 from benchmarks.scale.compiled import TOWERS
 from benchmarks.scale.compiled import tower as tower_config
 from benchmarks.speed.synthetic_rows import PRESERVE, Source
-from benchmarks.speed.tower import in_turns, machine, mixed
+from benchmarks.speed.tower import equal, in_turns, machine, mixed, pack_batch
+from jax_unlearn.data.batches import Batch
 from jax_unlearn.features.device_gram import DeviceGram
 from jax_unlearn.features.tower_pass import place_tower, tap_rows
 from jax_unlearn.models.attention import Kernel, best_kernel
 from jax_unlearn.models.qwen3_vision.config import VisionConfig
-from jax_unlearn.models.qwen3_vision.packing import PackedPatches, batch_shape, frame_sizes, pack
+from jax_unlearn.models.qwen3_vision.packing import PackedPatches
 from jax_unlearn.models.qwen3_vision.tower import Qwen3VisionTower
 from jax_unlearn.runs.inspect.accelerators import SHARE_VARIABLES, Chips
 from jax_unlearn.runs.inspect.memory_plan import ROW, batch_on, flops, plan
@@ -140,8 +141,8 @@ def compare(folder: str, images: str, rounds: int) -> dict[str, Any]:
     theirs = AutoModel.from_pretrained(folder, dtype="bfloat16").eval().cuda()
     ours = load_vision_tower(folder, "bfloat16")
     config = ours.config
-    square = np.array([[1, SQUARE, SQUARE]] * (PATCHES // SQUARE**2))
-    grid = square if images == "equal" else mixed(PATCHES, SIDES, config.one_row)
+    spare = config.padding_for_shape
+    grid, batch = equal(PATCHES, SQUARE) if images == "equal" else mixed(PATCHES, SIDES, spare)
     pixels = random_pixels(config, grid)
     there = torch.from_numpy(pixels).cuda().to(theirs.dtype), torch.from_numpy(grid).cuda()
 
@@ -152,15 +153,16 @@ def compare(folder: str, images: str, rounds: int) -> dict[str, Any]:
 
     best = best_kernel(jax.default_backend())
     runs = {
-        best: program(ours, best, pixels, grid),
-        f"{best}, measured": program(ours, best, pixels, grid, MEASURED),
-        "xla": program(ours, "xla", pixels, grid),
+        best: program(ours, best, pixels, grid, batch),
+        f"{best}, measured": program(ours, best, pixels, grid, batch, MEASURED),
+        "xla": program(ours, "xla", pixels, grid, batch),
     }
     first = {kernel: clocked(run)[0] for kernel, run in runs.items()}
     seconds = in_turns({"torch": run_torch, **runs}, rounds)
     return {
         "n_images": len(grid),
-        "patches": int(grid.prod(axis=1).sum()),
+        "patches": batch.patches,
+        "padding": 1 - batch.patches / (batch.rows * batch.length),
         "images_per_second": {k: len(grid) / median(v) for k, v in seconds.items()},
         "tflops": {k: work(config, grid) / median(v) / 1e12 for k, v in seconds.items()},
         "ratio": {k: ratio(seconds["torch"], seconds[k]) for k in runs},
@@ -198,15 +200,14 @@ def program(
     kernel: Kernel,
     pixels: np.ndarray,
     grid: np.ndarray,
+    batch: Batch,
     options: dict[str, Any] | None = None,
 ) -> Callable[[], Any]:
     """A function that runs `tower_pass.tap_rows` on a batch that is already on the device."""
     mesh, config = make_mesh("data=1"), replace(ours.config, attention=kernel)
     graphdef, _ = nnx.split(abstract_tower(config))
     state = place_tower(nnx.split(ours)[1], mesh)
-    rows, length = batch_shape(frame_sizes(grid), config.spatial_merge_size**2, config.one_row)
-    merge, side = config.spatial_merge_size, config.table_side
-    packed, _ = pack(pixels, grid, merge=merge, side=side, rows=rows, length=length)
+    packed, _ = pack_batch(config, pixels, grid, batch)
     placed = jax.device_put(packed, over_data(mesh))
     names = tuple(f"{merger}.linear_fc2" for merger in config.mergers)
     run = jax.jit(tap_rows.function, static_argnums=(0, 3, 4), compiler_options=options)
@@ -245,7 +246,7 @@ def peak(config: VisionConfig, chips: Chips, rows: int) -> int:
     grams = {name: DeviceGram(config.merged_size, chips.mesh) for name in names}
     arrays = [np.zeros(x.shape, x.dtype) for x in batch_on(config, chips, rows, ROW)]
     arrays[0] += np.random.default_rng(0).normal(size=arrays[0].shape[2:]).astype(np.float32)
-    arrays[-1] += np.arange(1, rows + 1, dtype=np.int32)[:, None]
+    arrays[-1] += ROW
     before: dict[str, Array] = {}
     for _ in range(3):
         placed = jax.device_put(PackedPatches(*arrays), place)

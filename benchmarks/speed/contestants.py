@@ -26,6 +26,7 @@ WEIGHTS = CONFIG.loss_weights()
 
 ALGEBRA = "PyTorch eager, whole algebra"
 STATISTICS = "PyTorch eager, algebra on statistics"
+COMPILED_ALGEBRA = "torch.compile, whole algebra"
 COMPILED = "torch.compile, algebra on statistics"
 PUBLISHED = "PyTorch eager, published loop"
 OP_BY_OP = "JAX op by op, on statistics"
@@ -132,6 +133,11 @@ def published_loop(arrays: Arrays, init: LoraAdapter) -> Loop:
 
 def algebra_loop(arrays: Arrays, init: LoraAdapter) -> Loop:
     return Loop(whole_algebra(Constants.of_rows(*arrays), init.scale), init, fused=True)
+
+
+def compiled_algebra_loop(arrays: Arrays, init: LoraAdapter) -> Loop:
+    """As `algebra_loop`, with the loss compiled by torch.compile; Adam stays eager."""
+    return Loop(compiled_algebra(Constants.of_rows(*arrays), init.scale), init, fused=True)
 
 
 def statistics_loop(problem: Mapping[str, LinearProblem], init: LoraAdapter) -> Loop:

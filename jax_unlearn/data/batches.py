@@ -1,27 +1,19 @@
 """Assign images to batches, with little padding and few distinct shapes (on the host).
 
-Images wait until they fill a batch; larger ones are placed first and smaller ones fill the gaps.
 Assignment depends on the images' sizes only, so the batches of a pass are known before the first
 image is decoded, and do not depend on the number of worker processes.
 """
 
 from collections import defaultdict
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass
-from itertools import chain
 
-from jax_unlearn.models.qwen3_vision.packing import (
-    SMALL_FRAME,
-    batch_shape,
-    ladder_length,
-    place,
-    short_length,
-)
+from jax_unlearn.models.qwen3_vision.packing import row_count, row_length, shared_lengths
 
 # Default number of patches of a batch.
 PATCHES = 8192
-# Shortest row of a batch of several rows; shorter ones would only add shapes.
-SHORTEST = 512
+# Most shapes of a run, as far as one that is known holds a batch.
+MOST_SHAPES = 12
 
 
 @dataclass(frozen=True)
@@ -34,7 +26,7 @@ class Item:
 
 @dataclass(frozen=True)
 class Batch:
-    """The images that one device processes in a step, packed first-fit in this order."""
+    """The images that one device processes in a step, one in each of the first rows."""
 
     items: list[Item]
     rows: int
@@ -45,68 +37,54 @@ class Batch:
         return sum(item.patches for item in self.items)
 
 
-class Pool:
-    """Collects images and forms batches of them.
+class BatchPlanner:
+    """Forms batches of images of similar size, in shapes that the passes of a run share.
 
     Args:
-        patches: number of patches of a full batch, a power of two.
+        patches: number of patches of a full batch.
         block: number of patches of a merge block.
-        one_row: a batch is one row with images of all sizes, for an attention kernel that skips
-            other segments; otherwise it has a power of two of rows, as long as its largest image
-            needs.
+        spare: padding, in patches, that is cheaper than compiling for another shape.
     """
 
-    def __init__(self, patches: int, block: int, one_row: bool) -> None:
-        self.patches, self.block, self.one_row = patches, block, one_row
-        # Waiting images by row length, before it is rounded up to whole merge blocks.
-        self.waiting: dict[int, list[Item]] = defaultdict(list)
+    def __init__(self, patches: int, block: int, spare: int) -> None:
+        self.patches, self.block, self.spare = patches, block, spare
+        # Shapes of all batches so far, (rows, length).
+        self.known: set[tuple[int, int]] = set()
 
-    def add(self, item: Item) -> Iterator[Batch]:
-        """Add an image; yields the batches that are now complete."""
-        row = self.row(item)
-        if not item.patches <= row <= self.patches:
-            # An image larger than a batch gets a shape of its own.
-            yield Batch([item], *batch_shape([item.patches], self.block, self.one_row))
-            return
-        self.waiting[row].append(item)
-        # Choosing among twice as many patches as fit leaves less padding.
-        if sum(item.patches for item in self.waiting[row]) >= 2 * self.patches:
-            yield self.next_batch(row)
+    def batches(self, items: Sequence[Item]) -> Iterator[Batch]:
+        """Batches of all images of a pass, in their order except for the last of each length."""
+        own = [row_length(item.patches, self.block) for item in items]
+        lengths = shared_lengths(own, {length for _, length in self.known}, self.spare)
+        waiting: dict[int, list[Item]] = defaultdict(list)
+        for item, length in zip(items, own, strict=True):
+            some = waiting[lengths[length]]
+            some.append(item)
+            if len(some) == self.full(lengths[length]):
+                yield from self.of_length(waiting.pop(lengths[length]), lengths[length])
+        for length in sorted(waiting, reverse=True):
+            yield from self.of_length(waiting[length], length)
 
-    def flush(self) -> Iterator[Batch]:
-        """Batches of all images that are still waiting."""
-        for row in sorted(self.waiting, reverse=True):
-            while self.waiting[row]:
-                yield self.next_batch(row)
+    def full(self, length: int) -> int:
+        """Rows of a full batch, of which many are in eights, so that a kernel can group them."""
+        rows = max(1, self.patches // length)
+        return rows - rows % 8 if rows > 8 else rows
 
-    def row(self, item: Item) -> int:
-        """Length of the rows that an image is packed into."""
-        size = item.patches
-        if self.one_row:
-            return self.patches if size > SMALL_FRAME else short_length(size, self.block)
-        return max(SHORTEST, 1 << (size - 1).bit_length())
-
-    def next_batch(self, row: int) -> Batch:
-        """A batch of waiting images with rows of this length; smaller images fill the gaps."""
-        shorter = [items for length, items in self.waiting.items() if length <= row]
-        chosen: list[Item] = []
-        used: list[int] = []
-        for item in sorted(chain(*shorter), key=lambda item: -item.patches):
-            trial = [*used]
-            place([item.patches], row, trial)
-            if len(trial) <= self.patches // row:
-                chosen.append(item)
-                used = trial
-        taken = {item.index for item in chosen}
-        for length, items in self.waiting.items():
-            self.waiting[length] = [item for item in items if item.index not in taken]
-        if self.one_row and row == self.patches:
-            return Batch(chosen, 1, ladder_length(sum(used), self.block))
-        length = row if self.one_row else ladder_length(row, self.block)
-        return Batch(chosen, 1 << (len(used) - 1).bit_length(), length)
+    def of_length(self, items: list[Item], length: int) -> Iterator[Batch]:
+        """One batch; several if only a known shape of fewer rows may be used."""
+        rows = min(self.full(length), row_count(len(items)))
+        known = sorted(n for n, other in self.known if other == length)
+        enough = [n for n in known if n >= len(items)]
+        limited = len(self.known) >= MOST_SHAPES
+        if enough and (limited or (enough[0] - rows) * length <= self.spare):
+            rows = enough[0]
+        elif known and limited:
+            rows = known[-1]
+        self.known.add((rows, length))
+        for start in range(0, len(items), rows):
+            yield Batch(items[start : start + rows], rows, length)
 
 
-def group_by_shape(batches: Iterator[Batch], devices: int) -> Iterator[list[Batch]]:
+def group_by_shape(batches: Iterable[Batch], devices: int) -> Iterator[list[Batch]]:
     """Groups of `devices` batches of one shape; the last group of a shape may be smaller."""
     waiting: dict[tuple[int, int], list[Batch]] = {}
     for batch in batches:

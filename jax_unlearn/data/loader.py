@@ -1,4 +1,4 @@
-"""Load files into packed batches with Grain, ahead of the device, in threads or processes."""
+"""Load files into packed batches ahead of the device, in threads, or in processes of Grain."""
 
 import multiprocessing
 import os
@@ -6,7 +6,9 @@ import pickle
 import re
 import signal
 import threading
+from collections import deque
 from collections.abc import Callable, Generator, Sequence
+from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 from functools import cache, partial
 from pathlib import Path
@@ -47,16 +49,15 @@ def load(items: Sequence[T], function: Callable[[T], R], workers: int) -> Genera
     Raises:
         StoppedError: one of the processes has died.
     """
-    # Imported here because it takes half a second.
-    import grain
-    from absl import flags
-
     if not items:
         return
     if not workers:
-        threads = grain.ReadOptions(num_threads=AHEAD, prefetch_buffer_size=AHEAD)
-        yield from grain.MapDataset.source(items).map(function).to_iter_dataset(threads)
+        yield from in_threads(items, function)
         return
+    # Imported here because it takes half a second, which a run without processes need not wait.
+    import grain
+    from absl import flags
+
     if not flags.FLAGS.is_parsed():
         # Grain reads absl flags, which only an absl program would have parsed.
         flags.FLAGS.mark_as_parsed()
@@ -90,6 +91,24 @@ def load(items: Sequence[T], function: Callable[[T], R], workers: int) -> Genera
         finally:
             task.path.unlink()
             free_segments(prefix)
+
+
+def in_threads(items: Sequence[T], function: Callable[[T], R]) -> Generator[R, None, None]:
+    """Yield `function` of every item, in order, of which AHEAD are computed before they are taken.
+
+    What is not computed yet when the consumer stops never is.
+    """
+    pool = ThreadPoolExecutor(AHEAD)
+    try:
+        waiting = deque(pool.submit(function, item) for item in items[:AHEAD])
+        for item in items[AHEAD:]:
+            result = waiting.popleft().result()
+            waiting.append(pool.submit(function, item))
+            yield result
+        while waiting:
+            yield waiting.popleft().result()
+    finally:
+        pool.shutdown(cancel_futures=True)
 
 
 @dataclass(frozen=True)
@@ -185,10 +204,10 @@ class PackStep:
 
     def size(self, batches: Sequence[Batch]) -> int:
         """Number of bytes of the packed arrays of a step."""
-        # Beside its pixels, a patch has 2 coordinates, 4 indices and 4 weights in the position
-        # table, and a segment, of 4 bytes each.
-        patch = 4 * (self.preprocessor.patch_dim + 2 + 4 + 4 + 1)
-        return self.devices * batches[0].rows * batches[0].length * patch
+        # Beside its pixels, a patch has 2 coordinates, and 4 indices and 4 weights in the position
+        # table; a row has its number of patches. Each is of 4 bytes.
+        patch = self.preprocessor.patch_dim + 2 + 4 + 4
+        return 4 * self.devices * batches[0].rows * (batches[0].length * patch + 1)
 
     def pack(
         self, batch: Batch, failed: dict[int, str]

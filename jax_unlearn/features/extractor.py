@@ -6,7 +6,6 @@ from collections.abc import Collection, Iterable, Iterator, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
 from contextlib import closing
 from dataclasses import dataclass
-from math import prod
 from typing import Literal
 
 import jax
@@ -18,7 +17,7 @@ from jaxtyping import Float, Int
 from PIL import Image
 from rich.console import Console
 
-from jax_unlearn.data.batches import PATCHES, Batch, Item, Pool, group_by_shape
+from jax_unlearn.data.batches import PATCHES, Batch, BatchPlanner, Item, group_by_shape
 from jax_unlearn.data.images import ImageFile, ImageReader
 from jax_unlearn.data.loader import CountPatches, Loaded, PackStep, load
 from jax_unlearn.data.preprocess import Preprocessor
@@ -29,7 +28,7 @@ from jax_unlearn.features.streaming import Granularity, SideStatistics
 from jax_unlearn.features.throughput import Work, ready_at, usual_workers
 from jax_unlearn.features.token_owners import TokenOwners
 from jax_unlearn.features.tower_pass import image_means, place_tower, tap_rows
-from jax_unlearn.models.qwen3_vision.packing import PackedPatches, batch_shape, pack
+from jax_unlearn.models.qwen3_vision.packing import PackedPatches, pack
 from jax_unlearn.models.qwen3_vision.tower import Qwen3VisionTower
 from jax_unlearn.runtime import processes
 from jax_unlearn.runtime.errors import UserError
@@ -94,13 +93,14 @@ class Extractor:
         self.mesh = mesh or make_mesh("data=1")
         self.devices = self.mesh.devices.size
         self.workers = workers
-        self.seed, self.patches = seed, settings.batch_patches
+        self.seed = seed
+        block = self.config.spatial_merge_size**2
+        # Shapes of all passes, also of resumed passes that had nothing left to do.
+        self.planner = BatchPlanner(settings.batch_patches, block, self.config.padding_for_shape)
         automatic = "host" if jax.default_backend() == "cpu" else "device"
         self.on_device = (automatic if settings.sum_on == "auto" else settings.sum_on) == "device"
         self.graphdef, state = nnx.split(tower)
         self.state = place_tower(state, self.mesh)
-        # Batch shapes of all passes, also of resumed passes that had nothing left to do.
-        self.planned: set[tuple[int, int]] = set()
         self.work = Work()
         # Whether processes decode images, whose batches come through shared memory.
         self.shared_memory = False
@@ -172,18 +172,15 @@ class Extractor:
     def extract_image(self, image: Image.Image) -> TapArrays:
         """The taps of an image in memory, such as the blank one.
 
-        Uses the smallest batch shape of earlier passes that holds it, so that nothing is compiled,
-        or a shape of its own if none does.
+        It joins a batch shape of earlier passes, if the padding takes less time than compiling.
         """
         pixels, grid = self.preprocessor(image)
-        merge = self.config.spatial_merge_size
-        fitting = [shape for shape in self.planned if shape[1] >= len(pixels)]
-        own = batch_shape([len(pixels)], merge**2, self.config.one_row)
-        rows, length = min(fitting, key=lambda shape: (prod(shape), shape), default=own)
-        side = self.config.table_side
+        merge, side = self.config.spatial_merge_size, self.config.table_side
+        (batch,) = self.planner.batches([Item(0, len(pixels))])
+        rows, length = batch.rows, batch.length
         packed, slots = pack(pixels, grid, merge=merge, side=side, rows=rows, length=length)
         whole = jax.tree.map(lambda x: np.concatenate([x] * self.devices), packed)
-        step = self.step([Batch([Item(0, len(pixels))], rows, length)], [slots], {}, whole)
+        step = self.step([batch], [slots], {}, whole)
         return next(step.images(self.tower(whole), {}))[1]
 
     def plan(self, state: PassState, reader: ImageReader) -> list[list[Batch]]:
@@ -191,20 +188,14 @@ class Extractor:
         files = state.files
         order = np.random.default_rng(self.seed).permutation(len(files))
         mine = order[processes.index() :: processes.count()].tolist()
-        config = self.config
-        pool = Pool(self.patches, config.spatial_merge_size**2, config.one_row)
         sizes = load([files[i] for i in mine], CountPatches(self.preprocessor), workers=0)
-
-        def batches() -> Iterator[Batch]:
-            for index, size in zip(mine, sizes, strict=True):
-                if isinstance(size, str):
-                    state.skip({index: size})
-                else:
-                    yield from pool.add(Item(index, size))
-            yield from pool.flush()
-
-        steps = list(group_by_shape(batches(), self.devices))
-        self.planned |= {(batch.rows, batch.length) for step in steps for batch in step}
+        items = []
+        for index, size in zip(mine, sizes, strict=True):
+            if isinstance(size, str):
+                state.skip({index: size})
+            else:
+                items.append(Item(index, size))
+        steps = list(group_by_shape(self.planner.batches(items), self.devices))
         state.planned(steps)
         self.report(state, reader)
         return steps

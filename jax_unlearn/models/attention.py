@@ -1,9 +1,9 @@
-"""Attention within segments: one function, with the fastest kernel for each backend.
+"""Attention within a frame: one function, with the fastest kernel for each backend.
 
 Every kernel has a reverse-mode derivative.
 
-A row holds several segments one after another, and a token attends to its own segment only. Padding
-is segment 0; its output is finite but meaningless.
+A row holds one frame and then padding. No token attends to padding, whose own output is finite but
+meaningless.
 """
 
 import math
@@ -15,12 +15,12 @@ import jax.numpy as jnp
 from jax import Array
 from jaxtyping import Int
 
-from jax_unlearn.models.blockwise_attention import BLOCK, Heads, blockwise
+from jax_unlearn.models.tiled_attention import Heads, tiled
 
-Kernel = Literal["blockwise", "xla", "triton", "splash"]
+Kernel = Literal["tiled", "xla", "triton", "splash"]
 KERNELS: tuple[Kernel, ...] = get_args(Kernel)
-BEST: dict[str, Kernel] = {"cpu": "blockwise", "gpu": "triton", "tpu": "splash"}
-# The Pallas kernels need lengths that are multiples of this; shorter rows are padded.
+BEST: dict[str, Kernel] = {"cpu": "tiled", "gpu": "triton", "tpu": "splash"}
+# The Pallas kernels need lengths that are multiples of this; other rows are padded.
 TILE = 128
 # Tile of the derivative of `triton`, which needs more shared memory than the forward kernel.
 BACKWARD = 32
@@ -31,39 +31,32 @@ def best_kernel(backend: str) -> Kernel:
     return BEST.get(backend, "xla")
 
 
-def skips(kernel: Kernel) -> bool:
-    """Whether a kernel skips blocks of other segments, so that long rows cost nothing extra."""
-    return kernel == "blockwise"
-
-
-def segment_attention(
+def frame_attention(
     q: Heads,
     k: Heads,
     v: Heads,
-    segment: Int[Array, "rows length"],
+    patches: Int[Array, " rows"],
     kernel: Kernel,
     interpret: bool = False,
 ) -> Heads:
-    """softmax(q kᵀ / √head_dim) v within each segment, softmax in float32.
+    """softmax(q kᵀ / √head_dim) v over the frame of each row, softmax in float32.
 
     Args:
-        segment: segments are contiguous and numbered from 1, all different; 0 is padding.
-        kernel: `blockwise` skips blocks of other segments (lax loops, made for CPU), `xla` is
-            dense, `triton` (GPU) and `splash` (TPU) are JAX's Pallas kernels.
+        patches: number of patches of each row's frame; the rest of the row is padding.
+        kernel: `tiled` is made for CPUs, `xla` computes all scores at once, `triton` (GPU) and
+            `splash` (TPU) are JAX's Pallas kernels.
         interpret: run a Pallas kernel in interpret mode, without its hardware, to compare numbers.
     """
-    if kernel == "blockwise" and q.shape[1] > BLOCK:
-        return blockwise(q, k, v, segment)
-    if kernel in ("blockwise", "xla"):
-        # In a row of at most one block there is nothing to skip.
-        mask = segment[:, None, :, None] == segment[:, None, None, :]
-        return jax.nn.dot_product_attention(q, k, v, mask=mask)
+    if kernel == "tiled":
+        return tiled(q, k, v, patches)
+    if kernel == "xla":
+        mask = jnp.arange(q.shape[1]) < patches[:, None]
+        return jax.nn.dot_product_attention(q, k, v, mask=mask[:, None, None])
     pallas = triton if kernel == "triton" else splash
-    # Only short rows, and rows of 3 × 3 merge blocks, are no multiple of TILE and need padding.
     spare = -q.shape[1] % TILE
-    q, k, v, segment = (
-        jnp.pad(x, ((0, 0), (0, spare), *((0, 0),) * (x.ndim - 2))) for x in (q, k, v, segment)
-    )
+    q, k, v = (jnp.pad(x, ((0, 0), (0, spare), (0, 0), (0, 0))) for x in (q, k, v))
+    # Padding is a segment of its own.
+    segment = (jnp.arange(q.shape[1]) < patches[:, None]).astype(jnp.int32)
     return pallas(q, k, v, segment, interpret)[:, : q.shape[1] - spare]
 
 

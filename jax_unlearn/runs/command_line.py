@@ -37,6 +37,7 @@ from jax_unlearn.runs.settings.presets import Preset, start_settings, with_targe
 from jax_unlearn.runs.settings.sweep_config import SweepConfig, sweep_start
 from jax_unlearn.runs.terminal import finish, finish_attacks, finish_sweep, print_table
 from jax_unlearn.runs.verify import Verify, show_verification, verify
+from jax_unlearn.runtime.compilation_cache import keep_compiled_programs
 from jax_unlearn.runtime.errors import UserError
 from jax_unlearn.runtime.no_torch import without_torch
 from jax_unlearn.runtime.used_if import used_if
@@ -124,11 +125,11 @@ def dispatch(arguments: Sequence[str], console: Console) -> None:
         sys.exit()
     if kind:
         config, start = parse_run(kind, arguments)
-        with prepared():
+        with prepared(console):
             run_or_sweep(config, console, start)
         return
     command = parse(Command, PROGRAM, arguments, description=DESCRIPTION)
-    with prepared(torch=needs_torch(command)):
+    with prepared(console, torch=needs_torch(command), keep=compiles(command)):
         execute(command, console)
 
 
@@ -144,10 +145,28 @@ def needs_torch(command: Any) -> bool:
     return False
 
 
+def compiles(command: Any) -> bool:
+    """Whether a command compiles programs that another one may use.
+
+    Those of `inspect --plan` are for accelerators that are not here and could not be loaded.
+    """
+    return not isinstance(command, Inspect | Report | Export | Unmerge | Compare | Certify)
+
+
 @contextmanager
-def prepared(torch: bool = False) -> Iterator[None]:
-    """Set up the process before JAX compiles anything and transformers is imported."""
+def prepared(console: Console, torch: bool = False, keep: bool = True) -> Iterator[None]:
+    """Set up the process before JAX compiles anything and transformers is imported.
+
+    Args:
+        console: where warnings go.
+        torch: whether the command uses PyTorch.
+        keep: whether compiled programs are kept for later commands.
+    """
     make_reproducible()
+    if keep:
+        keep_compiled_programs(
+            lambda line: console.out(printable(f"warning: {line}"), highlight=False)
+        )
     if torch:
         # Or JAX would take most of an accelerator's memory, which PyTorch needs.
         os.environ.setdefault("XLA_PYTHON_CLIENT_PREALLOCATE", "false")

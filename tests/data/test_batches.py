@@ -3,54 +3,60 @@
 import numpy as np
 import pytest
 
-from jax_unlearn.data.batches import Item, Pool
-from jax_unlearn.models.qwen3_vision.packing import first_fit
+from jax_unlearn.data.batches import MOST_SHAPES, BatchPlanner, Item
 
 
 def item(index, h, w):
     return Item(index, int(h * w))
 
 
-def mixed(count, seed=0):
+def mixed(count, seed=0, side=33):
     random = np.random.default_rng(seed)
-    return [item(i, *(2 * random.integers(2, 33, size=2))) for i in range(count)]
+    return [item(i, *(2 * random.integers(2, side, size=2))) for i in range(count)]
 
 
-def batches(items, patches=8192, one_row=True):
-    pool = Pool(patches, 4, one_row)
-    return [batch for one in items for batch in pool.add(one)] + list(pool.flush())
+def padding(made):
+    return 1 - sum(one.patches for one in made) / sum(one.rows * one.length for one in made)
 
 
-@pytest.mark.parametrize("one_row", [True, False])
-def test_every_image_is_in_one_batch_that_holds_it(one_row):
+def test_every_image_is_in_one_batch_that_holds_it():
     items = [*mixed(300), item(300, 100, 100), item(301, 4, 4)]
-    made = batches(items, one_row=one_row)
-    seen = [one.index for batch in made for one in batch.items]
-    assert sorted(seen) == list(range(302))
+    planner = BatchPlanner(8192, 4, spare=100)
+    made = list(planner.batches(items))
+    assert sorted(one.index for batch in made for one in batch.items) == list(range(302))
     for batch in made:
-        sizes = [one.patches for one in batch.items]
-        assert first_fit(sizes, batch.length)[1] <= batch.rows
+        assert len(batch.items) <= batch.rows
+        assert all(one.patches <= batch.length for one in batch.items)
+        assert batch.rows == 1 or batch.rows * batch.length <= 8192
+    # An image larger than a batch has a row of its own.
+    assert [batch.rows for batch in made if batch.length > 8192] == [1]
 
 
-@pytest.mark.parametrize(("one_row", "shapes", "padding"), [(True, 2, 0.01), (False, 4, 0.05)])
-def test_few_shapes_and_little_padding(one_row, shapes, padding):
-    made = batches(mixed(500), one_row=one_row)
-    assert len({(batch.rows, batch.length) for batch in made}) <= shapes
-    slots = sum(batch.rows * batch.length for batch in made)
-    assert 1 - sum(batch.patches for batch in made) / slots < padding
+@pytest.mark.parametrize(("spare", "shapes", "most"), [(0, 12, 0.15), (10**7, 1, 0.8)])
+def test_padding_is_little_unless_compiling_costs_more(spare, shapes, most):
+    planner = BatchPlanner(8192, 4, spare)
+    made = list(planner.batches(mixed(5000)))
+    assert {(batch.rows, batch.length) for batch in made} == planner.known
+    assert len(planner.known) <= shapes
+    assert padding(made) < most
+
+
+def test_all_passes_of_a_run_share_their_shapes():
+    planner = BatchPlanner(8192, 4, spare=0)
+    for seed, (count, side) in enumerate(
+        [(1, 33), (2000, 33), (50, 33), (700, 20), (3, 9), (90, 33)]
+    ):
+        items = mixed(count, seed, side)
+        assert sum(len(batch.items) for batch in planner.batches(items)) == count
+    assert len(planner.known) <= MOST_SHAPES
+    # The last images of a pass take a shape of more rows where that costs little.
+    planner = BatchPlanner(8192, 4, spare=1000)
+    rows = [
+        [b.rows for b in planner.batches([item(i, 8, 8) for i in range(n)])] for n in (200, 120)
+    ]
+    assert rows == [[128, 72], [128]]
 
 
 def test_equal_images_of_a_power_of_two_leave_no_padding():
-    for one_row in (True, False):
-        made = batches([item(i, 32, 32) for i in range(20)], one_row=one_row)
-        assert [batch.rows * batch.length for batch in made] == [8192, 8192, 4096]
-
-
-def test_a_larger_one_has_a_shape_of_its_own_at_once():
-    pool = Pool(1024, 4, one_row=True)
-    assert list(pool.add(item(0, 4, 4))) == []
-    (alone,) = pool.add(item(1, 40, 40))
-    assert (alone.rows, alone.length) == (1, 1792)
-    assert [one.index for one in alone.items] == [1]
-    (left,) = pool.flush()
-    assert [one.index for one in left.items] == [0]
+    made = list(BatchPlanner(8192, 4, 0).batches([item(i, 32, 32) for i in range(20)]))
+    assert [(batch.rows, batch.length) for batch in made] == [(8, 1024), (8, 1024), (4, 1024)]

@@ -161,7 +161,7 @@ def test_patches_are_known_from_the_header(preprocessor, tmp_path):
 def test_a_broken_image_leaves_its_batch_in_shape(preprocessor, tmp_path, workers):
     files = images(tmp_path, [(40, 40), (48, 32), (64, 32)])
     counts = [CountPatches(preprocessor)(file) for file in files]
-    batch = Batch([Item(i, n) for i, n in enumerate(counts)], 2, 64)
+    batch = Batch([Item(i, n) for i, n in enumerate(counts)], 3, 64)
     pack_step = PackStep(files, preprocessor, merge=2, side=8, devices=2)
     ((whole, slots, failed),) = load([[batch]], pack_step, workers)
     assert failed == {}
@@ -171,7 +171,7 @@ def test_a_broken_image_leaves_its_batch_in_shape(preprocessor, tmp_path, worker
     ((broken, places, failed),) = load([[batch]], pack_step, workers)
     assert list(failed) == [1]
     np.testing.assert_array_equal(places[0], slots[0])
-    assert whole.patches.shape == broken.patches.shape == (4, 64, preprocessor.patch_dim)
+    assert whole.patches.shape == broken.patches.shape == (6, 64, preprocessor.patch_dim)
     ends = np.cumsum([0, *counts])
     for i in range(3):
         rows = slots[0][ends[i] : ends[i + 1]]
@@ -179,4 +179,4 @@ def test_a_broken_image_leaves_its_batch_in_shape(preprocessor, tmp_path, worker
         assert np.array_equal(one, other) == (i != 1)
         assert other.any() == (i != 1)
     # The second device has no batch of its own.
-    np.testing.assert_array_equal(whole.patches[:2], whole.patches[2:])
+    np.testing.assert_array_equal(whole.patches[:3], whole.patches[3:])

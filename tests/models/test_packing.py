@@ -4,50 +4,59 @@ from itertools import pairwise
 import numpy as np
 import pytest
 
-from jax_unlearn.models.attention import TILE
 from jax_unlearn.models.qwen3_vision.packing import (
     LADDER,
-    batch_shape,
-    first_fit,
     frame_coordinates,
     frame_sizes,
-    ladder_length,
     pack,
     position_taps,
+    row_count,
+    row_length,
+    shared_lengths,
 )
 from tests import tiny
 
 
 def packed(grid, **options):
     pixels = tiny.images(grid)
-    rows, length = batch_shape(frame_sizes(grid), 4, one_row=False)
-    options = {"rows": rows, "length": length} | options
+    sizes = frame_sizes(grid)
+    options = {"rows": len(sizes) + 1, "length": row_length(max(sizes), 4)} | options
     return pixels, *pack(pixels, grid, merge=2, side=5, **options)
 
 
-def test_first_fit_fills_the_first_row_with_room():
-    places, rows = first_fit([6, 6, 3, 2, 4], length=10)
-    assert places == [(0, 0), (1, 0), (0, 6), (1, 6), (2, 0)]
-    assert rows == 3
-
-
-@pytest.mark.parametrize("frame", [1, 256, 257, 384, 385, LADDER[-2] + 1, LADDER[-1]])
+@pytest.mark.parametrize("frame", [1, 64, 65, 256, 257, 385, LADDER[-2] + 1, LADDER[-1]])
 def test_a_frame_gets_the_smallest_length_that_holds_it(frame):
     with warnings.catch_warnings():
         warnings.simplefilter("error")
-        assert ladder_length(frame, 4) == min(step for step in LADDER if step >= frame)
+        assert row_length(frame, 4) == min(step for step in LADDER if step >= frame)
 
 
-def test_the_ladder_wastes_less_than_a_fifth():
+def test_the_ladder_wastes_at_most_an_eighth():
     waste = [1 - (before + 1) / after for before, after in pairwise(LADDER)]
-    assert max(waste[2:]) < 0.2
-    assert max(waste) < 0.34
+    assert max(waste) < 0.125
     assert list(LADDER) == sorted(LADDER)
+    assert [row_count(n) for n in (1, 7, 16, 17, 31, 33, 100)] == [1, 7, 16, 18, 32, 36, 104]
+    assert max(1 - n / row_count(n) for n in range(1, 2000)) < 0.125
 
 
 def test_a_frame_beyond_the_ladder_warns():
     with pytest.warns(UserWarning, match="compiles for this length alone"):
-        assert ladder_length(LADDER[-1] + 1, 4) == 2 * LADDER[-1]
+        assert row_length(LADDER[-1] + 1, 4) == 2 * LADDER[-1]
+    assert row_length(64, 9) == 72
+
+
+def test_lengths_are_shared_where_padding_is_cheap():
+    lengths = [64] * 10 + [72] * 2 + [128]
+    assert shared_lengths(lengths, (), 0) == {64: 64, 72: 72, 128: 128}
+    # Ten rows padded by 8 are cheap, and twelve by 56 are not.
+    assert shared_lengths(lengths, (), 100) == {64: 72, 72: 72, 128: 128}
+    assert shared_lengths(lengths, (), 1000) == {64: 128, 72: 128, 128: 128}
+    # A known length costs nothing, and need not be left.
+    assert shared_lengths(lengths, {64, 80}, 100) == {64: 64, 72: 80, 128: 128}
+    assert shared_lengths(lengths, (), 0, most=2) == {64: 72, 72: 72, 128: 128}
+    assert shared_lengths(lengths, {64, 256}, 0, most=2) == {64: 64, 72: 256, 128: 256}
+    # None is longer than the largest.
+    assert shared_lengths(lengths, {64}, 0, most=1)[128] == 128
 
 
 def test_each_frame_of_a_video_is_packed_alone():
@@ -73,25 +82,12 @@ def test_position_weights_sum_to_one_and_corners_are_the_tables():
 
 def test_every_patch_has_one_place_and_the_rest_is_padding():
     pixels, arrays, slots = packed(tiny.GRID)
-    assert arrays.patches.shape == (1, 256, 96)
+    assert arrays.patches.shape == (5, 64, 96)
     np.testing.assert_array_equal(arrays.patches.reshape(-1, 96)[slots], pixels)
-    segment = arrays.segment.reshape(-1)
-    np.testing.assert_array_equal(segment[slots], np.repeat([1, 2, 3, 4], [24, 24, 24, 16]))
-    assert (np.delete(segment, slots) == 0).all()
+    assert arrays.filled.tolist() == [24, 24, 24, 16, 0]
+    used = np.arange(64) < arrays.filled[:, None]
+    np.testing.assert_array_equal(np.flatnonzero(used), np.sort(slots))
     assert len(set(slots)) == len(pixels)
-
-
-def test_rows_are_a_power_of_two():
-    assert batch_shape([200] * 5, 4, one_row=False) == (8, 256)
-    assert batch_shape([100] * 5, 4, one_row=False) == (4, 256)
-
-
-def test_one_row_holds_all_frames():
-    assert batch_shape([200] * 5, 4, one_row=True) == (1, 1024)
-
-
-def test_lengths_suit_the_pallas_kernels():
-    assert all(length % TILE == 0 for length in LADDER)
 
 
 def test_merged_patches_of_a_block_stay_neighbours():
@@ -107,7 +103,7 @@ def test_an_image_is_packed_alike_in_any_company():
     sizes = grid.prod(axis=1)
     parts = np.split(np.arange(len(pixels)), np.cumsum(sizes)[:-1])
     turned = np.concatenate(parts[::-1])
-    other, other_slots = pack(pixels[turned], grid[::-1], merge=2, side=5, rows=2, length=64)
+    other, other_slots = pack(pixels[turned], grid[::-1], merge=2, side=5, rows=4, length=32)
     back = other_slots[np.argsort(turned)]
     for name in ("patches", "coordinates", "table_index", "table_weight"):
         first, second = getattr(arrays, name), getattr(other, name)

@@ -182,8 +182,8 @@ def test_fsdp_must_divide_the_devices():
             find_chips("h100:8", fsdp)
 
 
-# One of two that the known parts would allow; not that one; none.
-@pytest.mark.parametrize(("mib", "rows"), [(4, 1), (2, 0), (1, 0)])
+# One of four that the known parts would allow; not that one; none.
+@pytest.mark.parametrize(("mib", "rows"), [(7, 1), (2, 0), (1, 0)])
 def test_no_larger_batch_would_fit(mib, rows):
     """On a CPU, whose compiler does not look at its memory, nor does CUDA's."""
     chips = Chips("a CPU", make_mesh("data=1"), mib * 2**20, "xla")

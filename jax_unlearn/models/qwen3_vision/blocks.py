@@ -8,7 +8,7 @@ from flax import nnx
 from jax import Array
 from jaxtyping import Float, Int
 
-from jax_unlearn.models.attention import segment_attention
+from jax_unlearn.models.attention import frame_attention
 from jax_unlearn.models.layers import ACTIVATIONS, adapted, layer_norm
 from jax_unlearn.models.lora import LoraPair
 from jax_unlearn.models.qwen3_vision.config import VisionConfig
@@ -58,12 +58,12 @@ class VisionAttention(nnx.Module):
         self,
         x: Float[Array, "r l d"],
         angles: Float[Array, "r l head_dim"],
-        segment: Int[Array, "r l"],
+        filled: Int[Array, " r"],
     ) -> Float[Array, "r l d"]:
         rows, length, width = x.shape
         qkv = self.qkv(x).reshape(rows, length, 3, self.num_heads, width // self.num_heads)
         q, k, v = qkv[:, :, 0], qkv[:, :, 1], qkv[:, :, 2]
-        out = segment_attention(rotate(q, angles), rotate(k, angles), v, segment, self.kernel)
+        out = frame_attention(rotate(q, angles), rotate(k, angles), v, filled, self.kernel)
         return self.proj(out.reshape(rows, length, width))
 
 
@@ -78,9 +78,9 @@ class VisionBlock(nnx.Module):
         self,
         x: Float[Array, "r l d"],
         angles: Float[Array, "r l head_dim"],
-        segment: Int[Array, "r l"],
+        filled: Int[Array, " r"],
     ) -> Float[Array, "r l d"]:
-        x = x + self.attn(self.norm1(x), angles, segment)
+        x = x + self.attn(self.norm1(x), angles, filled)
         return x + self.mlp(self.norm2(x))
 
 

@@ -5,9 +5,13 @@ from dataclasses import dataclass
 
 import jax
 
-from jax_unlearn.models.attention import Kernel, best_kernel, skips
+from jax_unlearn.models.attention import Kernel, best_kernel
 
 LINEARS = ("linear_fc1", "linear_fc2")
+# Floating-point operations that are worth a program less: 0.1 s of two cores, because JAX's cache
+# may have the program, and seconds of a GPU.
+COMPILING = {"cpu": 1e10}
+COMPILING_ON_DEVICE = 1e15
 
 
 @dataclass(frozen=True)
@@ -40,9 +44,14 @@ class VisionConfig:
         return self.attention or best_kernel(jax.default_backend())
 
     @property
-    def one_row(self) -> bool:
-        """Whether frames of all sizes are packed into one row (see `attention.skips`)."""
-        return skips(self.kernel)
+    def padding_for_shape(self) -> int:
+        """Number of patches that take about as long to compute as a program takes to compile.
+
+        Up to so much padding, frames of another length join a shape that is compiled anyway.
+        """
+        work = COMPILING.get(jax.default_backend(), COMPILING_ON_DEVICE)
+        d, mlp = self.hidden_size, self.intermediate_size
+        return int(work // (2 * self.depth * (4 * d * d + 2 * d * mlp)))
 
     @property
     def patch_dim(self) -> int:

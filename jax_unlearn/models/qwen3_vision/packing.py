@@ -1,12 +1,15 @@
 """Pack images of any size into arrays of a few fixed shapes (on the host, in numpy).
 
-Attention stays within a frame, so frames are what is packed: a batch is `rows` rows of `length`
-patches, each row holds one or more whole frames, and every frame is a segment of its own.
+Attention stays within a frame, so a row holds one frame. A batch is `rows` rows of `length`
+patches, and frames of similar size share a batch.
 """
 
 import bisect
 import warnings
+from collections import Counter
+from collections.abc import Collection, Iterable
 from dataclasses import dataclass
+from itertools import pairwise
 from typing import Any
 
 import jax
@@ -15,29 +18,26 @@ import numpy as np
 from jax import Array
 from jaxtyping import Float, Int, Shaped
 
-# A few static lengths keep the number of compilations small; four steps between powers of two keep
-# the padding of a row below a fifth, and at a tenth on average. All are multiples of 128, the tile
-# of the Pallas attention kernels.
-LADDER = (256, 384, *(quarters * 2**power for power in range(7, 16) for quarters in range(4, 8)))
-# Frames of up to this many patches are packed into short rows, where dense attention is cheap.
-SMALL_FRAME = 128
-MIN_LENGTH = 64
+# Eight steps between powers of two keep the padding of a row below an eighth.
+LADDER = tuple(eighths * 2**power for power in range(3, 13) for eighths in range(8, 16))
+# Most lengths of rows in a run, as far as no row would be shorter than its frame.
+MOST_LENGTHS = 10
 
 
 @jax.tree_util.register_dataclass
 @dataclass(frozen=True)
 class PackedPatches:
-    """Input arrays of the tower's jitted forward. Segment 0 is padding; frames count from 1."""
+    """Input arrays of the tower's jitted forward; `filled` is the size of each row's frame."""
 
     patches: Float[Array | np.ndarray, "rows length patch"]
     coordinates: Int[Array | np.ndarray, "rows length 2"]
     table_index: Int[Array | np.ndarray, "rows length 4"]
     table_weight: Float[Array | np.ndarray, "rows length 4"]
-    segment: Int[Array | np.ndarray, "rows length"]
+    filled: Int[Array | np.ndarray, " rows"]
 
 
-def ladder_length(patches: int, block: int) -> int:
-    """The smallest length of LADDER that holds `patches` patches, in whole merge blocks.
+def row_length(patches: int, block: int) -> int:
+    """The smallest length of LADDER that holds a frame of `patches` patches, in whole merge blocks.
 
     Rounding up to whole blocks of `block` patches only changes it for a merge of 3 × 3. Beyond the
     ladder the length is the next multiple of its last step, with a warning, since each such length
@@ -47,17 +47,45 @@ def ladder_length(patches: int, block: int) -> int:
     if step < len(LADDER):
         return -(-LADDER[step] // block) * block
     warnings.warn(
-        f"{patches} patches at once are more than the longest row, {LADDER[-1]}: the program "
-        "compiles for this length alone; give fewer images per call, or lower --max-pixels",
+        f"an image of {patches} patches is larger than the longest row, {LADDER[-1]}: the program "
+        "compiles for this length alone; lower --max-pixels",
         stacklevel=2,
     )
     whole = -(-patches // LADDER[-1]) * LADDER[-1]
     return -(-whole // block) * block
 
 
-def short_length(patches: int, block: int) -> int:
-    """Length of a row of small frames: a power of two, in whole merge blocks."""
-    return -(-max(MIN_LENGTH, 1 << (patches - 1).bit_length()) // block) * block
+def shared_lengths(
+    lengths: Iterable[int], known: Collection[int], spare: int, most: int = MOST_LENGTHS
+) -> dict[int, int]:
+    """The length that the rows of each length are padded to, so that few programs are compiled.
+
+    Args:
+        lengths: the length of each row by `row_length`.
+        known: lengths of programs that are compiled anyway.
+        spare: padding, in patches, that is cheaper than another program.
+        most: number of lengths, with the known ones, beyond which more padding is added.
+    """
+    count = Counter(lengths)
+    padded = {length: length for length in count}
+    while True:
+        every = sorted(count.keys() | set(known))
+        steps = [
+            (count[one] * (longer - one), one, longer)
+            for one, longer in pairwise(every)
+            if one not in known
+        ]
+        if not steps or (min(steps)[0] > spare and len(every) <= most):
+            return padded
+        _, one, longer = min(steps)
+        count[longer] += count.pop(one)
+        padded = {length: longer if to == one else to for length, to in padded.items()}
+
+
+def row_count(rows: int) -> int:
+    """A number of rows that is not below `rows`, in eight steps between powers of two."""
+    step = 1 << max(0, (rows - 1).bit_length() - 4)
+    return -(-rows // step) * step
 
 
 def frame_sizes(grid_thw: Int[np.ndarray, "n 3"]) -> list[int]:
@@ -65,37 +93,18 @@ def frame_sizes(grid_thw: Int[np.ndarray, "n 3"]) -> list[int]:
     return [int(h * w) for t, h, w in grid_thw for _ in range(t)]
 
 
-def first_fit(sizes: list[int], length: int) -> tuple[list[tuple[int, int]], int]:
-    """First-fit packing into rows of `length`: (row, offset) of each frame, and the row count."""
-    used: list[int] = []
-    return place(sizes, length, used), len(used)
+def counted_sizes(
+    grid_thw: Int[np.ndarray, "n 3"], pixel_values: Shaped[np.ndarray | Array, "patches patch"]
+) -> list[int]:
+    """`frame_sizes`, checked against the patches.
 
-
-def place(sizes: list[int], length: int, used: list[int]) -> list[tuple[int, int]]:
-    """First-fit packing into rows of which `used` patches are taken; updates `used` in place."""
-    places = []
-    for size in sizes:
-        row = next((i for i, u in enumerate(used) if u + size <= length), len(used))
-        if row == len(used):
-            used.append(0)
-        places.append((row, used[row]))
-        used[row] += size
-    return places
-
-
-def batch_shape(sizes: list[int], block: int, one_row: bool) -> tuple[int, int]:
-    """(rows, length) of a batch that holds all frames: one row, or rows for the largest frame.
-
-    Args:
-        sizes: number of patches of each frame.
-        block: number of patches of a merge block.
-        one_row: put all frames into one row, unless all are small (SMALL_FRAME); otherwise the
-            number of rows is a power of two.
+    Raises:
+        ValueError: they are not as many.
     """
-    if one_row and max(sizes) > SMALL_FRAME:
-        return 1, ladder_length(sum(sizes), block)
-    length = short_length(max(sizes), block) if one_row else ladder_length(max(sizes), block)
-    return 1 << (first_fit(sizes, length)[1] - 1).bit_length(), length
+    sizes = frame_sizes(grid_thw)
+    if sum(sizes) != len(pixel_values):
+        raise ValueError(f"grid_thw counts {sum(sizes)} patches, pixel_values {len(pixel_values)}")
+    return sizes
 
 
 def frame_coordinates(h: int, w: int, merge: int) -> Int[np.ndarray, "hw 2"]:
@@ -144,8 +153,8 @@ def pack(
         grid_thw: number of frames, and height and width in patches, of each image.
         merge: side of the Merger's block; height and width are multiples of it.
         side: side of the learned position table.
-        rows: number of rows of the batch.
-        length: patches per row (see `batch_shape`).
+        rows: number of rows of the batch; those that are left over are empty.
+        length: patches per row.
 
     Returns:
         The packed arrays, and the index of each input patch in the flat [rows · length] order.
@@ -153,17 +162,13 @@ def pack(
     Raises:
         ValueError: the grid does not match the patches, or does not fit rows × length.
     """
-    sizes = frame_sizes(grid_thw)
-    if sum(sizes) != len(pixel_values):
-        raise ValueError(f"grid_thw counts {sum(sizes)} patches, pixel_values {len(pixel_values)}")
+    sizes = counted_sizes(grid_thw, pixel_values)
     if (grid_thw[:, 1:] % merge).any():
         raise ValueError(f"heights and widths in patches must be multiples of {merge}")
-    places, needed = first_fit(sizes, length)
-    if needed > rows or max(sizes) > length:
-        raise ValueError(f"{needed} rows of {max(sizes)} patches do not fit {rows} × {length}")
+    if len(sizes) > rows or max(sizes) > length:
+        raise ValueError(f"{len(sizes)} rows of {max(sizes)} patches do not fit {rows} × {length}")
 
-    starts = np.array([row * length + offset for row, offset in places])
-    slots = np.concatenate([start + np.arange(n) for start, n in zip(starts, sizes, strict=True)])
+    slots = np.concatenate([row * length + np.arange(n) for row, n in enumerate(sizes)])
     frames = [(int(h), int(w)) for t, h, w in grid_thw for _ in range(t)]
     layout = {hw: frame_coordinates(*hw, merge) for hw in set(frames)}
     taps = {hw: position_taps(layout[hw], *hw, side) for hw in layout}
@@ -184,6 +189,6 @@ def pack(
         coordinates=scatter(np.concatenate([layout[hw] for hw in frames])),
         table_index=scatter(np.concatenate([taps[hw][0] for hw in frames])),
         table_weight=scatter(np.concatenate([taps[hw][1] for hw in frames])),
-        segment=scatter(np.repeat(np.arange(1, len(sizes) + 1, dtype=np.int32), sizes)),
+        filled=np.array(sizes + [0] * (rows - len(sizes)), np.int32),
     )
     return packed, slots

@@ -21,7 +21,14 @@ from jax_unlearn.models.layers import matmul_precision, stack
 from jax_unlearn.models.lora import LoraAdapter, LoraPair
 from jax_unlearn.models.qwen3_vision.blocks import PatchMerger, VisionBlock, rope_angles
 from jax_unlearn.models.qwen3_vision.config import VisionConfig, check_linears
-from jax_unlearn.models.qwen3_vision.packing import PackedPatches, batch_shape, frame_sizes, pack
+from jax_unlearn.models.qwen3_vision.packing import (
+    PackedPatches,
+    counted_sizes,
+    pack,
+    row_count,
+    row_length,
+    shared_lengths,
+)
 from jax_unlearn.models.tower_jit import is_traced, tower_jit
 
 # All-gathers the weights of one layer, for devices that hold a shard of them.
@@ -109,17 +116,21 @@ class Qwen3VisionTower(nnx.Module):
             )
         sizes = {"C·tp·p·p": config.patch_dim}
         pixels = float_array("pixel_values", pixel_values, ("n_patches", "C·tp·p·p"), sizes)
-        rows, length = batch_shape(frame_sizes(grid), merge**2, config.one_row)
-        packed, slots = pack(
-            pixels if is_traced(pixels) else np.asarray(pixels),
-            grid,
-            merge=merge,
-            side=config.table_side,
-            rows=rows,
-            length=length,
-        )
+        whole = pixels if is_traced(pixels) else np.asarray(pixels)
         graphdef, state = nnx.split(self)
-        return unpack(forward(graphdef, state, packed, adapter), slots, config)
+        parts, places = [], []
+        for length, frames, patches in groups(grid, counted_sizes(grid, whole), config):
+            packed, slots = pack(
+                whole[patches] if len(patches) < len(whole) else whole,
+                frames,
+                merge=merge,
+                side=config.table_side,
+                rows=row_count(len(frames)),
+                length=length,
+            )
+            parts.append(unpack(forward(graphdef, state, packed, adapter), slots, config))
+            places.append(patches)
+        return parts[0] if len(parts) == 1 else in_order(parts, places, merge**2)
 
     def linear(self, name: str) -> tuple[Float[np.ndarray, "e d_in"], Float[np.ndarray, " e"]]:
         """(weight, bias) of an adaptable Linear, as float32 [out, in] and [out].
@@ -154,7 +165,7 @@ class Qwen3VisionTower(nnx.Module):
         x = self.embed(packed)
         head_dim = self.config.hidden_size // self.config.num_heads
         angles = rope_angles(jnp.asarray(packed.coordinates), head_dim, self.config.rope_theta)
-        x, levels = self.encode(x, angles, jnp.asarray(packed.segment), gather)
+        x, levels = self.encode(x, angles, jnp.asarray(packed.filled), gather)
 
         outputs: dict[str, Array] = {}
         taps: dict[str, Array] = {}
@@ -183,7 +194,7 @@ class Qwen3VisionTower(nnx.Module):
         self,
         x: Float[Array, "r l d"],
         angles: Float[Array, "r l head_dim"],
-        segment: Int[Array, "r l"],
+        filled: Int[Array, " r"],
         gather: Gather,
     ) -> tuple[Float[Array, "r l d"], list[Float[Array, "r l d"]]]:
         """Apply all blocks; returns the last hidden state and those the DeepStack mergers read."""
@@ -198,13 +209,48 @@ class Qwen3VisionTower(nnx.Module):
         ) -> tuple[tuple[Array, Array], None]:
             x, levels = carry
             weights, slot = xs
-            x = nnx.merge(graphdef, gather(weights))(x, angles, segment)
+            x = nnx.merge(graphdef, gather(weights))(x, angles, filled)
             # Every layer writes its output; outputs that no merger reads share the spare slot.
             return (x, jax.lax.dynamic_update_index_in_dim(levels, x, slot, 0)), None
 
         levels = jnp.zeros((spare + 1, *x.shape), x.dtype)
         (x, levels), _ = jax.lax.scan(layer, (x, levels), (layers, jnp.asarray(slot)))
         return x, list(levels[:spare])
+
+
+def groups(
+    grid_thw: Int[np.ndarray, "n 3"], sizes: list[int], config: VisionConfig
+) -> list[tuple[int, Int[np.ndarray, "_ 3"], Int[np.ndarray, " _"]]]:
+    """(length of the rows, grid, indices of the patches) of the frames that share a batch."""
+    block = config.spatial_merge_size**2
+    frames = np.repeat(grid_thw * [0, 1, 1] + [1, 0, 0], grid_thw[:, 0], axis=0)
+    own = [row_length(size, block) for size in sizes]
+    shared = shared_lengths(own, (), config.padding_for_shape)
+    lengths = np.array([shared[length] for length in own])
+    of_frame = np.repeat(lengths, sizes)
+    return [
+        (length, frames[lengths == length], np.flatnonzero(of_frame == length))
+        for length in np.unique(lengths).tolist()
+    ]
+
+
+def in_order(
+    parts: list[VisionFeatures], places: list[Int[np.ndarray, " _"]], block: int
+) -> VisionFeatures:
+    """The features of several batches in the order of the input patches."""
+    order = np.argsort(np.concatenate(places))
+    merged = np.argsort(np.concatenate([place[::block] for place in places]))
+
+    def joined(arrays: list[Array], index: np.ndarray) -> Array:
+        return jnp.concatenate(arrays)[index]
+
+    outputs, taps = ([getattr(part, name) for part in parts] for name in ("outputs", "taps"))
+    return VisionFeatures(
+        joined([part.last_hidden_state for part in parts], order),
+        {name: joined([part[name] for part in outputs], merged) for name in outputs[0]},
+        {name: joined([part[name] for part in taps], merged) for name in taps[0]},
+        parts[0].by_layer,
+    )
 
 
 def merger_pairs(adapter: LoraAdapter | None, merger: str) -> dict[str, LoraPair]:

@@ -63,7 +63,7 @@ def batch_on(
         shaped((*lead, 2), jnp.int32, data),
         shaped((*lead, 4), jnp.int32, data),
         shaped((*lead, 4), jnp.float32, data),
-        shaped(lead, jnp.int32, data),
+        shaped(lead[:1], jnp.int32, data),
     )
 
 

@@ -1,0 +1,81 @@
+"""Compiled programs are kept by commands, where nobody else can write, and not by an import."""
+
+import os
+import subprocess
+import sys
+
+import jax
+import pytest
+
+from jax_unlearn.runtime import compilation_cache
+from jax_unlearn.runtime.compilation_cache import ENABLED, FOLDER, keep_compiled_programs
+
+PROGRAM = """
+import jax, sys
+import jax_unlearn
+from jax_unlearn import solve
+from jax_unlearn.runtime import compilation_cache
+assert jax.config.jax_compilation_cache_dir is None
+compilation_cache.SHORTEST = 0.0
+compilation_cache.keep_compiled_programs(print)
+hits = []
+jax.monitoring.register_event_listener(lambda name, **_: hits.append(name))
+jax.jit(lambda x: x @ x + 3)(jax.numpy.ones((4, 4)))
+print(sum("cache_hits" in name for name in hits))
+"""
+
+
+@pytest.fixture
+def home(tmp_path, monkeypatch):
+    """A cache folder of the user's own, in which none has been made."""
+    monkeypatch.delenv(FOLDER, raising=False)
+    monkeypatch.delenv(ENABLED, raising=False)
+    monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path))
+    return compilation_cache.user_folder()
+
+
+def refused():
+    said, before = [], jax.config.jax_compilation_cache_dir
+    keep_compiled_programs(said.append)
+    assert jax.config.jax_compilation_cache_dir == before
+    return said
+
+
+def test_the_next_process_loads_what_one_has_compiled(home):
+    def hits():
+        return subprocess.check_output([sys.executable, "-c", PROGRAM], text=True, timeout=300)
+
+    assert int(hits()) == 0
+    assert home.stat().st_mode & 0o777 == 0o700
+    entries = len(list(home.glob("*-cache")))
+    assert int(hits()) == entries > 0
+
+
+@pytest.mark.parametrize("name", [FOLDER, ENABLED])
+def test_a_user_can_choose_another_folder_or_none(home, monkeypatch, name, tmp_path):
+    monkeypatch.setenv(name, "false" if name == ENABLED else str(tmp_path / "other"))
+    assert refused() == []
+    assert not home.exists()
+
+
+def test_a_folder_that_cannot_be_used_is_named(home, monkeypatch, tmp_path):
+    home.mkdir(parents=True)
+    home.chmod(0o770)
+    (line,) = refused()
+    assert str(home) in line
+    assert "others may write it" in line
+    (tmp_path / "file").write_text("")
+    monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path / "file"))
+    (line,) = refused()
+    assert "Not a directory" in line
+    assert FOLDER in line
+
+
+def test_half_an_entry_of_a_killed_process_is_removed(home):
+    home.mkdir(parents=True)
+    for name in ("whole-cache", "whole-atime", "half-cache", "empty-cache"):
+        (home / name).write_bytes(b"x")
+    (home / "empty-atime").write_bytes(b"")
+    compilation_cache.remove_unfinished(home)
+    assert {"whole-cache", "whole-atime"} <= set(os.listdir(home))
+    assert not {"half-cache", "empty-cache"} & set(os.listdir(home))
