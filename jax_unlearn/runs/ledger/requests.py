@@ -3,6 +3,7 @@
 import json
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
+from functools import cached_property
 from pathlib import Path
 from typing import Any
 
@@ -156,8 +157,13 @@ class Divided:
 
     def of_request(self, number: int) -> Bool[np.ndarray, " n"]:
         """The images of a request among those to forget, also those that another one owns."""
-        own = set(self.requests[number].images.keys)
-        return np.array([key in own for key in self.forget.keys])
+        own = np.zeros(len(self.forget), bool)
+        own[[self._place[key] for key in self.requests[number].images.keys]] = True
+        return own
+
+    @cached_property
+    def _place(self) -> dict[bytes, int]:
+        return {key: i for i, key in enumerate(self.forget.keys)}
 
 
 def divide(requests: Sequence[Request], preserve: StoredImages) -> Divided:
@@ -173,8 +179,11 @@ def divide(requests: Sequence[Request], preserve: StoredImages) -> Divided:
         raise UserError("no request is active, so there is nothing to forget; `ledger add` one")
     requests = sorted(requests, key=lambda one: one.id)
     forget = joined([one.images for one in requests])
-    owners = [{*one.images.keys} for one in requests]
-    owner = np.array([next(i for i, own in enumerate(owners) if key in own) for key in forget.keys])
+    first: dict[bytes, int] = {}
+    for number, one in enumerate(requests):
+        for key in one.images.keys:
+            first.setdefault(key, number)
+    owner = np.array([first[key] for key in forget.keys])
     gone = {*forget.keys}
     kept = preserve.take([i for i, key in enumerate(preserve.keys) if key not in gone])
     for what, side in (("forget", forget), ("preserve", kept)):
