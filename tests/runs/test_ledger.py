@@ -171,6 +171,33 @@ def test_any_order_and_an_undo_give_the_same_bytes(ledger, tmp_path, capsys):
     shutil.rmtree(ledger)
     main(["evaluate", str(out)])
     assert read(out / "metrics.json")["ledger"] == metrics["ledger"]
+    capsys.readouterr()
+    for command in ("run", "sweep"):
+        words = ("--statistics", out, "--out", tmp_path / "refit")
+        assert f"--statistics {out}: is the run of a ledger" in refused(capsys, command, *words)
+
+
+def test_what_is_named_after_each_entry(ledger, tmp_path):
+    """As a solve of the requests that are active then says, also of one that is withdrawn."""
+    cat, red, me = add(ledger, "cat"), add(ledger, "red"), some_images(2, ["face"] * 10)
+    me = add_images(ledger, "me", me)
+    commands.undo(Undo(ledger, cat))
+    main(["ledger", "solve", str(ledger), "--out", str(tmp_path / "run"), "--steps"])
+    found = read(tmp_path / "run" / "metrics.json")["ledger"]
+    assert found["concepts"] == {cat: "cat", red: "red", me: "me"}
+    assert [(one["entry"], one["kind"], one["active"]) for one in found["steps"]] == [
+        (1, "init", []), (2, "add", [cat]), (3, "add", sorted([cat, red])),
+        (4, "add", sorted([cat, red, me])), (5, "undo", sorted([red, me])),
+    ]  # fmt: skip
+    first, *_, last = (one["named"] for one in found["steps"])
+    assert {one["id"]: one["named_after"] for one in found["requests"]} == {
+        id: last[id] for id in (red, me)
+    }
+    # Named, forgotten, and named again.
+    assert found["steps"][1]["named"][cat] < min(first[cat], last[cat])
+    page = (tmp_path / "run" / "report.html").read_text()
+    assert "5 undo cat" in page
+    assert f"<td><b>{100 * last[red]:.1f} %</b></td>" in page
 
 
 def said(capsys, *words):

@@ -1,6 +1,8 @@
 """The commands of a ledger: begin it, add and withdraw requests, list and solve them."""
 
 import time
+from collections.abc import Sequence
+from dataclasses import replace
 from typing import Any
 
 from rich.console import Console
@@ -28,11 +30,13 @@ from jax_unlearn.runs.ledger.requests import (
     Ledger,
     Request,
     active,
+    divide,
     of_classes,
     open_ledger,
     recorded,
 )
-from jax_unlearn.runs.ledger.source import LedgerSource
+from jax_unlearn.runs.ledger.source import LedgerSource, extracted_of
+from jax_unlearn.runs.ledger.steps import steps
 from jax_unlearn.runs.ledger.store import (
     STORE,
     SUFFIX,
@@ -288,9 +292,21 @@ def solve(command: Solve, console: Console) -> Metrics:
                 "rank_after": command.rank_after,
                 "requests": probes.of_requests(adapter, fit.strengths),
             }
+            if command.steps:
+                found |= steps(ledger, lambda some: solved(ledger, command, some), adapter)
             return {"ledger": found}
 
         return run_pipeline(prepared, begun, fit, describe, [directory])
+
+
+def solved(ledger: Ledger, command: Solve, requests: Sequence[Request]) -> LoraAdapter:
+    """The adapter for some requests of a ledger."""
+    divided = divide(requests, ledger.preserve, "the requests up to an earlier entry")
+    found = extracted_of(divided, ledger.tower.linears, ledger.config)
+    extracted = replace(found, empty=ledger.tower.blank)
+    fit = ledger_fit(command, Probes(extracted, divided))
+    quiet = Console(quiet=True)
+    return fit(extracted, ledger.config, quiet, None, None).found.result.adapter
 
 
 def ledger_fit(command: Solve, probes: Probes) -> LedgerFit:

@@ -114,6 +114,9 @@ class Solve:
     equal: bool = False
     """Move every request exactly to its target. By default those of whose training images a linear
     probe still names one are moved further, by up to four times, until it names none."""
+    steps: bool = False
+    """Also measure what is named of each request after each entry of the ledger, which takes a
+    solve for each; the table is in metrics.json and report.html."""
     rank_after: int | None = None
     """With --combine sum: cut the sum to this rank, by an SVD; by default it is not cut."""
     overwrite: bool = False

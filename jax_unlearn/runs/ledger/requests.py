@@ -77,18 +77,19 @@ class Ledger:
             UserError: a file of the store is missing or has changed, or a request's images are not
                 those that its id stands for.
         """
-        found = []
-        for id in self.active():
-            entry = self.added(id)
-            assert entry is not None
-            request = Request(entry.what["concept"], self.images_of(entry))
-            if request.id != id:
-                raise UserError(
-                    f"{self.directory}: request {id} is about other images than when it was added; "
-                    "restore the ledger from a copy"
-                )
-            found.append(request)
-        return found
+        return [self.request(id) for id in self.active()]
+
+    def request(self, id: str) -> Request:
+        """A request that was added; raises as `requests`."""
+        entry = self.added(id)
+        assert entry is not None
+        request = Request(entry.what["concept"], self.images_of(entry))
+        if request.id != id:
+            raise UserError(
+                f"{self.directory}: request {id} is about other images than when it was added; "
+                "restore the ledger from a copy"
+            )
+        return request
 
     def images_of(self, entry: Entry) -> StoredImages:
         """The images of a request: those of a file of the store, or of classes to preserve."""
@@ -166,11 +167,18 @@ class Divided:
         return {key: i for i, key in enumerate(self.forget.keys)}
 
 
-def divide(requests: Sequence[Request], preserve: StoredImages) -> Divided:
+def divide(
+    requests: Sequence[Request], preserve: StoredImages, who: str = "the active requests"
+) -> Divided:
     """Divide a ledger's images by the requests, in an order that depends on their content alone.
 
     An image of several requests has the class, and the part in training or evaluation, that it has
     in the first of them by id. One that was already preserved keeps its row.
+
+    Args:
+        requests: the requests.
+        preserve: the images to keep unless a request is about them.
+        who: what to call the requests in an error.
 
     Raises:
         UserError: there is no request, or training or evaluation is left without images on a side.
@@ -190,7 +198,7 @@ def divide(requests: Sequence[Request], preserve: StoredImages) -> Divided:
         for when, some in (("train with", ~side.held_out), ("evaluate with", side.held_out)):
             if not some.any():
                 raise UserError(
-                    f"the active requests leave no image to {what} to {when}; withdraw one with "
+                    f"{who} leave no image to {what} to {when}; withdraw one with "
                     "`ledger undo`, or begin a ledger with more classes to preserve"
                 )
     return Divided(requests, forget, kept, owner)
