@@ -58,8 +58,8 @@ class SumOfFits:
     ) -> FittedAdapter:
         """Fit; each image counts for the first request that is about it."""
         parts = alone(self.divided, extracted, config)
-        # Without snapshots, which are of one fit.
-        found = [fit_adapter(one, config, console, None, mesh).found for _, _, one in parts]
+        # Without snapshots and a bound, which are of one fit.
+        found = [fit_adapter(one, config, console, None, mesh, False).found for _, _, one in parts]
 
         def fit(strengths: Sequence[float]) -> LoraAdapter:
             return added(
