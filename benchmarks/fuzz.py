@@ -18,6 +18,7 @@ def kills(results: dict[str, Any]) -> str:
         [f"{command}, {when}", *(str(counts[command, when, signal]) for signal in signals)]
         for command in cases
         for when in ("random", "writing")
+        if any(counts[command, when, signal] for signal in signals)
     ]
     about = (
         f"*{machine['date']}, {machine['cores']} cores ({machine['cpu']}), Python "

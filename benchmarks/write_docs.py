@@ -15,6 +15,7 @@ from benchmarks import fuzz, settings_page, versions
 from benchmarks.forgetting import (
     attacks,
     clip_names,
+    ledger_tables,
     linears,
     optimisers,
     stand_in_tables,
@@ -93,6 +94,7 @@ def clients() -> str:
 
 
 FORGETTING, SPEED, SCALE = (f"docs/results/{name}.md" for name in ("forgetting", "speed", "scale"))
+LEDGER = "docs/results/ledger.md"
 BLOCKS = (
     Block("README.md", "demo", ("demo",), demo.table),
     Block("README.md", "expect", ("forgetting",), targets.expected),
@@ -107,6 +109,9 @@ BLOCKS = (
     Block("docs/results/stand-in.md", "growth", ("stand_in",), stand_in_tables.growth_table),
     Block("docs/results/attacks.md", "attacks", ("attacks",), attacks.table),
     Block("docs/results/attacks.md", "relearning", ("attacks",), attacks.relearning_table),
+    Block(LEDGER, "ledger", ("ledger",), ledger_tables.table),
+    Block(LEDGER, "ledger orders", ("ledger",), ledger_tables.orders),
+    Block(LEDGER, "ledger undo", ("ledger",), ledger_tables.undone),
     Block("docs/results/clip.md", "clip", ("clip_forgetting",), clip_names.table),
     Block(SPEED, "demo", ("demo",), demo.table),
     Block(SPEED, "startup", ("startup",), startup.table),

@@ -144,11 +144,12 @@ def figures(run: Path, metrics: Metrics) -> list[Facts]:
     """Every figure, with the command that gives it."""
     made = f"jax-unlearn run --config {run / 'config.json'} --out OUT"
     if ledger := metrics.get("ledger"):
-        rank = "" if ledger["rank_after"] is None else f" --rank-after {ledger['rank_after']}"
-        made = (
-            f"jax-unlearn ledger solve {ledger['directory']} --combine {ledger['combine']}{rank} "
-            "--out OUT"
-        )
+        how = f"--combine {ledger['combine']}"
+        if ledger["rank_after"] is not None:
+            how += f" --rank-after {ledger['rank_after']}"
+        if ledger["equal"]:
+            how += " --equal"
+        made = f"jax-unlearn ledger solve {ledger['directory']} {how} --out OUT"
     groups: dict[str, Metrics] = {
         made: {},
         f"jax-unlearn evaluate {run}": {},

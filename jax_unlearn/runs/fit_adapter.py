@@ -43,6 +43,7 @@ def fit_adapter(
     console: Console,
     stage: Stage | None = None,
     mesh: Mesh | None = None,
+    bounded: bool = True,
 ) -> FittedAdapter:
     """Fit an adapter to the training samples.
 
@@ -54,6 +55,7 @@ def fit_adapter(
         console: where the number of rows and the progress are shown.
         stage: snapshots of Adam's training; other solvers are too fast to need any.
         mesh: devices of Adam's training.
+        bounded: whether the closed form also computes a lower bound of the loss.
 
     Raises:
         UserError: the rows of a Linear to adapt were not extracted, or a solver refuses the
@@ -73,7 +75,7 @@ def fit_adapter(
         return FittedAdapter(run_search(fit, None, solver, console, erasing), rows)
     choose = solver.select == "held_out"
     fit, held_out = problems(extracted, config.objective, solver.seed, choose)
-    return fit_problem(fit, held_out, config, console, stage, mesh)
+    return fit_problem(fit, held_out, config, console, stage, mesh, bounded)
 
 
 def fit_problem(
@@ -83,6 +85,7 @@ def fit_problem(
     console: Console,
     stage: Stage | None = None,
     mesh: Mesh | None = None,
+    bounded: bool = True,
 ) -> FittedAdapter:
     """Fit an adapter to a problem, by the closed form or Adam.
 
@@ -93,10 +96,13 @@ def fit_problem(
         console: see `fit_adapter`.
         stage: see `fit_adapter`.
         mesh: see `fit_adapter`.
+        bounded: see `fit_adapter`.
     """
     optimizer, solver = optimizer_of(config), config.solver
     adam = optimizer == "adam"
-    optimise: Optimise = partial(train, mesh=mesh, stage=stage) if adam else solve
+    optimise: Optimise = (
+        partial(train, mesh=mesh, stage=stage) if adam else partial(solve, bounded=bounded)
+    )
     rows = shown(fit, console)
     if not adam and solver.until_forgotten is not None:
         fit = with_moments(fit)

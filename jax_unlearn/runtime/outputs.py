@@ -44,12 +44,13 @@ MARKS = ("metrics.json", "sweep.json", "adapter_config.json")
 TEMPORARY = re.compile(r"\.(?P<name>.+)\.(?P<token>[0-9a-f]{8})\.(?P<what>partial|old)", re.DOTALL)
 
 
-def check_output(out: Path, inputs: Mapping[str, Iterable[Path]]) -> None:
+def check_output(out: Path, inputs: Mapping[str, Iterable[Path]], name: str = "--out") -> None:
     """Check that an output is apart from all inputs of a command, with links resolved.
 
     Args:
         out: the directory to create.
         inputs: files and directories that the command or a later one reads, by what to call them.
+        name: the option or argument that names `out`.
 
     Raises:
         UserError: `out` is an input, holds one or lies in one; names both.
@@ -67,7 +68,7 @@ def check_output(out: Path, inputs: Mapping[str, Iterable[Path]]) -> None:
             else:
                 continue
             raise UserError(
-                f"--out {out}: {how} {what} {path}, which is read; choose a folder outside it"
+                f"{name} {out}: {how} {what} {path}, which is read; choose a folder outside it"
             )
 
 
@@ -86,8 +87,17 @@ def resolved(out: str | Path) -> Path:
     return Path(os.path.realpath(out))
 
 
-def check_free(out_dir: str | Path, overwrite: bool = False) -> None:
+def check_free(
+    out_dir: str | Path,
+    overwrite: bool = False,
+    cure: str = "choose another folder, or pass --overwrite",
+) -> None:
     """Check that `fresh_directory` may create `out_dir`, before any work is done.
+
+    Args:
+        out_dir: the directory.
+        overwrite: whether it may be replaced.
+        cure: what to do if it exists.
 
     Raises:
         UserError: `out_dir` exists, or may not be replaced.
@@ -106,7 +116,7 @@ def check_free(out_dir: str | Path, overwrite: bool = False) -> None:
     if not any(os.scandir(out_dir)):
         return
     if not overwrite:
-        raise UserError(f"{out_dir}: exists; choose another folder, or pass --overwrite")
+        raise UserError(f"{out_dir}: exists; {cure}")
     check_ours(out_dir)
 
 

@@ -1,10 +1,13 @@
-"""Runs and exports that are killed at random times: the same bytes in the end, and nothing else.
+"""Runs, exports and ledgers that are killed at random times: the same bytes in the end, and nothing
+else.
 
-SIGKILL, SIGTERM and SIGINT take turns, in extraction, training, saving and exporting. Half of the
+SIGKILL, SIGTERM and SIGINT take turns, in extraction, training, saving and exporting, and in the
+commands of a ledger. Half of the
 kills are at a random time of the process, half as soon as it writes its output. The figures go to
 the file KILLS_OUT, from which docs/security.md has them.
 """
 
+import json
 import multiprocessing
 import os
 import random
@@ -23,6 +26,9 @@ import pytest
 from benchmarks.harness import write
 from benchmarks.speed.tower import machine
 from jax_unlearn.runs.cli import main
+from jax_unlearn.runs.ledger.commands import listing
+from jax_unlearn.runs.ledger.options import Listing
+from jax_unlearn.runs.ledger.requests import Request, of_classes, open_ledger
 from jax_unlearn.runtime.resume import StageSnapshots
 from tests.running import arguments
 
@@ -32,6 +38,8 @@ SIGNALS = (signal.SIGINT, signal.SIGTERM, signal.SIGKILL)
 # Of a process that a signal ended: by the system, or by the program after SIGTERM or SIGINT.
 ENDED = {signal.SIGKILL: {-9}, signal.SIGTERM: {-15, 143}, signal.SIGINT: {-2, 130}}
 BOUND = 300
+# Kills of a command of a ledger before the next has its turn.
+EACH = 2
 # As each run has other times and pictures, these differ.
 VARIED = {"metrics.json", "report.html", "config.json", "digests.json", "README.md"}
 
@@ -43,6 +51,17 @@ def tree(directory):
         for path in sorted(directory.rglob("*"))
         if path.is_file()
     }
+
+
+def partial(out):
+    """Whether an output, or a file of the ledger that it is, is being written."""
+    places = (out.parent.glob(f".{out.name}.*.partial"), out.rglob(".*.partial"))
+    return any(any(found) for found in places)
+
+
+def name_of(words):
+    """The command of a command line."""
+    return " ".join(map(str, words[: 2 if words[0] == "ledger" else 1]))
 
 
 class Killer:
@@ -70,11 +89,11 @@ class Killer:
         else:
             self.run_whole(words)
         assert tree(out) == whole
-        assert self.left() <= {"out", "exported"}, "leftovers"
+        assert self.left() <= {"out", "exported", "ledger", "other"}, "leftovers"
 
     def once(self, words, out):
         """Start a command and kill it; whether it had ended before."""
-        command = words[0]
+        command = name_of(words)
         number, random_time = next(self.turns[command])
         process = self.start(words)
         begun = time.monotonic()
@@ -83,7 +102,7 @@ class Killer:
             while process.poll() is None and time.monotonic() < until:
                 time.sleep(0.01)
         else:
-            while process.poll() is None and not self.partial(out):
+            while process.poll() is None and not partial(out):
                 time.sleep(0.001)
             time.sleep(self.draw.random() * 0.05)
         process.send_signal(number)
@@ -117,10 +136,7 @@ class Killer:
         process, begun = self.start(words), time.monotonic()
         _, errors = process.communicate(timeout=BOUND)
         assert process.returncode == 0, errors
-        self.seconds[words[0]] = time.monotonic() - begun
-
-    def partial(self, out):
-        return any(self.place.glob(f".{out.name}.*.partial"))
+        self.seconds[name_of(words)] = time.monotonic() - begun
 
     def left(self):
         return {path.name for path in self.place.iterdir()}
@@ -145,20 +161,101 @@ def killed(folder, place, kills, seed):
     return killer.counts
 
 
-@pytest.mark.slow
-def test_a_hundred_kills(folder, tmp_path):
-    counts = killed(folder, tmp_path / "place", int(os.environ.get("KILLS", "100")), seed=1)
+class LedgerKiller(Killer):
+    """Ends commands of a ledger; after each kill the ledger is whole, as before or as after."""
+
+    def until_recorded(self, words, enough):
+        """Start a command until its entry is there; whether it was killed after that."""
+        ledger = words[2]
+        before = what_happened(ledger)
+        while self.counts.total() < enough:
+            ended = self.once(words, ledger)
+            now = what_happened(ledger)
+            assert now[: len(before)] == before
+            assert len(now) <= len(before) + 1
+            if ended or len(now) > len(before):
+                break
+        else:
+            self.run_whole(words)
+        kind, concept = what_happened(ledger)[-1]
+        assert (kind, len(what_happened(ledger))) == (words[1], len(before) + 1)
+        assert {path.name for path in ledger.iterdir()} == {"ledger.jsonl", "lock", "store"}
+        return concept
+
+
+def what_happened(ledger):
+    """The entries of a ledger, all of whose files are checked."""
+    found = listing(Listing(ledger))
+    return [(one["kind"], one["concept"]) for one in found["entries"]]
+
+
+def killed_ledger(folder, place, kills, seed):
+    """Add, withdraw, add again and solve, again and again, until there were enough kills."""
+    killer = LedgerKiller(place, seed)
+    ledger, out, other = (place / name for name in ("ledger", "out", "other"))
+    place.mkdir()
+    preserve = ["--preserve", folder / "preserve", "--rank", "2"]
+    killer.run_whole(["ledger", "init", ledger, "--checkpoint", folder / "checkpoint", *preserve])
+    add = ["ledger", "add", ledger, "--concept", "triangle", "--images", folder / "forget"]
+    by_class = ["ledger", "add", ledger, "--concept", "astronaut"]
+    id = Request("astronaut", of_classes(open_ledger(ledger).preserve, ["astronaut"])).id
+    undo = ["ledger", "undo", ledger, id]
+    solve = ["ledger", "solve", ledger, "--out", out]
+    shutil.copytree(ledger, other)
+    for words in (add, by_class, undo):
+        killer.run_whole([*words[:2], other, *words[3:]])
+    killer.run_whole([*solve[:2], other, "--out", place / "whole"])
+    whole = tree(place / "whole")
+    for one in (other, place / "whole"):
+        shutil.rmtree(one)
+    while killer.counts.total() < kills:
+        fresh = shutil.copytree(ledger, other)
+        for words in (add, by_class, undo):
+            again = [*words[:2], fresh, *words[3:]]
+            killer.until_recorded(again, min(kills, killer.counts.total() + EACH))
+        # As it was, but for the times; and what a killed `add` had stored has been named since.
+        assert listing(Listing(fresh))["unnamed"] == []
+        again = [*solve[:2], fresh, *solve[3:]]
+        killer.until_done(again, out, whole, min(kills, killer.counts.total() + EACH))
+        for one in (out, fresh):
+            shutil.rmtree(one)
+    return killer.counts
+
+
+def keep(counts):
+    """Write the figures to KILLS_OUT, which keeps those of other commands."""
     rows = [
         dict(zip(("command", "signal", "when", "kills"), (*place, count), strict=True))
         for place, count in sorted(counts.items())
     ]
     print(*rows, sep="\n")
     if out := os.environ.get("KILLS_OUT"):
-        write(Path(out), {"machine": machine(), "rows": rows})
-    for command in ("run", "export"):
-        assert {name for words, name, _ in counts if words == command} == {
-            number.name for number in SIGNALS
-        }
+        there = json.loads(Path(out).read_text())["rows"] if Path(out).exists() else []
+        commands = {row["command"] for row in rows}
+        others = [row for row in there if row["command"] not in commands]
+        write(Path(out), {"machine": machine(), "rows": others + rows})
+
+
+def signals_of(counts, command):
+    return {name for words, name, _ in counts if words == command}
+
+
+EVERY = {number.name for number in SIGNALS}
+
+
+@pytest.mark.slow
+def test_a_hundred_kills(folder, tmp_path):
+    counts = killed(folder, tmp_path / "place", int(os.environ.get("KILLS", "100")), seed=1)
+    keep(counts)
+    assert signals_of(counts, "run") == signals_of(counts, "export") == EVERY
+
+
+@pytest.mark.slow
+def test_fifty_kills_of_a_ledger(folder, tmp_path):
+    counts = killed_ledger(folder, tmp_path / "place", 50, seed=2)
+    keep(counts)
+    for command in ("add", "undo", "solve"):
+        assert signals_of(counts, f"ledger {command}") == EVERY
 
 
 @pytest.mark.slow

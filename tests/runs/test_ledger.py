@@ -20,6 +20,7 @@ from jax_unlearn.runs.cli import main
 from jax_unlearn.runs.ledger import commands, requests
 from jax_unlearn.runs.ledger.chain import FILE, append, new_entry, read_chain
 from jax_unlearn.runs.ledger.combine import JointFit, SumOfFits, added
+from jax_unlearn.runs.ledger.named import Probes
 from jax_unlearn.runs.ledger.options import Add, Init, Undo, ledger_config
 from jax_unlearn.runs.ledger.requests import Request, divide, of_classes, open_ledger, recorded
 from jax_unlearn.runs.ledger.source import LedgerSource, dataset_of
@@ -31,6 +32,7 @@ from jax_unlearn.runs.ledger.store import (
     save_images,
     save_tower,
 )
+from jax_unlearn.runs.ledger.strengths import MOST, STEP, search
 from jax_unlearn.runtime.assets import ASSETS
 from jax_unlearn.runtime.errors import UserError
 from tests.running import read
@@ -109,12 +111,14 @@ def refused(capsys, *words):
     return line
 
 
-def fitted(ledger, kind):
+def fitted(ledger, kind, equal=False):
     """What a ledger's active requests are fitted to."""
     opened = open_ledger(ledger)
     source = LedgerSource(opened, opened.config)
-    fit = kind(source.divided, None) if kind is SumOfFits else kind(source.divided)
-    return fit(source.extract(), source.config, QUIET, None, None).found.result
+    extracted = source.extract()
+    named = None if equal else Probes(extracted, source.divided).named_in_training
+    fit = kind(source.divided, named=named)
+    return fit(extracted, source.config, QUIET, None, None).found.result
 
 
 def same_bytes(first, second):
@@ -154,8 +158,11 @@ def test_any_order_and_an_undo_give_the_same_bytes(ledger, tmp_path, capsys):
     assert (metrics["samples"]["forget"], metrics["samples"]["forget_held_out"]) == (32, 8)
     assert (metrics["adapter"]["rank"], metrics["ledger"]["combine"]) == (3, "sum")
     # Of all changes of this rank the joint fit has the least loss of all requests.
-    least = joint.history[joint.epoch]["total"]
-    assert 0 < least < min(metrics["objective"][name] for name in ("initial", "total"))
+    least, summed = (
+        one.history[one.epoch]["total"]
+        for one in (fitted(ledger, kind, equal=True) for kind in (JointFit, SumOfFits))
+    )
+    assert 0 < least < min(summed, joint.history[0]["total"])
     listed = json.loads(said(capsys, "ledger", "list", other, "--json"))
     assert {one["concept"] for one in listed["active"]} == {"red", "disc", "me"}
     assert [one["kind"] for one in listed["entries"]].count("undo") == 3
@@ -164,6 +171,33 @@ def test_any_order_and_an_undo_give_the_same_bytes(ledger, tmp_path, capsys):
     shutil.rmtree(ledger)
     main(["evaluate", str(out)])
     assert read(out / "metrics.json")["ledger"] == metrics["ledger"]
+    capsys.readouterr()
+    for command in ("run", "sweep"):
+        words = ("--statistics", out, "--out", tmp_path / "refit")
+        assert f"--statistics {out}: is the run of a ledger" in refused(capsys, command, *words)
+
+
+def test_what_is_named_after_each_entry(ledger, tmp_path):
+    """As a solve of the requests that are active then says, also of one that is withdrawn."""
+    cat, red, me = add(ledger, "cat"), add(ledger, "red"), some_images(2, ["face"] * 10)
+    me = add_images(ledger, "me", me)
+    commands.undo(Undo(ledger, cat))
+    main(["ledger", "solve", str(ledger), "--out", str(tmp_path / "run"), "--steps"])
+    found = read(tmp_path / "run" / "metrics.json")["ledger"]
+    assert found["concepts"] == {cat: "cat", red: "red", me: "me"}
+    assert [(one["entry"], one["kind"], one["active"]) for one in found["steps"]] == [
+        (1, "init", []), (2, "add", [cat]), (3, "add", sorted([cat, red])),
+        (4, "add", sorted([cat, red, me])), (5, "undo", sorted([red, me])),
+    ]  # fmt: skip
+    first, *_, last = (one["named"] for one in found["steps"])
+    assert {one["id"]: one["named_after"] for one in found["requests"]} == {
+        id: last[id] for id in (red, me)
+    }
+    # Named, forgotten, and named again.
+    assert found["steps"][1]["named"][cat] < min(first[cat], last[cat])
+    page = (tmp_path / "run" / "report.html").read_text()
+    assert "5 undo cat" in page
+    assert f"<td><b>{100 * last[red]:.1f} %</b></td>" in page
 
 
 def said(capsys, *words):
@@ -241,6 +275,27 @@ def test_a_sum_of_changes_is_their_sum_and_is_cut_to_the_nearest():
     np.testing.assert_allclose(product(short), u[:, :2] * s[:2] @ v[:2], atol=1e-5)
 
 
+@given(st.permutations(range(4)))
+def test_strengths_rise_until_nothing_is_named(order):
+    # Named below this strength; the last two at any, fewest from 1.5 and at 1.
+    least = {0: 1.0, 1: 1.3, 2: 99.0, 3: 99.0}
+    tried = []
+
+    def fit(strengths):
+        tried.append([*strengths])
+        return strengths
+
+    def named(strengths):
+        rest = {2: lambda s: 2 if s > 1.5 else 5, 3: lambda s: 3 * s}
+        of = zip(order, strengths, strict=True)
+        return [0 if s >= least[i] else rest.get(i, lambda _: 1)(s) for i, s in of]
+
+    fitted_to, strengths = search(4, fit, named)
+    assert dict(zip(order, strengths, strict=True)) == {0: 1, 1: STEP**2, 2: STEP**2, 3: 1}
+    assert fitted_to == strengths == tried[-1]
+    assert max(map(max, tried)) == MOST
+
+
 def test_damage_is_named(ledger, capsys):
     add(ledger, "red"), add(ledger, "cat")
     path, whole = ledger / FILE, (ledger / FILE).read_text()
@@ -316,6 +371,13 @@ def test_settings_that_need_what_is_not_kept_are_refused(tmp_path, ledger, capsy
     }.items():
         assert why in refused(capsys, *start, *words)
     assert not (tmp_path / "new").exists()
+    for place, why in {
+        ASSETS / "images" / "train" / "x": "lies in --preserve",
+        ledger: "exists; choose another folder",
+    }.items():
+        line = refused(capsys, "ledger", "init", place, *start[3:])
+        assert f"{place}: {why}" in line
+        assert "--o" not in line
     red = add(ledger, "red")
     for words, why in {
         ("add", ledger, "--concept", "red"): f"{red} is active already",
@@ -345,8 +407,9 @@ def test_a_ledger_of_the_shipped_model_from_folders_to_an_export(tmp_path, capsy
     cat = next((tmp_path / "keep" / "cat").iterdir())
     shutil.copy(cat, tmp_path / "me" / "astronaut" / f"cat-{cat.name}")
     ledger, out = tmp_path / "ledger", tmp_path / "run"
+    # So short a way that all are still named at its end.
     main(["ledger", "init", str(ledger), "--checkpoint", str(ASSETS / "checkpoint"), "--preserve",
-          str(tmp_path / "keep")])  # fmt: skip
+          str(tmp_path / "keep"), "--near-step", "0.3"])  # fmt: skip
     images = ["--images", str(tmp_path / "me")]
     me = said(capsys, "ledger", "add", ledger, "--concept", "astronaut", *images).strip()
     # Withdrawn and asked again: no tower is run.
@@ -361,14 +424,20 @@ def test_a_ledger_of_the_shipped_model_from_folders_to_an_export(tmp_path, capsy
         shutil.rmtree(tmp_path / "me")
         shutil.rmtree(tmp_path / "keep")
         main(["ledger", "solve", str(ledger), "--out", str(out)])
+        main(["ledger", "solve", str(ledger), "--out", str(tmp_path / "equal"), "--equal"])
     metrics = read(out / "metrics.json")
     counts = {name: metrics["samples"][name] for name in ("forget", "forget_held_out", "preserve")}
     # A fifth, rounded up, of 12 is held out; the cat counts as forgotten.
     assert counts["forget"] + counts["forget_held_out"] == 12 + 1 + 12
     assert counts["preserve"] <= 3 * 9
-    named = {one["concept"]: one for one in metrics["ledger"]["requests"]}
-    assert min(one["named_before"] for one in named.values()) > 0.7
-    assert max(one["named_after"] for one in named.values()) < 0.5
+    for rows, strength, named in (
+        (metrics["ledger"]["requests"], (1.5, 4), (0, 0.25)),
+        (read(tmp_path / "equal" / "metrics.json")["ledger"]["requests"], (1, 1), (0.7, 1)),
+    ):
+        for one in rows:
+            assert one["named_before"] > 0.7
+            assert strength[0] <= one["strength"] <= strength[1]
+            assert named[0] <= one["named_after"] <= named[1]
     assert (ledger.stat().st_mode | out.stat().st_mode) & 0o777 == ledger.stat().st_mode & 0o777
     main(["evaluate", str(out)])
     main(["certify", str(out), "--no-whole-checkpoint"])

@@ -1,6 +1,6 @@
 """Fit the requests of a ledger: one by one and added up, or all at once."""
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from typing import Literal
 
 import numpy as np
@@ -16,25 +16,37 @@ from jax_unlearn.objective.problem import targets_of
 from jax_unlearn.runs.fit_adapter import FittedAdapter, fit_adapter, fit_problem
 from jax_unlearn.runs.ledger.requests import Divided
 from jax_unlearn.runs.ledger.source import only
+from jax_unlearn.runs.ledger.strengths import search
 from jax_unlearn.runs.settings.config import RunConfig
 from jax_unlearn.runtime.snapshots import Stage
 from jax_unlearn.solvers.result import Result, history_of
 from jax_unlearn.solvers.until_forgotten import ForgetSearch, fall_of
 
 Combine = Literal["sum", "joint"]
+Named = Callable[[LoraAdapter], Sequence[int]]
 Factors = tuple[Float64[np.ndarray, "e r"], Float64[np.ndarray, "r d"]]
 
 
 class SumOfFits:
-    """Fits each request alone and adds the changes up; called as `fit_adapter`.
+    """Fits each request alone and adds the changes up, each times its strength; called as
+    `fit_adapter`.
 
     Args:
         divided: the images of the requests.
         rank_after: rank to which the sum is cut; by default that of the sum.
+        named: for each request, how many of its images an adapter leaves named; without it all
+            strengths are 1.
+
+    Attributes:
+        strengths: how far each request was moved, as a multiple of the way to its target; after a
+            call.
     """
 
-    def __init__(self, divided: Divided, rank_after: int | None) -> None:
-        self.divided, self.rank_after = divided, rank_after
+    def __init__(
+        self, divided: Divided, rank_after: int | None = None, named: Named | None = None
+    ) -> None:
+        self.divided, self.rank_after, self.named = divided, rank_after, named
+        self.strengths = [1.0] * len(divided.requests)
 
     def __call__(
         self,
@@ -46,24 +58,37 @@ class SumOfFits:
     ) -> FittedAdapter:
         """Fit; each image counts for the first request that is about it."""
         parts = alone(self.divided, extracted, config)
-        # Without snapshots, which are of one fit.
-        found = [fit_adapter(one, config, console, None, mesh).found for _, one in parts]
-        adapter = added([one.result.adapter for one in found], self.rank_after)
-        fit, held_out = together(parts, extracted, config)
-        seen = fit if held_out is None else held_out
+        # Without snapshots and a bound, which are of one fit.
+        found = [fit_adapter(one, config, console, None, mesh, False).found for _, _, one in parts]
+
+        def fit(strengths: Sequence[float]) -> LoraAdapter:
+            return added(
+                [times(one.result.adapter, strengths[number])
+                 for one, (number, _, _) in zip(found, parts, strict=True)],
+                self.rank_after,
+            )  # fmt: skip
+
+        if self.named is None:
+            adapter = fit(self.strengths)
+        else:
+            adapter, self.strengths = search(len(self.strengths), fit, self.named)
+        fit_to, held_out = together(parts, extracted, config, self.strengths)
+        seen = fit_to if held_out is None else held_out
         result = scored(adapter, seen, config, [one.result for one in found])
         strongest = max(one.lambda_forget for one in found)
         trials = sum(one.trials for one in found)
         reached = all(one.reached for one in found)
-        search = ForgetSearch(result, strongest, trials, fall_of(result), reached)
-        return FittedAdapter(search, describe(fit))
+        done = ForgetSearch(result, strongest, trials, fall_of(result), reached)
+        return FittedAdapter(done, describe(fit_to))
 
 
 class JointFit:
-    """Fits all requests at once, each towards the target that it has alone; as `fit_adapter`."""
+    """Fits all requests at once, each its strength times the way to the target that it has alone;
+    called as `fit_adapter`, with arguments and attributes of `SumOfFits`."""
 
-    def __init__(self, divided: Divided) -> None:
-        self.divided = divided
+    def __init__(self, divided: Divided, named: Named | None = None) -> None:
+        self.divided, self.named = divided, named
+        self.strengths = [1.0] * len(divided.requests)
 
     def __call__(
         self,
@@ -75,26 +100,44 @@ class JointFit:
     ) -> FittedAdapter:
         """Fit, with --rank for each request as far as the Linears allow."""
         parts = alone(self.divided, extracted, config)
-        fit, held_out = together(parts, extracted, config)
-        most = min(min(shape) for shape in shapes(fit).values())
-        rank = min(config.solver.rank * len(parts), most)
-        return fit_problem(fit, held_out, config.replace(rank=rank), console, stage, mesh)
+
+        def fit(strengths: Sequence[float]) -> FittedAdapter:
+            fit_to, held_out = together(parts, extracted, config, strengths)
+            most = min(min(shape) for shape in shapes(fit_to).values())
+            rank = min(config.solver.rank * len(parts), most)
+            # Without snapshots, which are of one fit.
+            return fit_problem(fit_to, held_out, config.replace(rank=rank), console, None, mesh)
+
+        if (named := self.named) is None:
+            return fit(self.strengths)
+        fitted, self.strengths = search(
+            len(self.strengths), fit, lambda one: named(one.found.result.adapter)
+        )
+        return fitted
 
 
-Parts = Sequence[tuple[Bool[np.ndarray, " n"], Extracted]]
+LedgerFit = SumOfFits | JointFit
+Parts = Sequence[tuple[int, Bool[np.ndarray, " n"], Extracted]]
 
 
 def alone(divided: Divided, extracted: Extracted, config: RunConfig) -> Parts:
-    """For each request that owns training images, which they are, and the features for them."""
+    """For each request that owns training images, its number, which they are, and the features for
+    them."""
     owner = divided.owner[~divided.forget.held_out]
-    masks = [owner == number for number in sorted({*owner.tolist()})]
-    return [(own, only(extracted, own, config)) for own in masks]
+    masks = {number: owner == number for number in sorted({*owner.tolist()})}
+    return [(number, own, only(extracted, own, config)) for number, own in masks.items()]
+
+
+def times(adapter: LoraAdapter, factor: float) -> LoraAdapter:
+    """The change times a factor."""
+    return LoraAdapter(adapter.pairs, adapter.alpha * factor, adapter.rank)
 
 
 def together(
-    parts: Parts, extracted: Extracted, config: RunConfig
+    parts: Parts, extracted: Extracted, config: RunConfig, strengths: Sequence[float]
 ) -> tuple[Problem, Problem | None]:
-    """The problem of all requests, and that to choose by; each request towards its own target.
+    """The problem of all requests, and that to choose by; each request towards its own target, and
+    by its strength as far.
 
     The square of the forget term is the sum of those that the requests have alone, so that no
     request counts less because it has fewer images or because there are others.
@@ -103,14 +146,15 @@ def together(
     count = len(forget.files)
     residual: dict[str, Float[np.ndarray, "n e"]] = {}
     size = np.ones(count, np.float32)
-    for own, one in parts:
+    for number, own, one in parts:
         if config.solver.reduction == "mean":
             size[own] = np.sqrt(count / own.sum())
         for projector, target in targets_of(one, config.objective, config.solver.seed):
             last = projector.last
             output = last.output(forget.taps[last.name].x[own])
             rows = residual.setdefault(last.name, np.zeros((count, last.shape[0]), np.float32))
-            rows[own] = target.rows(output, np.arange(len(output))) - output
+            way = target.rows(output, np.arange(len(output))) - output
+            rows[own] = np.float32(strengths[number]) * way
 
     def problem(part: int, chosen: Bool[np.ndarray, " n"]) -> Problem:
         made = {}

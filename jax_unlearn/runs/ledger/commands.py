@@ -1,6 +1,8 @@
 """The commands of a ledger: begin it, add and withdraw requests, list and solve them."""
 
 import time
+from collections.abc import Sequence
+from dataclasses import replace
 from typing import Any
 
 from rich.console import Console
@@ -12,19 +14,29 @@ from jax_unlearn.features.extracted import Extracted
 from jax_unlearn.models.lora import LoraAdapter
 from jax_unlearn.runs.fingerprint import digest
 from jax_unlearn.runs.ledger.chain import Entry, append, new_entry, read_chain
-from jax_unlearn.runs.ledger.combine import JointFit, SumOfFits
-from jax_unlearn.runs.ledger.named import named
-from jax_unlearn.runs.ledger.options import Add, Init, Listing, Solve, Undo, ledger_config
+from jax_unlearn.runs.ledger.combine import JointFit, LedgerFit, SumOfFits
+from jax_unlearn.runs.ledger.named import Probes
+from jax_unlearn.runs.ledger.options import (
+    Add,
+    Init,
+    Listing,
+    Solve,
+    TowerPass,
+    Undo,
+    ledger_config,
+)
 from jax_unlearn.runs.ledger.passes import Folders, split, with_rows, without_rows
 from jax_unlearn.runs.ledger.requests import (
     Ledger,
     Request,
     active,
+    divide,
     of_classes,
     open_ledger,
     recorded,
 )
-from jax_unlearn.runs.ledger.source import LedgerSource
+from jax_unlearn.runs.ledger.source import LedgerSource, extracted_of
+from jax_unlearn.runs.ledger.steps import steps
 from jax_unlearn.runs.ledger.store import (
     STORE,
     SUFFIX,
@@ -57,10 +69,10 @@ def init(command: Init, console: Console) -> list[str]:
     directory = command.directory
     config = ledger_config(command)
     samples = config.samples
-    check_out(directory, samples)
-    check_free(directory)
+    check_out(directory, samples, name="the ledger")
+    check_free(directory, cure="choose another folder")
     assert samples.preserve is not None
-    folders = Folders(command.strict, FolderNames.read(samples.names))
+    folders = Folders(command.tower.strict, FolderNames.read(samples.names))
     groups = split(
         folders, samples.preserve, samples.preserve_held_out, "preserve", config.solver.seed
     )
@@ -104,8 +116,8 @@ def add(command: Add, console: Console) -> tuple[str, list[str]]:
     if not concept:
         raise UserError("--concept: is empty; give the words of what is to be forgotten")
     if command.images is None:
-        for name in ("mesh", "workers", "strict"):
-            if getattr(command, name) != getattr(Add(command.directory, ""), name):
+        for name, value in vars(command.tower).items():
+            if value != getattr(TowerPass(), name):
                 raise UserError(f"--{name}: has no effect here: no tower is run without --images")
         classes = sorted(matches(concept, ledger.preserve.labels))
         if not classes:
@@ -117,7 +129,7 @@ def add(command: Add, console: Console) -> tuple[str, list[str]]:
         request = Request(concept, of_classes(ledger.preserve, classes))
         what: dict[str, Any] = {"classes": classes, "images": None}
         return recorded(ledger.directory, request, what), []
-    folders = Folders(command.strict, FolderNames.read(None))
+    folders = Folders(command.tower.strict, FolderNames.read(None))
     request = from_folder(ledger, concept, folders, command, console)
     classes = sorted({*request.images.labels})
     # Before anything of these images is written.
@@ -167,7 +179,7 @@ def from_folder(
         return Request(concept, ledger.images_of(known))
 
     def opened() -> QwenTower:
-        config = ledger.config.replace(mesh=command.mesh, workers=command.workers)
+        config = ledger.config.replace(**vars(command.tower))
         tower = QwenTower(config)
         if digest(tower.contents()) != ledger.facts["contents"]:
             raise UserError(
@@ -266,19 +278,40 @@ def solve(command: Solve, console: Console) -> Metrics:
     check_output(out, {"the ledger": [directory]})
     config = ledger.config.replace(out=out, overwrite=command.overwrite)
     source = LedgerSource(ledger, config)
-    joint = command.combine == "joint"
-
-    def describe(extracted: Extracted, adapter: LoraAdapter) -> Metrics:
-        found: Metrics = {
-            "directory": str(directory.resolve()),
-            "digest": ledger.entries[-1].digest,
-            "combine": command.combine,
-            "rank_after": command.rank_after,
-            "requests": named(extracted, adapter, source.divided),
-        }
-        return {"ledger": found}
-
     with prepared_run(config, console, config, lambda: source) as prepared:
-        parts = source.divided
-        fit = JointFit(parts) if joint else SumOfFits(parts, command.rank_after)
+        extracted = source.extract()
+        probes = Probes(extracted, source.divided)
+        fit = ledger_fit(command, probes)
+
+        def describe(_: Extracted, adapter: LoraAdapter) -> Metrics:
+            found: Metrics = {
+                "directory": str(directory.resolve()),
+                "digest": ledger.entries[-1].digest,
+                "combine": command.combine,
+                "equal": command.equal,
+                "rank_after": command.rank_after,
+                "requests": probes.of_requests(adapter, fit.strengths),
+            }
+            if command.steps:
+                found |= steps(ledger, lambda some: solved(ledger, command, some), adapter)
+            return {"ledger": found}
+
         return run_pipeline(prepared, begun, fit, describe, [directory])
+
+
+def solved(ledger: Ledger, command: Solve, requests: Sequence[Request]) -> LoraAdapter:
+    """The adapter for some requests of a ledger."""
+    divided = divide(requests, ledger.preserve, "the requests up to an earlier entry")
+    found = extracted_of(divided, ledger.tower.linears, ledger.config)
+    extracted = replace(found, empty=ledger.tower.blank)
+    fit = ledger_fit(command, Probes(extracted, divided))
+    quiet = Console(quiet=True)
+    return fit(extracted, ledger.config, quiet, None, None).found.result.adapter
+
+
+def ledger_fit(command: Solve, probes: Probes) -> LedgerFit:
+    """The fit that the options select."""
+    named = None if command.equal else probes.named_in_training
+    if command.combine == "joint":
+        return JointFit(probes.divided, named)
+    return SumOfFits(probes.divided, command.rank_after, named)

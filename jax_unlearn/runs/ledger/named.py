@@ -1,47 +1,99 @@
 """What a linear probe names of each request of a ledger, before and after the edit."""
 
+from collections.abc import Mapping, Sequence
+from functools import cached_property
+from typing import Any
+
 import numpy as np
+from jaxtyping import Bool
 
 from jax_unlearn.evaluate.judges import splits
+from jax_unlearn.evaluate.probes import Split
 from jax_unlearn.evaluate.score import fit_probes
 from jax_unlearn.features.extracted import Extracted
+from jax_unlearn.features.samples import Sides
 from jax_unlearn.models.lora import LoraAdapter
 from jax_unlearn.runs.ledger.requests import Divided
 from jax_unlearn.runs.run_directory import Metrics
 
+NO_CHANGE = LoraAdapter({}, alpha=1.0, rank=1)
 
-def named(extracted: Extracted, adapter: LoraAdapter, divided: Divided) -> list[Metrics]:
-    """For each request, the share of its held-out images that a linear probe names.
 
-    The probe was fitted on the original embeddings; the worst projector counts. An image is named
-    if its class is said to be one of the request's.
+class Probes:
+    """Linear probes of the original embeddings, one for each projector, fitted when first asked.
+
+    Args:
+        extracted: the features, whose training images they are fitted on.
+        divided: the images of the requests.
     """
-    nothing = LoraAdapter({}, alpha=1.0, rank=1)
-    probes = fit_probes(splits(extracted, extracted.train.image_means(), nothing))
-    test = splits(extracted, extracted.test, adapter)
-    said = {name: [probes[name].predict(x[split.is_forget]) for x in (split.before, split.after)]
-            for name, split in test.items()}  # fmt: skip
-    held_out = divided.forget.held_out
-    found: list[Metrics] = []
-    for number, request in enumerate(divided.requests):
-        own = divided.of_request(number)
-        classes = sorted({label for label, ours in zip(divided.forget.labels, own, strict=True)
-                          if ours})  # fmt: skip
-        shown = own[held_out]
-        shares = [
-            max(float(np.isin(both[when][shown], classes).mean()) for both in said.values())
-            if shown.any() else None
-            for when in (0, 1)
-        ]  # fmt: skip
-        found.append(
-            {
-                "id": request.id,
-                "concept": request.concept,
-                "classes": classes,
-                "images": int((own & ~held_out).sum()),
-                "held_out": int(shown.sum()),
-                "named_before": shares[0],
-                "named_after": shares[1],
-            }
-        )
-    return found
+
+    def __init__(self, extracted: Extracted, divided: Divided) -> None:
+        self.extracted, self.divided = extracted, divided
+
+    @cached_property
+    def fitted(self) -> Mapping[str, Any]:
+        return fit_probes(self.splits(self.extracted.train.image_means(), NO_CHANGE))
+
+    def splits(self, sides: Sides, adapter: LoraAdapter) -> Mapping[str, Split]:
+        return splits(self.extracted, sides, adapter)
+
+    def named_in_training(self, adapter: LoraAdapter) -> list[int]:
+        """For each request that is fitted, how many of its training images a probe names.
+
+        An image is named if its class is said to be one of the request's. One whose request owns no
+        image, and is not fitted, counts for its owner.
+        """
+        train, divided = self.splits(self.extracted.train.image_means(), adapter), self.divided
+        rows = ~divided.forget.held_out
+        owner = divided.owner[rows]
+        said = [
+            self.fitted[name].predict(split.after[split.is_forget]) for name, split in train.items()
+        ]
+        found = np.zeros(len(divided.requests), int)
+        for number in range(len(divided.requests)):
+            own = divided.of_request(number)
+            classes = classes_of(divided, own)
+            named = own[rows] & np.any([np.isin(one, classes) for one in said], axis=0)
+            if (owner == number).any():
+                found[number] += named.sum()
+            else:
+                np.add.at(found, owner[named], 1)
+        return found.tolist()
+
+    def of_requests(self, adapter: LoraAdapter, strengths: Sequence[float]) -> list[Metrics]:
+        """For each request, the share of its held-out images that a probe names.
+
+        The worst projector counts.
+        """
+        test, divided = self.splits(self.extracted.test, adapter), self.divided
+        said = {name: [self.fitted[name].predict(x[split.is_forget])
+                       for x in (split.before, split.after)]
+                for name, split in test.items()}  # fmt: skip
+        held_out = divided.forget.held_out
+        found: list[Metrics] = []
+        for number, request in enumerate(divided.requests):
+            own = divided.of_request(number)
+            classes, shown = classes_of(divided, own), own[held_out]
+            shares = [
+                max(float(np.isin(both[when][shown], classes).mean()) for both in said.values())
+                if shown.any() else None
+                for when in (0, 1)
+            ]  # fmt: skip
+            found.append(
+                {
+                    "id": request.id,
+                    "concept": request.concept,
+                    "classes": classes,
+                    "images": int((own & ~held_out).sum()),
+                    "held_out": int(shown.sum()),
+                    "strength": strengths[number],
+                    "named_before": shares[0],
+                    "named_after": shares[1],
+                }
+            )
+        return found
+
+
+def classes_of(divided: Divided, own: Bool[np.ndarray, " n"]) -> list[str]:
+    """The classes of some of the images to forget."""
+    return sorted({one for one, ours in zip(divided.forget.labels, own, strict=True) if ours})

@@ -28,6 +28,18 @@ REASONS = {
 
 
 @dataclass(frozen=True)
+class TowerPass:
+    """How the tower runs over images."""
+
+    mesh: str | None = None
+    """data=N: number of devices that run the tower, as for `run`."""
+    workers: int | None = None
+    """Processes that decode and pack images, as for `run`."""
+    strict: bool = False
+    """Stop at the first image that cannot be read, instead of skipping it."""
+
+
+@dataclass(frozen=True)
 class Init:
     """Begin a ledger: run the tower over the images to preserve, once; the settings are those of
     all its runs."""
@@ -47,12 +59,7 @@ class Init:
     objective: ObjectiveSettings = field(default_factory=ObjectiveSettings)
     solver: SolverSettings = field(default_factory=SolverSettings)
     extraction: ExtractionSettings = field(default_factory=ExtractionSettings)
-    mesh: str | None = None
-    """data=N: number of devices that run the tower, as for `run`."""
-    workers: int | None = None
-    """Processes that decode and pack images, as for `run`."""
-    strict: bool = False
-    """Stop at the first image that cannot be read, instead of skipping it."""
+    tower: TowerPass = field(default_factory=TowerPass)
 
 
 @dataclass(frozen=True)
@@ -67,12 +74,7 @@ class Add:
     images: Path | None = None
     """Folder of images to forget; sub-folders are classes. The tower runs over those alone that are
     not among the images to preserve; a fifth of each class is held out."""
-    mesh: str | None = None
-    """data=N: number of devices that run the tower, as for `run`."""
-    workers: int | None = None
-    """Processes that decode and pack images, as for `run`."""
-    strict: bool = False
-    """Stop at the first image that cannot be read, instead of skipping it."""
+    tower: TowerPass = field(default_factory=TowerPass)
 
 
 @dataclass(frozen=True)
@@ -109,6 +111,12 @@ class Solve:
     """sum: fit each request alone against the original, with the images of all active requests left
     out of those to preserve, and add the changes up; joint: one fit of all requests, each towards
     the target that it has alone. Both have --rank for each request."""
+    equal: bool = False
+    """Move every request exactly to its target. By default those of whose training images a linear
+    probe still names one are moved further, by up to four times, until it names none."""
+    steps: bool = False
+    """Also measure what is named of each request after each entry of the ledger, which takes a
+    solve for each; the table is in metrics.json and report.html."""
     rank_after: int | None = None
     """With --combine sum: cut the sum to this rank, by an SVD; by default it is not cut."""
     overwrite: bool = False
@@ -127,9 +135,7 @@ def ledger_config(command: Init) -> RunConfig:
         "preserve_held_out": command.preserve_held_out,
         "names": command.names,
         "out": command.directory,
-        "mesh": command.mesh,
-        "workers": command.workers,
-        "strict": command.strict,
+        **vars(command.tower),
     }
     for group in (command.objective, command.solver, command.extraction):
         given |= {name: getattr(group, name) for name in leaf_fields(group)}

@@ -3,6 +3,7 @@
 import json
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
+from functools import cached_property
 from pathlib import Path
 from typing import Any
 
@@ -76,18 +77,19 @@ class Ledger:
             UserError: a file of the store is missing or has changed, or a request's images are not
                 those that its id stands for.
         """
-        found = []
-        for id in self.active():
-            entry = self.added(id)
-            assert entry is not None
-            request = Request(entry.what["concept"], self.images_of(entry))
-            if request.id != id:
-                raise UserError(
-                    f"{self.directory}: request {id} is about other images than when it was added; "
-                    "restore the ledger from a copy"
-                )
-            found.append(request)
-        return found
+        return [self.request(id) for id in self.active()]
+
+    def request(self, id: str) -> Request:
+        """A request that was added; raises as `requests`."""
+        entry = self.added(id)
+        assert entry is not None
+        request = Request(entry.what["concept"], self.images_of(entry))
+        if request.id != id:
+            raise UserError(
+                f"{self.directory}: request {id} is about other images than when it was added; "
+                "restore the ledger from a copy"
+            )
+        return request
 
     def images_of(self, entry: Entry) -> StoredImages:
         """The images of a request: those of a file of the store, or of classes to preserve."""
@@ -156,15 +158,27 @@ class Divided:
 
     def of_request(self, number: int) -> Bool[np.ndarray, " n"]:
         """The images of a request among those to forget, also those that another one owns."""
-        own = set(self.requests[number].images.keys)
-        return np.array([key in own for key in self.forget.keys])
+        own = np.zeros(len(self.forget), bool)
+        own[[self._place[key] for key in self.requests[number].images.keys]] = True
+        return own
+
+    @cached_property
+    def _place(self) -> dict[bytes, int]:
+        return {key: i for i, key in enumerate(self.forget.keys)}
 
 
-def divide(requests: Sequence[Request], preserve: StoredImages) -> Divided:
+def divide(
+    requests: Sequence[Request], preserve: StoredImages, who: str = "the active requests"
+) -> Divided:
     """Divide a ledger's images by the requests, in an order that depends on their content alone.
 
     An image of several requests has the class, and the part in training or evaluation, that it has
     in the first of them by id. One that was already preserved keeps its row.
+
+    Args:
+        requests: the requests.
+        preserve: the images to keep unless a request is about them.
+        who: what to call the requests in an error.
 
     Raises:
         UserError: there is no request, or training or evaluation is left without images on a side.
@@ -173,15 +187,18 @@ def divide(requests: Sequence[Request], preserve: StoredImages) -> Divided:
         raise UserError("no request is active, so there is nothing to forget; `ledger add` one")
     requests = sorted(requests, key=lambda one: one.id)
     forget = joined([one.images for one in requests])
-    owners = [{*one.images.keys} for one in requests]
-    owner = np.array([next(i for i, own in enumerate(owners) if key in own) for key in forget.keys])
+    first: dict[bytes, int] = {}
+    for number, one in enumerate(requests):
+        for key in one.images.keys:
+            first.setdefault(key, number)
+    owner = np.array([first[key] for key in forget.keys])
     gone = {*forget.keys}
     kept = preserve.take([i for i, key in enumerate(preserve.keys) if key not in gone])
     for what, side in (("forget", forget), ("preserve", kept)):
         for when, some in (("train with", ~side.held_out), ("evaluate with", side.held_out)):
             if not some.any():
                 raise UserError(
-                    f"the active requests leave no image to {what} to {when}; withdraw one with "
+                    f"{who} leave no image to {what} to {when}; withdraw one with "
                     "`ledger undo`, or begin a ledger with more classes to preserve"
                 )
     return Divided(requests, forget, kept, owner)

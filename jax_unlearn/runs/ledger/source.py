@@ -21,6 +21,7 @@ from jax_unlearn.runs.settings.config import RunConfig
 from jax_unlearn.runs.sources.source import (
     StageOf,
     sample_counts,
+    side_with_statistics,
     split_seed,
     unsaved,
     with_statistics,
@@ -105,6 +106,7 @@ def extracted_of(divided: Divided, linears: Sequence[FrozenLinear], config: RunC
 
 def only(extracted: Extracted, own: Bool[np.ndarray, " n"], config: RunConfig) -> Extracted:
     """The features for some images to forget alone, against the same images to preserve."""
-    train = extracted.train
-    some = Sides(train.forget.chosen(np.flatnonzero(own)), train.preserve)
-    return replace(extracted, train=with_statistics(some, extracted.linears, split_seed(config)))
+    train, linears = extracted.train, extracted.linears
+    chosen = train.forget.chosen(np.flatnonzero(own))
+    forget = side_with_statistics(chosen, linears, split_seed(config), True)
+    return replace(extracted, train=Sides(forget, train.preserve))

@@ -23,8 +23,8 @@ from jax_unlearn.runs.settings.config import RunConfig, to_json
 from jax_unlearn.runtime.text_files import encodable
 
 THUMBNAILS = 10
-# Names of forgotten classes in a title.
-CLASSES = 5
+# Names of forgotten classes or requests in a title, and of concepts in a legend.
+CLASSES, LEGEND = 5, 2
 # Classes whose drift is shown.
 MOVED = 12
 # A question with fewer wrong answers "yes" has no row of its own.
@@ -150,9 +150,18 @@ def drawn(
 def map_names(metrics: Mapping[str, Any]) -> dict[str, str]:
     """What the groups of a map are called in its legend."""
     pairs = metrics.get("reidentification", ())
-    concepts = ", ".join(one["concept"] for one in pairs) or "to forget"
-    onto = ", ".join(dict.fromkeys(one["counterpart"] for one in pairs)) or "counterpart"
-    return {"forget": concepts, "counterpart": onto, "others": "others"}
+    concepts, onto = (
+        listed([*dict.fromkeys(one[who] for one in pairs)], LEGEND)
+        for who in ("concept", "counterpart")
+    )
+    names = {"forget": concepts or "to forget", "counterpart": onto or "counterpart"}
+    return names | {"others": "others"}
+
+
+def listed(names: Sequence[str], most: int) -> str:
+    """The first names, and how many more there are."""
+    more = f" and {len(names) - most} more" if len(names) > most else ""
+    return f"{', '.join(names[:most])}{more}"
 
 
 def relearning(attacks: Mapping[str, Any]) -> str:
@@ -183,15 +192,16 @@ def relearning_curves(
 
 
 def concept(config: RunConfig, metrics: dict[str, Any]) -> str:
-    """What was forgotten: the concept, the names, or the classes of the images."""
+    """What was forgotten: the concept, the names, the requests, or the classes of the images."""
     samples = config.samples
     if samples.forget_text:
         return ", ".join(samples.forget_text)
+    if ledger := metrics.get("ledger"):
+        return listed([one["concept"] for one in ledger["requests"]], CLASSES)
     # Runs of earlier versions do not have the classes.
-    classes = metrics["samples"].get("forget_classes", ())
-    more = f" and {len(classes) - CLASSES} more" if len(classes) > CLASSES else ""
+    classes = listed(metrics["samples"].get("forget_classes", ()), CLASSES)
     folder = samples.forget.name if samples.forget else ""
-    return samples.concept or f"{', '.join(classes[:CLASSES])}{more}" or folder
+    return samples.concept or classes or folder
 
 
 @cache

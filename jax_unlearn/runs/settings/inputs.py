@@ -8,13 +8,16 @@ from jax_unlearn.runtime.outputs import check_output
 from jax_unlearn.runtime.used_if import leaf_fields, option
 
 
-def check_out(out: Path, samples: SampleSettings, run: Path | None = None) -> None:
+def check_out(
+    out: Path, samples: SampleSettings, run: Path | None = None, name: str = "--out"
+) -> None:
     """Check that an output is apart from the inputs of a run, and from the run that is read.
 
     Args:
         out: the directory to create.
         samples: the inputs.
         run: directory of an existing run that the command reads.
+        name: the option or argument that names `out`.
 
     Raises:
         UserError: `out` is an input, holds one or lies in one.
@@ -22,7 +25,7 @@ def check_out(out: Path, samples: SampleSettings, run: Path | None = None) -> No
     inputs = {
         option(name): paths for name in leaf_fields(samples) if (paths := _read(samples, name))
     }
-    check_output(out, {"the run": [run] if run else [], **inputs})
+    check_output(out, {"the run": [run] if run else [], **inputs}, name)
 
 
 def _read(samples: SampleSettings, name: str) -> list[Path]:

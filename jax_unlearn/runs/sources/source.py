@@ -87,14 +87,20 @@ def with_statistics(sides: Sides, linears: Sequence[FrozenLinear], split: int | 
         linears: the Linears at whose inputs rows are summed.
         split: seed that holds out samples to choose the adapter by; None for no hold-out.
     """
+    return Sides(
+        side_with_statistics(sides.forget, linears, split, True),
+        side_with_statistics(sides.preserve, linears, split, False),
+    )
 
-    def side(features: SampleFeatures, forget: bool) -> SampleFeatures:
-        statistics = SideStatistics(linears, forget, "images", features.files, split)
-        for i in range(len(features.files)):
-            statistics.add(i, {name: tap.x[i : i + 1] for name, tap in features.taps.items()})
-        return statistics.finish(features, range(len(features.files)))
 
-    return Sides(side(sides.forget, True), side(sides.preserve, False))
+def side_with_statistics(
+    features: SampleFeatures, linears: Sequence[FrozenLinear], split: int | None, forget: bool
+) -> SampleFeatures:
+    """Add the statistics of the rows of one side; see `with_statistics`."""
+    statistics = SideStatistics(linears, forget, "images", features.files, split)
+    for i in range(len(features.files)):
+        statistics.add(i, {name: tap.x[i : i + 1] for name, tap in features.taps.items()})
+    return statistics.finish(features, range(len(features.files)))
 
 
 def split_seed(config: RunConfig) -> int | None:

@@ -1,0 +1,50 @@
+"""What is named of each request after each entry of a ledger."""
+
+from collections.abc import Callable, Sequence
+from dataclasses import replace
+
+from jax_unlearn.models.lora import LoraAdapter
+from jax_unlearn.runs.ledger.named import NO_CHANGE, Probes
+from jax_unlearn.runs.ledger.requests import Ledger, Request, active, divide
+from jax_unlearn.runs.ledger.source import extracted_of
+from jax_unlearn.runs.run_directory import Metrics
+
+Solve = Callable[[Sequence[Request]], LoraAdapter]
+
+
+def steps(ledger: Ledger, solve: Solve, last: LoraAdapter) -> Metrics:
+    """Entries of metrics.json: the concepts of all requests by id, and for each entry the share of
+    every request's held-out images that a probe names after it.
+
+    Also of requests that are not asked for yet, or withdrawn. The probes are the same for all
+    entries. A set of requests that was active before is not solved again.
+
+    Args:
+        ledger: the ledger.
+        solve: gives the adapter for some requests.
+        last: the adapter after the last entry.
+
+    Raises:
+        UserError: the requests up to an entry, or all together, leave a side without images.
+    """
+    every = {id: ledger.request(id) for id in dict.fromkeys(e.id for e in ledger.entries[1:])}
+    together = divide([*every.values()], ledger.preserve, "all requests of the ledger together")
+    extracted = extracted_of(together, ledger.tower.linears, ledger.config)
+    probes = Probes(replace(extracted, empty=ledger.tower.blank), together)
+    adapters = {(): NO_CHANGE, tuple(ledger.active()): last}
+    found: list[Metrics] = []
+    for number, entry in enumerate(ledger.entries, 1):
+        now = tuple(active(ledger.entries[:number]))
+        if now not in adapters:
+            adapters[now] = solve([every[id] for id in now])
+        rows = probes.of_requests(adapters[now], [1.0] * len(every))
+        found.append(
+            {
+                "entry": number,
+                "kind": entry.kind,
+                "id": entry.id,
+                "active": list(now),
+                "named": {row["id"]: row["named_after"] for row in rows},
+            }
+        )
+    return {"concepts": {id: one.concept for id, one in every.items()}, "steps": found}
