@@ -16,7 +16,7 @@ import tyro
 from matplotlib.figure import Figure
 from rich.console import Console
 
-from benchmarks.forgetting.stand_in import STAND_IN, counterpart_of, with_photos
+from benchmarks.forgetting.stand_in import STAND_IN, near_to, with_photos
 from benchmarks.forgetting.stand_in import Options as Drawings
 from benchmarks.forgetting.stand_in import draw as draw_images
 from benchmarks.forgetting.targets import machine
@@ -257,7 +257,7 @@ def by_steps(curve: Metrics, steps: Iterable[str]) -> list[str]:
 def main() -> None:
     options = tyro.cli(Options)
     console = Console(stderr=True)
-    other = counterpart_of(options.concept)
+    other = near_to(options.concept)[0]
     results: Metrics = {
         "machine": machine(),
         "concept": options.concept,

@@ -157,4 +157,5 @@ def ledger_config(command: Init) -> RunConfig:
             shown = " ".join(value) if isinstance(value, tuple) else value
             raise UserError(f"{option(name)} {shown}: cannot be used here: {why}; leave it out")
     check_run(config, start)
-    return config
+    # Not by the number of images, which changes with every request.
+    return config.replace(target=config.objective.target_kind)
