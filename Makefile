@@ -86,6 +86,8 @@ table: $(VENV)/.test
 	$(BIN)/python -m benchmarks.forgetting.optimisers
 	$(BIN)/python -m benchmarks.forgetting.tradeoff
 	$(BIN)/python -m benchmarks.forgetting.linears
+	$(BIN)/python -m benchmarks.forgetting.stand_in
+	$(BIN)/python -m benchmarks.forgetting.stand_in_several
 	$(BIN)/python -m benchmarks.forgetting.attacks
 	$(BIN)/python -m benchmarks.forgetting.clip_names
 	$(BIN)/python -m benchmarks.speed.tower

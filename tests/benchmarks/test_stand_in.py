@@ -5,6 +5,7 @@ import json
 import numpy as np
 import pytest
 
+from benchmarks.forgetting import stand_in_several
 from benchmarks.shipped.qwen3_vl.generated import RGB, counts_for, drawings, write_drawings
 from benchmarks.shipped.qwen3_vl.images import COLORS, DRAWINGS, SIDE
 from benchmarks.speed import stand_in_size
@@ -56,3 +57,15 @@ def test_the_table_of_the_size(tmp_path, capsys):
     table = stand_in_size.table(results)
     assert "40 → 32: 20 images to forget, as many of the stand-in, 200 to keep" in table
     assert "| fit, 12 rounds |" in table
+
+
+def test_both_shapes_are_drawn_anew_in_every_colour(tmp_path):
+    stand_in_several.draw(tmp_path, stand_in_several.Options(train=16, held_out=8), seed=0)
+    train = tmp_path / "train"
+    assert (
+        len(list(train.rglob("*figure/*.png"))) == len(list(train.rglob("*triangle/*.png"))) == 16
+    )
+    both = {path.stem.split("-")[0] for path in (train / "red figure").iterdir()}
+    assert both == {"circle", "rectangle"}
+    shown = [path.read_bytes() for path in train.rglob("*-*.png")]
+    assert len({*shown}) == len(shown) == 64
