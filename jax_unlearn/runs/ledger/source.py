@@ -89,8 +89,13 @@ def extracted_of(divided: Divided, linears: Sequence[FrozenLinear], config: RunC
         for out in (False, True)
     )
     pairs: list[Counterpart] = []
-    for number, request in enumerate(divided.requests):
-        own = divided.of_request(number)[~divided.forget.held_out]
+    trained = ~divided.forget.held_out
+    of_requests = [divided.of_request(i)[trained] for i in range(len(divided.requests))]
+    alone = np.sum(of_requests, axis=0) == 1
+    for own, request in zip(of_requests, divided.requests, strict=True):
+        # A teal triangle, for the requests teal and triangle, has no teal circle to compare with.
+        if (own & alone).any():
+            own = own & alone
         if own.any():
             some = Sides(train.forget.chosen(np.flatnonzero(own)), train.preserve)
             pairs += counterparts(projectors_of(linears), some, request.concept)
