@@ -2,6 +2,7 @@
 
 from collections.abc import Sequence
 from dataclasses import replace
+from functools import cached_property
 
 import numpy as np
 from jaxtyping import Bool
@@ -59,13 +60,14 @@ class LedgerSource:
         contents = [self.ledger.facts["contents"].encode()]
         return fingerprint(self.config, self.dataset, contents, 1)
 
-    def extract(self, stage_of: StageOf = unsaved) -> Extracted:
+    @cached_property
+    def extracted(self) -> Extracted:
         found = extracted_of(self.divided, self.linears, self.config)
-        return replace(
-            found,
-            empty=self.ledger.tower.blank,
-            counts=sample_counts(self.dataset, ()),
-        )
+        counts = sample_counts(self.dataset, ())
+        return replace(found, empty=self.ledger.tower.blank, counts=counts)
+
+    def extract(self, stage_of: StageOf = unsaved) -> Extracted:
+        return self.extracted
 
 
 def dataset_of(divided: Divided) -> Dataset[ImageFile]:
