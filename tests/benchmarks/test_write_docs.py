@@ -6,7 +6,7 @@ import pytest
 
 pytest.importorskip("torch")
 
-from benchmarks.forgetting import cells, clip_names, linears, optimisers, targets
+from benchmarks.forgetting import cells, clip_names, ledger_tables, linears, optimisers, targets
 from benchmarks.markdown import numbers, refuse_equal, replace
 
 MERGERS = ("merger", "deepstack_merger_list.0")
@@ -160,6 +160,37 @@ def test_clip_rows_are_compared_over_presets():
     assert "| cat, default | 100.0 → 0.0 |" in clip_names.table(seeds)
     with pytest.raises(SystemExit, match="“cat, default” and “cat, faithful”"):
         clip_names.table({"machine": MACHINE, "rows": [one, one | {"preset": "faithful"}]})
+
+
+def test_the_tables_of_ledgers():
+    def request(named, drift, **more):
+        kept = {"selectivity": 1.0, "others": 0.99}
+        model = {"before": kept, "after": kept | {"others": 1.0}}
+        both = {"model": {"a": 0.0, "b": named}, "probe": {"a": 0.0, "b": named / 2}}
+        probes = {"before": 0.9, "after": 0.8, "drift": drift}
+        facts = {"requests": 2, "rank": 10, "seconds": 1.4}
+        return facts | {"named": both, "model": model, "probes": probes} | more
+
+    how = {"set": "classes", "combine": "sum", "strengths": {"a": 1.0, "b": 1.25}}
+    found = {
+        "machine": MACHINE,
+        "rows": [
+            request(0.0, 0.1, equal=False, **how),
+            request(0.4, 0.05, equal=True, **how | {"strengths": {"a": 1.0, "b": 1.0}}),
+        ],
+        "orders": {
+            "digests": ["ab" * 32, "ab" * 32],
+            "stacked": [request(0.2, 0.3, order=0), request(0.0, 0.2, order=1)],
+        },
+    }
+    text = ledger_tables.table(found)
+    kept = "100.0 → 100.0 | 99.0 → 100.0 | 90.0 → 80.0"
+    assert f"| 2 | sum | 0.0 | 0.0 | 0.0 | {kept} | 10.0 | 10 | 1 | b 1.25 |" in text
+    assert f"| 2 | sum, `--equal` | 40.0 | 20.0 | 10.0 | {kept} | 5.0 | 10 | 1 | – |" in text
+    text = ledger_tables.orders(found)
+    assert f"| 2 | a ledger, any order | 0.0 | 0.0 | 0.0 | {kept} | 10.0 |" in text
+    assert f"| 2 | stacked, order 1 | 20.0 | 10.0 | 5.0 | {kept} | 30.0 |" in text
+    assert "2 random orders gave 1 adapter" in text
 
 
 def test_what_is_compared_are_numbers():

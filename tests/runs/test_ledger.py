@@ -111,14 +111,15 @@ def refused(capsys, *words):
     return line
 
 
-def fitted(ledger, kind, equal=False):
-    """What a ledger's active requests are fitted to."""
+def fitted(ledger, kind, equal=True):
+    """What a ledger's active requests are fitted to, and what is named of each afterwards."""
     opened = open_ledger(ledger)
     source = LedgerSource(opened, opened.config)
     extracted = source.extract()
-    named = None if equal else Probes(extracted, source.divided).named_in_training
-    fit = kind(source.divided, named=named)
-    return fit(extracted, source.config, QUIET, None, None).found.result
+    probes = Probes(extracted, source.divided)
+    fit = kind(source.divided, named=None if equal else probes.named_in_training)
+    result = fit(extracted, source.config, QUIET, None, None).found.result
+    return result, probes.of_requests(result.adapter, fit.strengths)
 
 
 def same_bytes(first, second):
@@ -142,16 +143,16 @@ def test_any_order_and_an_undo_give_the_same_bytes(ledger, tmp_path, capsys):
     commands.undo(Undo(other, me))
     add(other, "red")
     # Without "me" it is a ledger that was never asked for it.
-    never = fitted(other, JointFit)
+    never, _ = fitted(other, JointFit)
     add_images(other, "me", extra)
-    joint = fitted(ledger, JointFit)
-    same_bytes(joint, fitted(other, JointFit))
+    joint, _ = fitted(ledger, JointFit)
+    same_bytes(joint, fitted(other, JointFit)[0])
     commands.undo(Undo(other, me))
-    same_bytes(never, fitted(other, JointFit))
+    same_bytes(never, fitted(other, JointFit)[0])
     add_images(other, "me", extra)
     out = tmp_path / "run"
     main(["ledger", "solve", str(ledger), "--out", str(out)])
-    again = fitted(other, SumOfFits)
+    again, _ = fitted(other, SumOfFits, equal=False)
     same_bytes(replace(again, adapter=porting.load_peft(out / "adapter")), again)
     metrics = read(out / "metrics.json")
     # Of "red" and "disc" 10 images are the same; a fifth of all is held out.
@@ -159,10 +160,12 @@ def test_any_order_and_an_undo_give_the_same_bytes(ledger, tmp_path, capsys):
     assert (metrics["adapter"]["rank"], metrics["ledger"]["combine"]) == (3, "sum")
     # Of all changes of this rank the joint fit has the least loss of all requests.
     least, summed = (
-        one.history[one.epoch]["total"]
-        for one in (fitted(ledger, kind, equal=True) for kind in (JointFit, SumOfFits))
+        one.history[one.epoch]["total"] for one in (joint, fitted(ledger, SumOfFits)[0])
     )
     assert 0 < least < min(summed, joint.history[0]["total"])
+    # The red disc, which is of both, has no blue disc to compare with.
+    compared = {one["concept"]: one["counterpart"] for one in metrics["reidentification"]}
+    assert (compared["red"], compared["disc"]) == ("blue", "square")
     listed = json.loads(said(capsys, "ledger", "list", other, "--json"))
     assert {one["concept"] for one in listed["active"]} == {"red", "disc", "me"}
     assert [one["kind"] for one in listed["entries"]].count("undo") == 3
@@ -424,7 +427,6 @@ def test_a_ledger_of_the_shipped_model_from_folders_to_an_export(tmp_path, capsy
         shutil.rmtree(tmp_path / "me")
         shutil.rmtree(tmp_path / "keep")
         main(["ledger", "solve", str(ledger), "--out", str(out)])
-        main(["ledger", "solve", str(ledger), "--out", str(tmp_path / "equal"), "--equal"])
     metrics = read(out / "metrics.json")
     counts = {name: metrics["samples"][name] for name in ("forget", "forget_held_out", "preserve")}
     # A fifth, rounded up, of 12 is held out; the cat counts as forgotten.
@@ -432,7 +434,7 @@ def test_a_ledger_of_the_shipped_model_from_folders_to_an_export(tmp_path, capsy
     assert counts["preserve"] <= 3 * 9
     for rows, strength, named in (
         (metrics["ledger"]["requests"], (1.5, 4), (0, 0.25)),
-        (read(tmp_path / "equal" / "metrics.json")["ledger"]["requests"], (1, 1), (0.7, 1)),
+        (fitted(ledger, SumOfFits)[1], (1, 1), (0.7, 1)),
     ):
         for one in rows:
             assert one["named_before"] > 0.7

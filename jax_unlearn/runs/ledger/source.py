@@ -2,6 +2,7 @@
 
 from collections.abc import Sequence
 from dataclasses import replace
+from functools import cached_property
 
 import numpy as np
 from jaxtyping import Bool
@@ -59,13 +60,14 @@ class LedgerSource:
         contents = [self.ledger.facts["contents"].encode()]
         return fingerprint(self.config, self.dataset, contents, 1)
 
-    def extract(self, stage_of: StageOf = unsaved) -> Extracted:
+    @cached_property
+    def extracted(self) -> Extracted:
         found = extracted_of(self.divided, self.linears, self.config)
-        return replace(
-            found,
-            empty=self.ledger.tower.blank,
-            counts=sample_counts(self.dataset, ()),
-        )
+        counts = sample_counts(self.dataset, ())
+        return replace(found, empty=self.ledger.tower.blank, counts=counts)
+
+    def extract(self, stage_of: StageOf = unsaved) -> Extracted:
+        return self.extracted
 
 
 def dataset_of(divided: Divided) -> Dataset[ImageFile]:
@@ -89,8 +91,13 @@ def extracted_of(divided: Divided, linears: Sequence[FrozenLinear], config: RunC
         for out in (False, True)
     )
     pairs: list[Counterpart] = []
-    for number, request in enumerate(divided.requests):
-        own = divided.of_request(number)[~divided.forget.held_out]
+    trained = ~divided.forget.held_out
+    of_requests = [divided.of_request(i)[trained] for i in range(len(divided.requests))]
+    alone = np.sum(of_requests, axis=0) == 1
+    for own, request in zip(of_requests, divided.requests, strict=True):
+        # A teal triangle, for the requests teal and triangle, has no teal circle to compare with.
+        if (own & alone).any():
+            own = own & alone
         if own.any():
             some = Sides(train.forget.chosen(np.flatnonzero(own)), train.preserve)
             pairs += counterparts(projectors_of(linears), some, request.concept)
