@@ -228,7 +228,7 @@ def test_frames_of_every_size_come_back_in_order(tiny_tower, monkeypatch):
     forward.on(jax.default_backend()).clear_cache()
     monkeypatch.setattr(VisionConfig, "padding_for_shape", 0)
     apart = tiny_tower(pixels, grid)
-    assert forward.compilations() == 3  # rows of 64, 80 and 144
+    assert forward.compilations() == 5  # rows of 16, 32, 64, 80 and 144
     for a, b in zip(leaves(usual), leaves(apart), strict=True):
         close_to_largest(a, b, 1e-5)
 
@@ -300,7 +300,7 @@ def test_the_tower_works_inside_transformations(tiny_tower, pixels):
 
 
 def test_one_bucket_compiles_once(tiny_tower):
-    grids = [[[1, 4, 6]], [[1, 6, 4]], [[1, 8, 8]], [[1, 4, 4]]]
+    grids = [[[1, 4, 6]], [[1, 6, 4]], [[1, 4, 8]], [[1, 2, 14]]]
     forward.on(jax.default_backend()).clear_cache()
     for seed, grid in enumerate(np.array(grids)):
         tiny_tower(tiny.images(grid, seed=seed), grid)

@@ -18,8 +18,12 @@ import numpy as np
 from jax import Array
 from jaxtyping import Float, Int, Shaped
 
-# Eight steps between powers of two keep the padding of a row below an eighth.
-LADDER = tuple(eighths * 2**power for power in range(3, 13) for eighths in range(8, 16))
+# Eight steps between powers of two keep the padding of a row below an eighth. Small images have
+# fewer lengths, because their rows cost little.
+LADDER = (
+    *(16, 32, 48),
+    *(eighths * 2**power for power in range(3, 13) for eighths in range(8, 16)),
+)
 # Most lengths of rows in a run, as far as no row would be shorter than its frame.
 MOST_LENGTHS = 10
 
