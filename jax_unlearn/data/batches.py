@@ -1,7 +1,8 @@
 """Assign images to batches, with little padding and few distinct shapes (on the host).
 
-Assignment depends on the images' sizes only, so the batches of a pass are known before the first
-image is decoded, and do not depend on the number of worker processes.
+Assignment depends on the images' sizes, in this pass and the ones before it, and on what compiling
+costs. So the batches of a pass are known before the first image is decoded, and do not depend on
+the number of worker processes.
 """
 
 from collections import defaultdict
@@ -12,7 +13,7 @@ from jax_unlearn.models.qwen3_vision.packing import row_count, row_length, share
 
 # Default number of patches of a batch.
 PATCHES = 8192
-# Most shapes of a run, as far as one that is known holds a batch.
+# Shapes of a run from which on a batch that is not full takes a known one of its length.
 MOST_SHAPES = 12
 
 
@@ -61,8 +62,16 @@ class BatchPlanner:
             some.append(item)
             if len(some) == self.full(lengths[length]):
                 yield from self.of_length(waiting.pop(lengths[length]), lengths[length])
-        for length in sorted(waiting, reverse=True):
-            yield from self.of_length(waiting[length], length)
+        while waiting:
+            length = max(waiting)
+            last = waiting.pop(length)
+            free = -len(last) % self.rows(len(last), length)
+            # Rows that are left hold all shorter images that would need another batch.
+            for shorter in sorted(waiting, reverse=True):
+                if len(waiting[shorter]) <= free:
+                    free -= len(waiting[shorter])
+                    last += waiting.pop(shorter)
+            yield from self.of_length(last, length)
 
     def full(self, length: int) -> int:
         """Rows of a full batch, of which many are in eights, so that a kernel can group them."""
@@ -70,18 +79,25 @@ class BatchPlanner:
         return rows - rows % 8 if rows > 8 else rows
 
     def of_length(self, items: list[Item], length: int) -> Iterator[Batch]:
-        """One batch; several if only a known shape of fewer rows may be used."""
-        rows = min(self.full(length), row_count(len(items)))
-        known = sorted(n for n, other in self.known if other == length)
-        enough = [n for n in known if n >= len(items)]
-        limited = len(self.known) >= MOST_SHAPES
-        if enough and (limited or (enough[0] - rows) * length <= self.spare):
-            rows = enough[0]
-        elif known and limited:
-            rows = known[-1]
+        """One batch, or several of fewer rows; see `rows`."""
+        rows = self.rows(len(items), length)
         self.known.add((rows, length))
         for start in range(0, len(items), rows):
             yield Batch(items[start : start + rows], rows, length)
+
+    def rows(self, count: int, length: int) -> int:
+        """Rows of the batch that so many images get; fewer if another shape would be too many.
+
+        A full batch has its own shape in any case: there may be thousands of them.
+        """
+        full = self.full(length)
+        rows = min(full, row_count(count))
+        known = sorted(n for n, other in self.known if other == length)
+        enough = [n for n in known if n >= count]
+        limited = len(self.known) >= MOST_SHAPES and count < full
+        if enough and (limited or (enough[0] - rows) * length <= self.spare):
+            return enough[0]
+        return known[-1] if known and limited else rows
 
 
 def group_by_shape(batches: Iterable[Batch], devices: int) -> Iterator[list[Batch]]:

@@ -56,10 +56,10 @@ class ObjectiveSettings:
     target: TargetKind | None = used_if(None, optimizer=WITH_TARGET)
     """Target embeddings of the forget rows: one for all images, or with stand_in the embedding of
     an image of another class, matched by everything except the class, so that labelled images do
-    not find the concept again; it needs some hundred images of both. By default near; in `run` with
-    images through a Qwen tower stand_in, if there are at least 250 training images of each concept
-    and of every class that may take its place, and no other setting of the objective or the solver
-    is given."""
+    not find the concept again; it needs some hundred images of both. By default near, and for names
+    blank; in `run` with images through a Qwen tower stand_in, if there are at least 250 training
+    images of each concept and of every class that may take its place, and no --granularity nor any
+    other setting of the objective or the solver than --targets and --seed is given."""
     strength: Strength | None = used_if(None, target=STAND_IN, sweep=False)
     """With --target stand_in, in place of --lambda-forget and --lambda-preserve, of which only the
     ratio counts there: gentle (1 to 3) moves images to keep less, strong (1 to 0.3) hides the

@@ -153,6 +153,7 @@ def unlearn(
         forget_text=values.get("forget_text", ()),
         statistics=values.get("statistics"),
         target=values.get("target"),
+        given=values,
     )
     run(start.replace(**values), Console(stderr=True, quiet=not progress), start)
     return Run(Path(out))

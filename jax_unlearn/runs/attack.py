@@ -194,19 +194,15 @@ def available(
 def planned(one: Attack, run: AttackedRun, report: dict[str, Any]) -> list[Trial]:
     """The attack's trials; its description is added to the report."""
     trials = list(one.trials(run))
-    report["attacks"].setdefault(
-        one.name,
-        {
-            "does": one.does,
-            "budget": one.budget[run.budget],
-            "controls": dict(one.controls),
-            "left_out": one.left_out(run),
-            "trials": len(trials),
-            "done": [],
-            "seconds": 0.0,
-            "rows": [],
-        },
-    )
+    measured = report["attacks"].get(one.name, {"done": [], "seconds": 0.0, "rows": []})
+    # Some trials depend on what is installed, which may be more than before.
+    report["attacks"][one.name] = measured | {
+        "does": one.does,
+        "budget": one.budget[run.budget],
+        "controls": dict(one.controls),
+        "left_out": one.left_out(run),
+        "trials": len(trials),
+    }
     return trials
 
 

@@ -147,8 +147,8 @@ def figures(run: Path, metrics: Metrics) -> list[Facts]:
         how = f"--combine {ledger['combine']}"
         if ledger["rank_after"] is not None:
             how += f" --rank-after {ledger['rank_after']}"
-        if ledger["equal"]:
-            how += " --equal"
+        # Runs of earlier versions have no such entry.
+        how += " --equal" * ledger.get("equal", False) + " --steps" * ("steps" in ledger)
         made = f"jax-unlearn ledger solve {ledger['directory']} {how} --out OUT"
     groups: dict[str, Metrics] = {
         made: {},

@@ -6,7 +6,7 @@ import json
 import os
 import sys
 from collections.abc import Iterator, Sequence
-from contextlib import contextmanager, nullcontext, redirect_stderr
+from contextlib import AbstractContextManager, contextmanager, nullcontext, redirect_stderr
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Annotated, Any, Literal, NoReturn, get_args
@@ -37,7 +37,7 @@ from jax_unlearn.runs.settings.presets import Preset, start_settings, with_targe
 from jax_unlearn.runs.settings.sweep_config import SweepConfig, sweep_start
 from jax_unlearn.runs.terminal import finish, finish_attacks, finish_sweep, print_table
 from jax_unlearn.runs.verify import Verify, show_verification, verify
-from jax_unlearn.runtime.compilation_cache import keep_compiled_programs
+from jax_unlearn.runtime.compilation_cache import compiled_programs_kept
 from jax_unlearn.runtime.errors import UserError
 from jax_unlearn.runtime.no_torch import without_torch
 from jax_unlearn.runtime.used_if import used_if
@@ -163,14 +163,15 @@ def prepared(console: Console, torch: bool = False, keep: bool = True) -> Iterat
         keep: whether compiled programs are kept for later commands.
     """
     make_reproducible()
+    kept: AbstractContextManager[None] = nullcontext()
     if keep:
-        keep_compiled_programs(
+        kept = compiled_programs_kept(
             lambda line: console.out(printable(f"warning: {line}"), highlight=False)
         )
     if torch:
         # Or JAX would take most of an accelerator's memory, which PyTorch needs.
         os.environ.setdefault("XLA_PYTHON_CLIENT_PREALLOCATE", "false")
-    with nullcontext() if torch else without_torch():
+    with kept, nullcontext() if torch else without_torch():
         yield
 
 
@@ -263,6 +264,7 @@ def parse_run(kind: type[Any], arguments: Sequence[str]) -> tuple[Any, RunConfig
             forget_text=first.forget_text,
             statistics=first.statistics,
             target=first.target,
+            given=names_in(given),
         )
     else:
         start, required = RunConfig.of(checkpoint=Path(), out=Path()), ["checkpoint", "out"]
@@ -275,6 +277,12 @@ def parse_run(kind: type[Any], arguments: Sequence[str]) -> tuple[Any, RunConfig
     config = parse(kind, f"{PROGRAM} {arguments[0]}", words, default=default)
     refuse_preset(first.preset, config)
     return config, start.replace(out=config.execution.out)
+
+
+def names_in(words: Sequence[str]) -> set[str]:
+    """The settings that some options give, by name."""
+    flags = (word.split("=")[0] for word in words if word.startswith("--"))
+    return {flag.removeprefix("--").removeprefix("no-").replace("-", "_") for flag in flags}
 
 
 def with_config(words: Sequence[str]) -> list[str]:

@@ -72,20 +72,20 @@ def save_metrics(
 ) -> None:
     """Write metrics.json, the report and other files; all are made before one is replaced.
 
-    Raises:
-        UserError: a number in `metrics` is not finite; names it.
-
     Args:
         directory: the run's directory.
         config: its settings.
         metrics: the content of metrics.json.
         pictures: images for the report.
         files: texts of the other files by name.
+
+    Raises:
+        UserError: a number in `metrics` is not finite; names it.
     """
     if where := not_finite(metrics):
         raise UserError(
-            f"{directory}: {where} is not finite, so the features are too large to measure with; "
-            "check the weights, and the statistics if they are an earlier run's"
+            f"{config.execution.out}: {where} is not finite, so the features are too large to "
+            "measure with; check the weights, and the statistics if they are an earlier run's"
         )
     metrics["warnings"] = checks_that_mean_nothing(metrics)
     page = report(directory, config, metrics, pictures, (files or {}).get(ANSWERS))

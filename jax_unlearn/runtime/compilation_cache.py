@@ -4,12 +4,16 @@ import hashlib
 import os
 import platform
 import stat
-from collections.abc import Callable
+from collections.abc import Callable, Iterator, Mapping
+from contextlib import contextmanager
 from pathlib import Path
+from typing import Any
 
 # JAX's own variables: a folder of the user's choice, and whether there is a cache at all.
 FOLDER = "JAX_COMPILATION_CACHE_DIR"
 ENABLED = "JAX_ENABLE_COMPILATION_CACHE"
+# The setting that the first of them sets.
+DIRECTORY = FOLDER.lower()
 # What JAX takes for no.
 OFF = ("n", "no", "f", "false", "off", "0")
 # Programs that are rarely used are removed beyond this number of bytes.
@@ -18,38 +22,80 @@ LARGEST = 2**30
 SHORTEST = 0.1
 
 
-def keep_compiled_programs(say: Callable[[str], None]) -> None:
-    """Switch the cache on, in the user's cache folder, unless JAX's variables say otherwise.
+@contextmanager
+def compiled_programs_kept(say: Callable[[str], None]) -> Iterator[None]:
+    """Use the cache in the user's cache folder within a block, unless one was chosen already.
 
     Args:
         say: shows a line, if the folder cannot be used.
     """
-    if FOLDER in os.environ or os.environ.get(ENABLED, "").lower() in OFF:
-        # JAX reads both by itself.
-        return
-    folder = user_folder()
-    try:
-        folder.mkdir(mode=0o700, parents=True, exist_ok=True)
-        found = folder.stat()
-        # Programs are run as they are read, so that nobody else may write them.
-        if found.st_uid != os.getuid() or found.st_mode & (stat.S_IWGRP | stat.S_IWOTH):
-            reason = "others may write it"
-        elif not os.access(folder, os.W_OK | os.X_OK):
-            reason = "it cannot be written"
-        else:
-            reason = ""
-            remove_unfinished(folder)
-    except OSError as error:
-        reason = error.strerror or str(error)
-    if reason:
-        say(f"compiled programs are not kept in {folder}: {reason}; {FOLDER} names another folder")
-        return
     # Imported here because it takes half a second, and not every command compiles.
     import jax
+    from jax.experimental.compilation_cache.compilation_cache import reset_cache
 
-    jax.config.update("jax_compilation_cache_dir", str(folder))
-    jax.config.update("jax_compilation_cache_max_size", LARGEST)
-    jax.config.update("jax_persistent_cache_min_compile_time_secs", SHORTEST)
+    folder = None
+    if not (
+        FOLDER in os.environ
+        or os.environ.get(ENABLED, "").lower() in OFF
+        or getattr(jax.config, DIRECTORY)
+    ):
+        folder = usable_folder(say)
+    if folder is None:
+        yield
+        return
+    chosen = {
+        DIRECTORY: str(folder),
+        "jax_compilation_cache_max_size": LARGEST,
+        "jax_persistent_cache_min_compile_time_secs": SHORTEST,
+    }
+    before = {name: getattr(jax.config, name) for name in chosen}
+    try:
+        set_config(chosen)
+        yield
+    finally:
+        # Other programs of this process go on as if no command had been run.
+        set_config(before)
+        reset_cache()
+
+
+def set_config(values: Mapping[str, Any]) -> None:
+    import jax
+
+    for name, value in values.items():
+        jax.config.update(name, value)
+
+
+def usable_folder(say: Callable[[str], None]) -> Path | None:
+    """The folder, created for this user alone; None, and a line that says why, if it cannot be."""
+    folder = user_folder()
+    try:
+        reason = "no home directory is known"
+        if folder.is_absolute():
+            folder.parents[2].mkdir(parents=True, exist_ok=True)
+            # Who may write one of these could put another in its place.
+            own = [folder.parents[1], folder.parents[0], folder]
+            for one in own:
+                one.mkdir(mode=0o700, exist_ok=True)
+            reason = next(filter(None, map(unsafe, own)), "")
+        if not reason and not os.access(folder, os.W_OK | os.X_OK):
+            reason = "it cannot be written"
+        if not reason:
+            remove_unfinished(folder)
+            return folder
+    except OSError as error:
+        reason = error.strerror or str(error)
+    say(f"compiled programs are not kept in {folder}: {reason}; {FOLDER} names another folder")
+    return None
+
+
+def unsafe(folder: Path) -> str:
+    """Why a folder may hold programs of somebody else, which would be run as they are read."""
+    found = folder.stat()
+    if found.st_uid != os.getuid():
+        return f"{folder} belongs to another user"
+    if found.st_mode & (stat.S_IWGRP | stat.S_IWOTH):
+        return f"others may write {folder}"
+    return ""
 
 
 def user_folder() -> Path:
@@ -63,7 +109,7 @@ def processor() -> str:
     """Digest of the processor's instruction sets."""
     kinds = [platform.machine()]
     facts = Path("/proc/cpuinfo")
-    if facts.exists():
+    if os.access(facts, os.R_OK):
         lines = facts.read_text(errors="replace").splitlines()
         kinds += sorted({line for line in lines if line.startswith(("flags", "Features"))})
     return hashlib.sha256("\n".join(kinds).encode()).hexdigest()[:16]

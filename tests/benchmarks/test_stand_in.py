@@ -2,13 +2,18 @@
 
 import json
 
+import jax
+import jax.numpy as jnp
 import numpy as np
 import pytest
+import torch
 
-from benchmarks.forgetting import stand_in_several
+from benchmarks.forgetting import stand_in_bent, stand_in_several
 from benchmarks.shipped.qwen3_vl.generated import RGB, counts_for, drawings, write_drawings
 from benchmarks.shipped.qwen3_vl.images import COLORS, DRAWINGS, SIDE
 from benchmarks.speed import stand_in_size
+from jax_unlearn.models.lora import LoraAdapter, LoraPair
+from jax_unlearn.objective.merger import LAST
 
 
 @pytest.mark.parametrize("name", ["red triangle", "teal circle", "gray rectangle"])
@@ -69,3 +74,21 @@ def test_both_shapes_are_drawn_anew_in_every_colour(tmp_path):
     assert both == {"circle", "rectangle"}
     shown = [path.read_bytes() for path in train.rglob("*-*.png")]
     assert len({*shown}) == len(shown) == 64
+
+
+def test_a_merger_with_a_change_of_both_linears():
+    """That of the last Linear is the adapter's; that of the first is before the GELU."""
+    draw = np.random.default_rng(0).normal
+    linears = tuple((draw(size=shape), draw(size=shape[0])) for shape in ((6, 5), (4, 6)))
+    merger = stand_in_bent.Merger(jax.tree.map(jnp.asarray, linears), {})
+    x, pair = draw(size=(3, 2, 5)), LoraPair(draw(size=(2, 6)), draw(size=(4, 2)), draw(size=4))
+    adapter = LoraAdapter({f"merger.{LAST}": pair}, alpha=4.0, rank=2)
+    start = stand_in_bent.start_of(adapter, "merger", merger, seed=0)
+    hidden = torch.nn.functional.gelu(torch.tensor(x @ linears[0][0].T + linears[0][1])).numpy()
+    change = hidden @ (2.0 * pair.b @ pair.a).T + pair.bias
+    found = merger.output(start, jnp.asarray(x)) - merger.output(None, jnp.asarray(x))
+    np.testing.assert_allclose(found, change, rtol=1e-4, atol=1e-4)
+    moved = merger.output(start | {"c1": jnp.ones(6)}, jnp.asarray(x))
+    shifted = torch.nn.functional.gelu(torch.tensor(x @ linears[0][0].T + linears[0][1] + 1))
+    expected = shifted.numpy() @ (linears[1][0] + 2.0 * pair.b @ pair.a).T
+    np.testing.assert_allclose(moved, expected + linears[1][1] + pair.bias, rtol=1e-4, atol=1e-4)

@@ -8,8 +8,9 @@ import jax
 import pytest
 
 from jax_unlearn.runtime import compilation_cache
-from jax_unlearn.runtime.compilation_cache import ENABLED, FOLDER, keep_compiled_programs
+from jax_unlearn.runtime.compilation_cache import ENABLED, FOLDER, compiled_programs_kept
 
+DIRECTORY = "jax_compilation_cache_dir"
 PROGRAM = """
 import jax, sys
 import jax_unlearn
@@ -17,10 +18,14 @@ from jax_unlearn import solve
 from jax_unlearn.runtime import compilation_cache
 assert jax.config.jax_compilation_cache_dir is None
 compilation_cache.SHORTEST = 0.0
-compilation_cache.keep_compiled_programs(print)
 hits = []
 jax.monitoring.register_event_listener(lambda name, **_: hits.append(name))
-jax.jit(lambda x: x @ x + 3)(jax.numpy.ones((4, 4)))
+x = jax.numpy.ones((4, 4))
+with compilation_cache.compiled_programs_kept(print):
+    jax.jit(lambda x: x @ x + 3)(x)
+assert jax.config.jax_compilation_cache_dir is None
+# The process goes on as it was.
+jax.jit(lambda x: x @ x + 4)(x)
 print(sum("cache_hits" in name for name in hits))
 """
 
@@ -31,13 +36,16 @@ def home(tmp_path, monkeypatch):
     monkeypatch.delenv(FOLDER, raising=False)
     monkeypatch.delenv(ENABLED, raising=False)
     monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path))
-    return compilation_cache.user_folder()
+    before = jax.config.jax_compilation_cache_dir
+    jax.config.update(DIRECTORY, None)
+    yield compilation_cache.user_folder()
+    jax.config.update(DIRECTORY, before)
 
 
 def refused():
-    said, before = [], jax.config.jax_compilation_cache_dir
-    keep_compiled_programs(said.append)
-    assert jax.config.jax_compilation_cache_dir == before
+    said = []
+    with compiled_programs_kept(said.append):
+        assert jax.config.jax_compilation_cache_dir is None
     return said
 
 
@@ -59,16 +67,41 @@ def test_a_user_can_choose_another_folder_or_none(home, monkeypatch, name, tmp_p
 
 
 def test_a_folder_that_cannot_be_used_is_named(home, monkeypatch, tmp_path):
-    home.mkdir(parents=True)
+    for one in (home.parents[1], home.parent, home):
+        one.mkdir(mode=0o700)
     home.chmod(0o770)
     (line,) = refused()
     assert str(home) in line
-    assert "others may write it" in line
+    assert f"others may write {home}" in line
     (tmp_path / "file").write_text("")
     monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path / "file"))
     (line,) = refused()
-    assert "Not a directory" in line
+    assert "File exists" in line
     assert FOLDER in line
+
+
+def test_who_may_write_a_folder_above_could_exchange_it(home):
+    for one in (home.parents[1], home.parent, home):
+        one.mkdir(mode=0o700)
+    home.parent.chmod(0o777)
+    (line,) = refused()
+    assert f"others may write {home.parent}; " in line
+
+
+def test_no_folder_is_made_where_no_home_is_known(monkeypatch, home, tmp_path):
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.delenv("XDG_CACHE_HOME")
+    monkeypatch.setattr(os.path, "expanduser", lambda path: path)
+    (line,) = refused()
+    assert "no home directory is known" in line
+    assert list(tmp_path.iterdir()) == []
+
+
+def test_a_folder_that_a_program_has_chosen_stays(home, tmp_path):
+    jax.config.update(DIRECTORY, str(tmp_path / "own"))
+    with compiled_programs_kept(print):
+        assert jax.config.jax_compilation_cache_dir == str(tmp_path / "own")
+    assert not home.exists()
 
 
 def test_half_an_entry_of_a_killed_process_is_removed(home):

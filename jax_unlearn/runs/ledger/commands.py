@@ -36,7 +36,7 @@ from jax_unlearn.runs.ledger.requests import (
     recorded,
 )
 from jax_unlearn.runs.ledger.source import LedgerSource, extracted_of
-from jax_unlearn.runs.ledger.steps import steps
+from jax_unlearn.runs.ledger.steps import check_steps, steps
 from jax_unlearn.runs.ledger.store import (
     STORE,
     SUFFIX,
@@ -276,6 +276,8 @@ def solve(command: Solve, console: Console) -> Metrics:
     directory, out = command.directory, resolved(command.out)
     ledger = open_ledger(directory)
     check_output(out, {"the ledger": [directory]})
+    if command.steps:
+        check_steps(ledger)
     config = ledger.config.replace(out=out, overwrite=command.overwrite)
     source = LedgerSource(ledger, config)
     with prepared_run(config, console, config, lambda: source) as prepared:
@@ -301,7 +303,7 @@ def solve(command: Solve, console: Console) -> Metrics:
 
 def solved(ledger: Ledger, command: Solve, requests: Sequence[Request]) -> LoraAdapter:
     """The adapter for some requests of a ledger."""
-    divided = divide(requests, ledger.preserve, "the requests up to an earlier entry")
+    divided = divide(requests, ledger.preserve)
     found = extracted_of(divided, ledger.tower.linears, ledger.config)
     extracted = replace(found, empty=ledger.tower.blank)
     fit = ledger_fit(command, Probes(extracted, divided))

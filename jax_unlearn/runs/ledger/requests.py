@@ -168,7 +168,10 @@ class Divided:
 
 
 def divide(
-    requests: Sequence[Request], preserve: StoredImages, who: str = "the active requests"
+    requests: Sequence[Request],
+    preserve: StoredImages,
+    who: str = "the active requests",
+    cure: str = "withdraw one with `ledger undo`",
 ) -> Divided:
     """Divide a ledger's images by the requests, in an order that depends on their content alone.
 
@@ -179,6 +182,7 @@ def divide(
         requests: the requests.
         preserve: the images to keep unless a request is about them.
         who: what to call the requests in an error.
+        cure: what can be done about it.
 
     Raises:
         UserError: there is no request, or training or evaluation is left without images on a side.
@@ -198,7 +202,7 @@ def divide(
         for when, some in (("train with", ~side.held_out), ("evaluate with", side.held_out)):
             if not some.any():
                 raise UserError(
-                    f"{who} leave no image to {what} to {when}; withdraw one with "
-                    "`ledger undo`, or begin a ledger with more classes to preserve"
+                    f"{who} leave no image to {what} to {when}; {cure}, or begin a ledger with "
+                    "more classes to preserve"
                 )
     return Divided(requests, forget, kept, owner)

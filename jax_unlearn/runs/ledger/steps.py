@@ -5,11 +5,34 @@ from dataclasses import replace
 
 from jax_unlearn.models.lora import LoraAdapter
 from jax_unlearn.runs.ledger.named import NO_CHANGE, Probes
-from jax_unlearn.runs.ledger.requests import Ledger, Request, active, divide
+from jax_unlearn.runs.ledger.requests import Divided, Ledger, Request, active, divide
 from jax_unlearn.runs.ledger.source import extracted_of
 from jax_unlearn.runs.run_directory import Metrics
 
 Solve = Callable[[Sequence[Request]], LoraAdapter]
+
+
+CURE = "leave out --steps"
+
+
+def check_steps(ledger: Ledger) -> None:
+    """Check that the requests can be compared after every entry, before anything is fitted.
+
+    Raises:
+        UserError: the requests up to an entry, or all together, leave a side without images.
+    """
+    every, _ = requested(ledger)
+    for number in range(1, len(ledger.entries) + 1):
+        if now := active(ledger.entries[:number]):
+            requests = [every[id] for id in now]
+            divide(requests, ledger.preserve, f"the requests up to entry {number}", CURE)
+
+
+def requested(ledger: Ledger) -> tuple[dict[str, Request], Divided]:
+    """All requests by id, also withdrawn ones, and the images divided by all of them."""
+    every = {id: ledger.request(id) for id in dict.fromkeys(e.id for e in ledger.entries[1:])}
+    who = "all requests of the ledger together"
+    return every, divide([*every.values()], ledger.preserve, who, CURE)
 
 
 def steps(ledger: Ledger, solve: Solve, last: LoraAdapter) -> Metrics:
@@ -25,10 +48,9 @@ def steps(ledger: Ledger, solve: Solve, last: LoraAdapter) -> Metrics:
         last: the adapter after the last entry.
 
     Raises:
-        UserError: the requests up to an entry, or all together, leave a side without images.
+        UserError: as `check_steps`.
     """
-    every = {id: ledger.request(id) for id in dict.fromkeys(e.id for e in ledger.entries[1:])}
-    together = divide([*every.values()], ledger.preserve, "all requests of the ledger together")
+    every, together = requested(ledger)
     extracted = extracted_of(together, ledger.tower.linears, ledger.config)
     probes = Probes(replace(extracted, empty=ledger.tower.blank), together)
     adapters = {(): NO_CHANGE, tuple(ledger.active()): last}

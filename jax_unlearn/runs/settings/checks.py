@@ -137,6 +137,8 @@ def _reason(fact: str, allowed: tuple[Any, ...], actual: Any) -> str:
         return f"it is for --format {' or '.join(allowed)}, and the format is {actual}"
     if fact == "optimizer" and actual == STAND_IN:
         return f"it is for --optimizer {' or '.join(allowed)}, and --target stand_in has its own"
+    if fact == "target" and STAND_IN in allowed:
+        return f"it is for --target {STAND_IN}, which would have to be given"
     if fact in ("optimizer", "target"):
         return f"it is for --{fact} {' or '.join(allowed)}, and this run's is {actual}"
     return REASONS[fact]

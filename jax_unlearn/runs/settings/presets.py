@@ -3,14 +3,16 @@
 A preset is resolved once; a run records the values, not the name.
 """
 
-from collections.abc import Sequence
+from collections.abc import Collection, Sequence
+from dataclasses import fields
 from pathlib import Path
 from typing import Any, Literal
 
 from jax_unlearn.features.extracted import SourceKind
+from jax_unlearn.objective.problem import ObjectiveSettings
 from jax_unlearn.objective.targets import STAND_IN
 from jax_unlearn.runs.settings.checks import source_of
-from jax_unlearn.runs.settings.config import RunConfig, read_config
+from jax_unlearn.runs.settings.config import RunConfig, SolverSettings, read_config
 from jax_unlearn.runtime.errors import UserError
 
 Preset = Literal["default", "faithful", "clip-rn50", "clip-vit-b16", "clip-multi"]
@@ -57,6 +59,17 @@ OF_TARGET: dict[str, dict[str, Any]] = {
     "stand_in": {"target": "stand_in", "rank": 32, "lambda_forget": 1.0, "lambda_preserve": 1.0}
 }
 
+# Settings with which a run that is given no target keeps near: what they mean depends on it.
+FOR_NEAR: tuple[str, ...] = (
+    *(
+        one.name
+        for group in (ObjectiveSettings, SolverSettings)
+        for one in fields(group)
+        if one.name not in ("target", "targets", "seed")
+    ),
+    "granularity",
+)
+
 PRESETS: dict[SourceKind, dict[str, dict[str, Any]]] = {
     "qwen_images": {"default": {}, "faithful": FAITHFUL},
     "clip_images": {"default": {}, "faithful": CLIP_IMAGES},
@@ -94,6 +107,7 @@ def start_settings(
     forget_text: Sequence[str] = (),
     statistics: Path | None = None,
     target: str | None = None,
+    given: Collection[str] = (),
 ) -> RunConfig:
     """The initial settings of a run: those of a preset, or of an earlier run.
 
@@ -104,6 +118,7 @@ def start_settings(
         forget_text: names to forget, for CLIP.
         statistics: directory of an earlier run, whose settings replace the defaults.
         target: the target, if it is given; some have defaults of their own.
+        given: names of the settings that are given, also those that are given their default.
 
     Raises:
         UserError: the preset is not for such a run, `checkpoint` is not a checkpoint, or
@@ -115,10 +130,12 @@ def start_settings(
         earlier = read_config(statistics).replace(out=out, statistics=statistics)
         return with_target(earlier, target)
     assert checkpoint is not None
-    given = {"checkpoint": checkpoint, "out": out, "forget_text": tuple(forget_text)}
-    plain = RunConfig.of(**given)
+    plain = RunConfig.of(checkpoint=checkpoint, out=out, forget_text=tuple(forget_text))
     settings = preset_settings(preset, source_of(plain.samples))
-    return plain.replace(**settings | OF_TARGET.get(str(target), {}))
+    start = plain.replace(**settings | OF_TARGET.get(str(target), {}))
+    if target is None and start.objective.target is None and {*given} & {*FOR_NEAR}:
+        return start.replace(target="near")
+    return start
 
 
 def with_target(earlier: RunConfig, target: str | None) -> RunConfig:
