@@ -49,6 +49,7 @@ class Process:
         )
         self.pid = int(self._status.readline())
         self.returncode = None
+        self._readers, self._texts = [], {}
 
     def poll(self):
         """The exit code, negative for a signal; None while it runs."""
@@ -70,24 +71,22 @@ class Process:
         self.send_signal(signal.SIGKILL)
 
     def communicate(self, timeout=None):
-        """What it writes until it ends; call it again after TimeoutExpired to have all."""
-        found = {}
-
-        def read(stream):
-            found[stream] = stream.read()
-            stream.close()
-
-        readers = [
-            threading.Thread(target=read, args=(stream,), daemon=True)
-            for stream in (self.stdout, self.stderr)
-            if not stream.closed
-        ]
-        for reader in readers:
-            reader.start()
+        """What it writes until it ends; may be called again after TimeoutExpired."""
+        if not self._readers:
+            self._readers = [
+                threading.Thread(target=self._read, args=(stream,), daemon=True)
+                for stream in (self.stdout, self.stderr)
+            ]
+            for reader in self._readers:
+                reader.start()
         self.wait(timeout)
-        for reader in readers:
+        for reader in self._readers:
             reader.join()
-        return found.get(self.stdout, ""), found.get(self.stderr, "")
+        return self._texts[self.stdout], self._texts[self.stderr]
+
+    def _read(self, stream):
+        self._texts[stream] = stream.read()
+        stream.close()
 
 
 def run(words, env=None, timeout=None):
@@ -97,6 +96,7 @@ def run(words, env=None, timeout=None):
         out, err = process.communicate(timeout)
     except subprocess.TimeoutExpired:
         process.kill()
+        process.communicate()
         raise
     return subprocess.CompletedProcess(process.args, process.returncode, out, err)
 
@@ -105,8 +105,12 @@ def run(words, env=None, timeout=None):
 def server():
     """A socket to the process that forks, started once; it ends when this one does."""
     ours, theirs = socket.socketpair(socket.AF_UNIX, socket.SOCK_SEQPACKET)
+    # A library with threads of its own could not be forked.
+    alone = {"OMP_NUM_THREADS": "1", "OPENBLAS_NUM_THREADS": "1"}
     subprocess.Popen(
-        [sys.executable, "-m", "tests.warm", str(theirs.fileno())], pass_fds=[theirs.fileno()]
+        [sys.executable, "-m", "tests.warm", str(theirs.fileno())],
+        pass_fds=[theirs.fileno()],
+        env=os.environ | alone,
     )
     theirs.close()
     assert ours.recv(1) == b"1", "the process that forks others has not started"

@@ -25,6 +25,8 @@ from jax_unlearn.data.unpacked import decompressed, is_compressed
 PADDING = 1 << 16
 # tarfile reads an extended header of any size that it claims.
 CLAIMS = "a header claims more memory than there is"
+# What tarfile raises as it reads a header of a size that is claimed.
+OF_CLAIMS = (MemoryError, OverflowError)
 
 
 def tar_images(shard: Path, label: str, left_out: LeftOut) -> Iterator[ImageFile]:
@@ -39,8 +41,8 @@ def tar_images(shard: Path, label: str, left_out: LeftOut) -> Iterator[ImageFile
     file, fault = decompressed(shard) if is_compressed(shard) else (shard, None)
     try:
         found, damage = _headers(file)
-    except (tarfile.ReadError, MemoryError) as error:
-        at_start = CLAIMS if isinstance(error, MemoryError) else str(error)
+    except (tarfile.ReadError, *OF_CLAIMS) as error:
+        at_start = CLAIMS if isinstance(error, OF_CLAIMS) else str(error)
         raise tarfile.ReadError(fault or at_start) from error
     members, files = [], {info.name: info for info in found if info.isreg()}
     for info in found:
@@ -68,7 +70,7 @@ def _headers(file: Path) -> tuple[list[tarfile.TarInfo], str | None]:
                 found.append(info)
         except tarfile.ReadError as error:
             return found, str(error)
-        except MemoryError:
+        except OF_CLAIMS:
             return found, CLAIMS
         end = tar.offset
     mark = read_at(file, end, tarfile.BLOCKSIZE + PADDING)

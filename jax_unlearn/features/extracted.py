@@ -78,7 +78,7 @@ def check_features(extracted: Extracted) -> None:
 
     Raises:
         UserError: a Linear's input is not finite, or too large for the sum of its squares to be, or
-            is the same for all training samples.
+            is the same for all training samples, or its weight is zero.
     """
     for linear in extracted.linears:
         rows, held_out = (
@@ -94,6 +94,11 @@ def check_features(extracted: Extracted) -> None:
                 f"{linear.name}: its input is not finite, or beyond {LARGEST:.0e}, for some "
                 "samples; use --dtype float32, and check the weights and the image processor's "
                 "image_std"
+            )
+        if not linear.weight.any():
+            raise UserError(
+                f"{linear.name}: its weight is zero, so that its output is the same for all "
+                "samples; check the weights of the checkpoint"
             )
         if rows and all((x == rows[0][:1]).all() for x in rows):
             raise UserError(

@@ -28,6 +28,7 @@ from jax_unlearn.runs.export import Export, Unmerge, export, unmerge
 from jax_unlearn.runs.help import print_help
 from jax_unlearn.runs.inspect.checkpoint_facts import inspect, lines
 from jax_unlearn.runs.ledger.command_line import Ledger, run_ledger
+from jax_unlearn.runs.ledger.options import Listing, Undo
 from jax_unlearn.runs.pipeline import run
 from jax_unlearn.runs.report.comparison import Report, write_comparison
 from jax_unlearn.runs.settings.checks import refuse_preset, refuse_unused
@@ -150,6 +151,11 @@ def compiles(command: Any) -> bool:
 
     Those of `inspect --plan` are for accelerators that are not here and could not be loaded.
     """
+    match command:
+        case Ledger():
+            return not isinstance(command.request, Listing | Undo)
+        case Verify():
+            return command.figures or command.ask > 0
     return not isinstance(command, Inspect | Report | Export | Unmerge | Compare | Certify)
 
 

@@ -57,6 +57,26 @@ def test_all_passes_of_a_run_share_their_shapes():
     assert rows == [[128, 72], [128]]
 
 
+def patches_of(made):
+    return sum(one.rows * one.length for one in made)
+
+
+@pytest.mark.parametrize("spare", [0, 12, 1000])
+def test_a_large_pass_after_a_small_one_has_full_batches_and_a_small_one_after_it_few(spare):
+    def images(count, seed):
+        patches = np.random.default_rng(seed).integers(16, 64, count)
+        return [Item(i, int(4 * n)) for i, n in enumerate(patches)]
+
+    planner, alone = BatchPlanner(8192, 4, spare), BatchPlanner(8192, 4, spare)
+    first, large, last = (list(planner.batches(images(n, n))) for n in (20, 4000, 21))
+    assert len(first) <= 10
+    assert patches_of(large) <= 1.05 * patches_of(alone.batches(images(4000, 4000)))
+    # Rows of a batch that are left hold images of other lengths.
+    assert sum(len(one.items) for one in last) == 21
+    assert len(last) <= 3
+    assert len(planner.known) <= MOST_SHAPES + 10
+
+
 def test_equal_images_of_a_power_of_two_leave_no_padding():
     made = list(BatchPlanner(8192, 4, 0).batches([item(i, 32, 32) for i in range(20)]))
     assert [(batch.rows, batch.length) for batch in made] == [(8, 1024), (8, 1024), (4, 1024)]

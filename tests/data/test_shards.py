@@ -173,9 +173,11 @@ def test_a_cut_or_damaged_tar_is_read_up_to_there_and_the_rest_is_named(tmp_path
         assert why in rest_fault
 
 
-def test_a_tar_that_claims_more_memory_than_there_is(tmp_path):
+# More than the memory, and more than a number of bytes can be.
+@pytest.mark.parametrize("size", [2**60, 2**70])
+def test_a_tar_that_claims_more_memory_than_there_is(tmp_path, size):
     info = tarfile.TarInfo("x")
-    info.type, info.size = tarfile.XHDTYPE, 2**60
+    info.type, info.size = tarfile.XHDTYPE, size
     huge = info.tobuf(tarfile.GNU_FORMAT)
     path = tmp_path / "one.tar"
     path.write_bytes(huge + bytes(1024))

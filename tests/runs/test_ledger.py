@@ -447,3 +447,11 @@ def test_a_ledger_of_the_shipped_model_from_folders_to_an_export(tmp_path, capsy
     assert made == f"jax-unlearn ledger solve {ledger} --combine sum --out OUT"
     main(["export", str(out), "--out", str(tmp_path / "merged")])
     assert len([*(ledger / STORE).iterdir()]) == 3
+
+
+def test_settings_of_another_form_are_named(ledger, capsys):
+    what = dict(read_chain(ledger)[0].what)
+    what["settings"] = {**what["settings"], "seed": "x"}
+    append(ledger, new_entry("init", what=what), [])
+    said = refused(capsys, "ledger", "list", ledger)
+    assert f"{ledger}: its settings are not those of a ledger (seed: 'x' is not a value" in said

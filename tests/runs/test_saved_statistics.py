@@ -187,18 +187,33 @@ def test_features_that_overflow_are_one_line(
     if largest == np.inf:
         monkeypatch.setattr(statistics_check, "LARGEST", largest)
     other = shutil.copytree(run, tmp_path / "other")
-    with safe_open(other / FILE, framework="numpy") as file:
-        arrays = {key: file.get_tensor(key) for key in file.keys()}  # noqa: SIM118
-        facts = json.loads(file.metadata()["facts"])
-    del facts[DIGEST]
-    arrays["preserve_held_out.merger.linear_fc2.x"][0] = value
-    facts[DIGEST] = of_arrays(arrays, json.dumps(facts))
-    save_file(arrays, other / FILE, metadata={"facts": json.dumps(facts)})
+    rewrite(other, "preserve_held_out.merger.linear_fc2.x", lambda x: np.full_like(x, value))
     with pytest.raises(SystemExit) as ended:
         main(["run", "--statistics", str(other), "--out", str(tmp_path / "out")])
     assert ended.value.code == 2
     assert said in capsys.readouterr().err.splitlines()[-1]
     assert not (tmp_path / "out").exists()
+
+
+def test_a_weight_of_zeros_is_one_line(run, tmp_path, capsys):
+    other = shutil.copytree(run, tmp_path / "other")
+    rewrite(other, "path.merger.weight", lambda weight: weight * 0)
+    with pytest.raises(SystemExit) as ended:
+        main(["run", "--statistics", str(other), "--out", str(tmp_path / "out")])
+    assert ended.value.code == 2
+    line = capsys.readouterr().err.splitlines()[-1]
+    assert "merger.linear_fc2: its weight is zero" in line
+
+
+def rewrite(run, name, change):
+    """Change an array of a run's statistics, with a digest that fits."""
+    with safe_open(run / FILE, framework="numpy") as file:
+        arrays = {key: file.get_tensor(key) for key in file.keys()}  # noqa: SIM118
+        facts = json.loads(file.metadata()["facts"])
+    del facts[DIGEST]
+    arrays[name] = change(arrays[name])
+    facts[DIGEST] = of_arrays(arrays, json.dumps(facts))
+    save_file(arrays, run / FILE, metadata={"facts": json.dumps(facts)})
 
 
 def test_the_target_blank_needs_no_image_and_a_run_no_copy_of_its_statistics(alone, tmp_path):

@@ -108,7 +108,13 @@ def open_ledger(directory: Path) -> Ledger:
     facts = entries[0].what
     tower = load_tower(directory, facts["tower"])
     preserve = load_images(directory, facts["preserve"])
-    return Ledger(directory, entries, config_of(facts["settings"]), tower, preserve)
+    try:
+        config = config_of(facts["settings"])
+    except (ValueError, TypeError, AttributeError, KeyError) as error:
+        raise UserError(
+            f"{directory}: its settings are not those of a ledger ({error}); restore it from a copy"
+        ) from error
+    return Ledger(directory, entries, config, tower, preserve)
 
 
 def active(entries: Sequence[Entry]) -> list[str]:

@@ -176,7 +176,8 @@ def load_tower(directory: Path, digest: str) -> StoredTower:
         weight, bias = arrays.get(WEIGHT + name), arrays.get(BIAS + name)
         if weight is None or bias is None or weight.ndim != 2:
             raise _other_form(directory, digest)
-        if not _is(weight, weight.dtype, weight.shape) or bias.shape != weight.shape[:1]:
+        numbers = (x.astype(np.float32) for x in (weight, bias))
+        if bias.shape != weight.shape[:1] or not all(within(x, LARGEST) for x in numbers):
             raise _other_form(directory, digest)
         linears.append(FrozenLinear(name, weight, bias))
     blank = {k.removeprefix(BLANK): x for k, x in arrays.items() if k.startswith(BLANK)}

@@ -17,7 +17,9 @@ def search(
     """Raise the strengths of all requests that are named, together, until none is.
 
     Because they are raised together, the result does not depend on the order of the requests. One
-    that is named at the largest strength too has the least at which the fewest images were named.
+    that is named at the largest strength too has the least at which the fewest images were named;
+    what is named after that last fit is not looked at again. Each request is raised at most
+    log(MOST) / log(STEP) times, seven here, which bounds the number of fits.
 
     Args:
         count: number of requests.
