@@ -43,10 +43,16 @@ def table(results: dict[str, Any]) -> str:
         for row in rows
     ]
     total = ["all", f"{inputs:,}", f"{good:,}", f"{inputs - good:,}"]
+    runs = "; ".join(
+        f"seed {run['seed']}: {run['minutes']:.0f} minutes, {run['inputs']:,} inputs, "
+        f"{run['faults']} faults"
+        for run in results["runs"]
+    )
     about = (
         f"*{machine['date']}, {machine['cores']} cores ({machine['cpu']}), Python "
-        f"{machine['python']}, jax {machine['versions']['jax']}; {results['minutes']:.0f} minutes; "
-        f"`python -m tests.attack.fuzz --seed {results['seed']}`.*"
+        f"{machine['python']}, jax {machine['versions']['jax']}; `python -m tests.attack.fuzz "
+        f"--seed N`, one run after the other, each after the faults of the one before were fixed: "
+        f"{runs}.*"
     )
     header = ["family of inputs", "tried", "as promised", "faults"]
     return f"{about}\n\n{table_of(header, [*shown, total])}"

@@ -82,8 +82,14 @@ def figures(
         }
         for name, count in inputs.items()
     ]
-    about = {"seed": given.seed, "minutes": seconds / 60, "rounds": rounds}
-    return {"machine": machine(), **about, "rows": rows, "examples": dict(examples)}
+    run = {
+        "seed": given.seed,
+        "minutes": seconds / 60,
+        "rounds": rounds,
+        "inputs": inputs.total(),
+        "faults": sum(kinds.total() for kinds in faults.values()),
+    }
+    return {"machine": machine(), "runs": [run], "rows": rows, "examples": dict(examples)}
 
 
 if __name__ == "__main__":
