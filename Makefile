@@ -88,6 +88,9 @@ table: $(VENV)/.test
 	$(BIN)/python -m benchmarks.forgetting.linears
 	$(BIN)/python -m benchmarks.forgetting.stand_in
 	$(BIN)/python -m benchmarks.forgetting.stand_in_several
+	$(BIN)/python -m benchmarks.forgetting.stand_in_bent
+	$(BIN)/python -m benchmarks.forgetting.ledger
+	$(BIN)/python -m benchmarks.forgetting.ledger_steps
 	$(BIN)/python -m benchmarks.forgetting.attacks
 	$(BIN)/python -m benchmarks.forgetting.clip_names
 	$(BIN)/python -m benchmarks.speed.tower

@@ -15,6 +15,7 @@ from benchmarks import fuzz, settings_page, versions
 from benchmarks.forgetting import (
     attacks,
     clip_names,
+    ledger_steps,
     ledger_tables,
     linears,
     optimisers,
@@ -116,6 +117,7 @@ BLOCKS = (
     Block(LEDGER, "ledger", ("ledger",), ledger_tables.table),
     Block(LEDGER, "ledger orders", ("ledger",), ledger_tables.orders),
     Block(LEDGER, "ledger undo", ("ledger",), ledger_tables.undone),
+    Block("docs/ledger.md", "ledger steps", ("ledger_steps",), ledger_steps.table),
     Block("docs/results/clip.md", "clip", ("clip_forgetting",), clip_names.table),
     Block(SPEED, "demo", ("demo",), demo.table),
     Block(SPEED, "startup", ("startup",), startup.table),
