@@ -30,7 +30,7 @@ from jax_unlearn.evaluate.two_classes import reidentify
 from jax_unlearn.evaluate.vlm.exam import Exam
 from jax_unlearn.evaluate.vlm.model import load_vlm
 from jax_unlearn.features.extracted import Extracted
-from jax_unlearn.models.lora import LoraAdapter
+from jax_unlearn.models.lora import NO_CHANGE, LoraAdapter
 from jax_unlearn.runs.demo import Demo, demo_config
 from jax_unlearn.runs.fit_adapter import fit_adapter
 from jax_unlearn.runs.settings.config import RunConfig
@@ -51,7 +51,6 @@ SETTINGS: dict[str, dict[str, Any]] = {
 }
 # Images of the model's exam: the first of each class.
 ASKED = 5
-NO_CHANGE = LoraAdapter({}, alpha=1.0, rank=1)
 
 
 @dataclass

@@ -14,7 +14,7 @@ from typing import Any
 import tyro
 from rich.console import Console
 
-from benchmarks.forgetting.stand_in import NO_CHANGE, QUIET, STAND_IN, with_photos
+from benchmarks.forgetting.stand_in import QUIET, STAND_IN, with_photos
 from benchmarks.forgetting.stand_in_tables import found_cells
 from benchmarks.forgetting.targets import machine
 from benchmarks.markdown import caption, over_seeds, table_of
@@ -25,7 +25,7 @@ from jax_unlearn.evaluate.probes import fit_before, read_splits
 from jax_unlearn.evaluate.two_classes import reidentify
 from jax_unlearn.features.extracted import Extracted
 from jax_unlearn.features.stand_in import Counterpart
-from jax_unlearn.models.lora import LoraAdapter
+from jax_unlearn.models.lora import NO_CHANGE, LoraAdapter
 from jax_unlearn.runs.demo import Demo, demo_config
 from jax_unlearn.runs.fit_adapter import fit_adapter
 from jax_unlearn.runs.settings.config import RunConfig

@@ -31,7 +31,7 @@ from jax_unlearn.evaluate.probes import fit_before, read_splits
 from jax_unlearn.evaluate.vlm.exam import Exam
 from jax_unlearn.evaluate.vlm.model import load_vlm
 from jax_unlearn.features.streaming import Granularity
-from jax_unlearn.models.lora import LoraAdapter
+from jax_unlearn.models.lora import NO_CHANGE, LoraAdapter
 from jax_unlearn.objective.problem import adapted_in, drawn_targets
 from jax_unlearn.objective.targets import TARGETS
 from jax_unlearn.runs.demo import Demo, demo_config
@@ -95,9 +95,8 @@ class Bench:
         }
         means = self.extracted["images"]
         self.test = means.test
-        no_change = LoraAdapter({}, alpha=1.0, rank=1)
-        self.fitted = fit_before(splits(means, means.train.image_means(), no_change))
-        read = self.read(no_change)
+        self.fitted = fit_before(splits(means, means.train.image_means(), NO_CHANGE))
+        read = self.read(NO_CHANGE)
         self.exam = Exam(self.test.files, self.test.is_forget, read["neighbours"], questions)
         self.before = self.exam.score_model(load_vlm(self.config.samples.checkpoint))
 

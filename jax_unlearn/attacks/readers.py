@@ -23,7 +23,7 @@ from jax_unlearn.features.extracted import Extracted
 from jax_unlearn.features.extractor import Extractor
 from jax_unlearn.features.samples import SampleFeatures, Sides, images
 from jax_unlearn.features.stand_in import Counterpart
-from jax_unlearn.models.lora import LoraAdapter
+from jax_unlearn.models.lora import NO_CHANGE
 from jax_unlearn.models.qwen3_vision.tower import Qwen3VisionTower
 from jax_unlearn.objective.projectors import frozen_linears
 
@@ -34,7 +34,6 @@ CONTROLS = {
     PERMUTED: "readers of the edited model fitted on labels that are exchanged at random",
     UNTRAINED: "a tower of the same shape with random weights, which knows no class",
 }
-NO_CHANGE = LoraAdapter({}, alpha=1.0, rank=1)
 
 
 def trials(run: AttackedRun) -> Iterator[Trial]:

@@ -16,7 +16,7 @@ from jax_unlearn.evaluate.zero_shot import compare
 from jax_unlearn.features.extracted import Extracted
 from jax_unlearn.features.samples import Sides, images
 from jax_unlearn.features.similarity import Named, classify
-from jax_unlearn.models.lora import LoraAdapter
+from jax_unlearn.models.lora import NO_CHANGE, LoraAdapter
 from jax_unlearn.objective.projectors import linear_change, projectors_of
 
 
@@ -90,8 +90,7 @@ class ProbeJudge:
 
     @cached_property
     def _probes(self) -> dict[str, Any]:
-        no_change = LoraAdapter({}, alpha=1.0, rank=1)
-        return fit_probes(splits(self.extracted, self.train, no_change))
+        return fit_probes(splits(self.extracted, self.train, NO_CHANGE))
 
     def pictures(self) -> list[list[ImageFile]]:
         """The held-out images whose files still exist."""

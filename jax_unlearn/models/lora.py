@@ -47,6 +47,10 @@ class LoraAdapter:
         return self.alpha / self.rank
 
 
+# Changes nothing.
+NO_CHANGE = LoraAdapter({}, alpha=1.0, rank=1)
+
+
 def checked_adapter(name: str, adapter: Any) -> LoraAdapter:
     """An adapter that a caller gives, with arrays in place of lists and PyTorch tensors.
 

@@ -12,11 +12,9 @@ from jax_unlearn.evaluate.probes import Split
 from jax_unlearn.evaluate.score import fit_probes
 from jax_unlearn.features.extracted import Extracted
 from jax_unlearn.features.samples import Sides
-from jax_unlearn.models.lora import LoraAdapter
+from jax_unlearn.models.lora import NO_CHANGE, LoraAdapter
 from jax_unlearn.runs.ledger.requests import Divided
 from jax_unlearn.runs.run_directory import Metrics
-
-NO_CHANGE = LoraAdapter({}, alpha=1.0, rank=1)
 
 
 class Probes:

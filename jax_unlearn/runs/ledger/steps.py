@@ -3,8 +3,8 @@
 from collections.abc import Callable, Sequence
 from dataclasses import replace
 
-from jax_unlearn.models.lora import LoraAdapter
-from jax_unlearn.runs.ledger.named import NO_CHANGE, Probes
+from jax_unlearn.models.lora import NO_CHANGE, LoraAdapter
+from jax_unlearn.runs.ledger.named import Probes
 from jax_unlearn.runs.ledger.requests import Divided, Ledger, Request, active, divide
 from jax_unlearn.runs.ledger.source import extracted_of
 from jax_unlearn.runs.run_directory import Metrics
