@@ -101,10 +101,10 @@ def reduce(linear: LinearProblem) -> Reduced:
     inputs = outputs = None
     # With nearly as many rows as columns, the QR costs more than the smaller problem saves.
     if 4 * (len(forget) + len(preserve)) <= 3 * forget.shape[1]:
-        inputs, rows = _span(np.concatenate([forget, preserve]))
+        inputs, rows = span(np.concatenate([forget, preserve]))
         forget, preserve = rows[: len(forget)], rows[len(forget) :]
     if len(residual) < residual.shape[1]:
-        outputs, residual = _span(residual)
+        outputs, residual = span(residual)
     products = gram(residual)
     moments = Moments(
         gram(forget), _product(forget, residual), float(products.trace()), gram(preserve)
@@ -121,7 +121,7 @@ def _product(x: Float[ndarray, "n d"], y: Float[ndarray, "n e"]) -> Float64[ndar
     return total
 
 
-def _span(rows: Float[ndarray, "n d"]) -> tuple[Float64[ndarray, "d n"], Float64[ndarray, "n n"]]:
+def span(rows: Float[ndarray, "n d"]) -> tuple[Float64[ndarray, "d n"], Float64[ndarray, "n n"]]:
     """(orthonormal basis [d, n] of the rows, the rows in that basis [n, n])."""
     basis, upper = np.linalg.qr(rows.T.astype(np.float64))
     return basis, upper.T

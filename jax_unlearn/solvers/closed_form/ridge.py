@@ -19,9 +19,9 @@ cancellation. The η's are clipped above that, and the iteration ends before an 
 not lower.
 """
 
-from collections.abc import Iterable, Iterator
+from collections.abc import Callable, Iterable, Iterator
 from contextlib import AbstractContextManager
-from functools import cache
+from functools import cache, partial
 from typing import NamedTuple
 
 import numpy as np
@@ -74,7 +74,19 @@ def until_converged(changes: Iterable[Change], tolerance: float) -> Iterator[Cha
 
 
 def stepwise(moments: Moments, costs: Terms, rank: int, terms: Terms) -> Iterator[Change]:
-    """The plain iteration from the η's of `terms`, with extrapolated steps.
+    """The plain iteration from the η's of `terms`, with extrapolated steps (`extrapolated`)."""
+
+    def best(terms: Terms) -> Change:
+        factors = minimum(moments, rank, Ridge(moments, costs, terms))
+        return Change(*factors, _terms(moments, costs, *factors))
+
+    return extrapolated(best, partial(clip_terms, moments.square, costs), terms)
+
+
+def extrapolated(
+    best: Callable[[Terms], Change], clip: Callable[[Terms], Terms], terms: Terms
+) -> Iterator[Change]:
+    """The iteration from the η's of `terms`: `best` gives the best change for those of some terms.
 
     Where a norm goes to zero, the terms shrink by nearly the same factor in each step. Each step is
     therefore extrapolated on the logarithms of the terms, by a number of steps that doubles after
@@ -82,14 +94,13 @@ def stepwise(moments: Moments, costs: Terms, rank: int, terms: Terms) -> Iterato
     """
     accepted, last, times = terms, np.inf, 1.0
     while True:
-        factors = minimum(moments, rank, Ridge(moments, costs, terms))
-        change = Change(*factors, _terms(moments, costs, *factors))
+        change = best(terms)
         if times > 1 and not change.total < last:
             terms, times = accepted, 1.0
             continue
         yield change
         accepted, last = change.terms, change.total
-        before, after = (clip_terms(moments, costs, one) for one in (terms, accepted))
+        before, after = (clip(one) for one in (terms, accepted))
         share = np.clip(after / before, 1e-3, 1e3)
         terms, times = accepted * share ** (times - 1), min(2 * times, 64.0)
 
@@ -105,9 +116,21 @@ def ridge_of(
         terms: the weighted terms of the change.
         without_weight: smallest b if c_w = 0, as a share of the trace.
     """
-    known = clip_terms(moments, costs, terms)
+    traces = float(moments.forget.trace()), float(moments.preserve.trace())
+    return ridge_for(traces, moments.square, costs, terms, without_weight)
+
+
+def ridge_for(
+    traces: tuple[float, float],
+    square: float,
+    costs: Terms,
+    terms: Terms,
+    without_weight: float = RIDGE_WITHOUT_WEIGHT,
+) -> tuple[float, float, float]:
+    """As `ridge_of`, from the traces of G_f and G_p, and e_f = `square`."""
+    known = clip_terms(square, costs, terms)
     a, b = map(float, (costs[1:] / costs[0]) ** 2 * known[0] / known[1:])
-    trace = float(a * moments.preserve.trace() + moments.forget.trace())
+    trace = a * traces[1] + traces[0]
     return a, max(b, (RIDGE if costs[2] > 0 else without_weight) * trace), trace
 
 
@@ -193,8 +216,9 @@ def _terms(
     return costs * np.sqrt(np.maximum(squares, 0))
 
 
-def clip_terms(moments: Moments, costs: Terms, terms: Terms) -> Terms:
-    forget = max(terms[0], FIT * costs[0] * moments.square**0.5)
+def clip_terms(square: float, costs: Terms, terms: Terms) -> Terms:
+    """The terms from which the η's are computed, away from zero; `square` is e_f."""
+    forget = max(terms[0], FIT * costs[0] * square**0.5)
     others = np.maximum(terms[1:], FLOOR * (forget + terms[1:].sum()))
     return np.array([forget, *others])
 

@@ -124,7 +124,8 @@ def _solve(
     laps = [time.perf_counter()]
     reduced = moments_of(linear)
     laps.append(time.perf_counter())
-    changes = descend(reduced.moments, costs, config, tell, steps_of(reduced.moments))
+    shape, square = reduced.moments.cross.shape, reduced.moments.square
+    changes = descend(shape, square, costs, config, tell, steps_of(reduced.moments))
     laps.append(time.perf_counter())
     bound = None
     if bounded:
@@ -136,7 +137,8 @@ def _solve(
 
 
 def descend(
-    moments: Moments,
+    shape: tuple[int, int],
+    square: float,
     costs: Terms,
     config: SolverConfig,
     tell: Callable[[Terms], None],
@@ -147,13 +149,14 @@ def descend(
     The first start assumes three equal terms; others draw them over six decades.
 
     Args:
-        moments: the moments of the Linear.
+        shape: (m, k), rows of the factors of a change.
+        square: ‖R‖².
         costs: c_f, c_p and c_w.
         config: rank, iterations, tolerance, starts and seed.
         tell: called with the terms after each iteration.
         steps_of: the iteration from the η's of given terms.
     """
-    (m, k), size = moments.cross.shape, costs[0] * moments.square**0.5
+    (m, k), size = shape, costs[0] * square**0.5
     no_change = Change(np.zeros((m, 0)), np.zeros((k, 0)), np.array([size, 0.0, 0.0]))
     if not size > 0:
         return [no_change]
@@ -187,13 +190,25 @@ def _adapter(solved: Mapping[str, Solved], fresh: LoraAdapter, iteration: int) -
 def _pair(linear: Solved, change: Change, fresh: LoraPair, scale: float) -> LoraPair:
     """Balanced factors of the change: Δ = scale · B A, each with the roots of singular values."""
     a, b = np.array(fresh.a), np.zeros(fresh.b.shape, np.float32)
-    u, sigma, w = np.linalg.svd(change.left, full_matrices=False)
-    kept = int(np.sum(sigma > NEGLIGIBLE * sigma.max(initial=0)))
-    roots = np.sqrt(sigma[:kept] / abs(scale))
-    left, right = roots * u[:, :kept], np.sign(scale) * roots * (change.right @ w.T[:, :kept])
+    left, right = significant(change)
+    kept, root = left.shape[1], abs(scale) ** -0.5
+    left, right = root * left, np.sign(scale) * root * right
     a[:kept] = (left if linear.inputs is None else linear.inputs @ left).T
     b[:, :kept] = right if linear.outputs is None else linear.outputs @ right
     return LoraPair(a=a, b=b)
+
+
+def significant(
+    change: Change,
+) -> tuple[Float64[ndarray, "m q"], Float64[ndarray, "k q"]]:
+    """(left, right) of a change, balanced: each has the roots of its singular values.
+
+    Without those that are lost in float32.
+    """
+    u, sigma, w = np.linalg.svd(change.left, full_matrices=False)
+    kept = int(np.sum(sigma > NEGLIGIBLE * sigma.max(initial=0)))
+    roots = np.sqrt(sigma[:kept])
+    return roots * u[:, :kept], roots * (change.right @ w.T[:, :kept])
 
 
 def _check(
@@ -219,12 +234,16 @@ def costs_of(linear: LinearProblem, config: SolverConfig) -> Terms:
 
     With the reduction `mean` the first two are divided by the root of their number of rows.
     """
+    return costs_for((float(linear.forget_rows), float(linear.preserve_rows)), config)
+
+
+def costs_for(rows: tuple[float, float], config: SolverConfig) -> Terms:
+    """As `costs_of`, from the numbers of rows to forget and to preserve."""
     scale = 1.0 if config.alpha is None else config.alpha / config.rank
     costs = [config.lambda_forget, config.lambda_preserve, config.lambda_weight / abs(scale)]
     if config.reduction == "mean":
-        rows = float(linear.forget_rows), float(linear.preserve_rows), 1.0
         # Without rows the term is zero for any cost.
-        return costs / np.sqrt(np.maximum(rows, 1.0))
+        return costs / np.sqrt(np.maximum([*rows, 1.0], 1.0))
     return np.array(costs)
 
 

@@ -187,7 +187,7 @@ class Subspace:
         _, low, ridge = min(near, key=lambda one: one[0])
         missed = cross - self.forget @ left - a * (self.preserve @ left) - b * (self.left @ left)
         whitened = ridge.forward(missed)
-        majorant = costs[0] ** 2 / (2 * clip_terms(self.whole, costs, change.terms)[0])
+        majorant = costs[0] ** 2 / (2 * clip_terms(self.whole.square, costs, change.terms)[0])
         return OutsideGain(majorant * float(np.vdot(whitened, whitened)) / low, ridge, whitened)
 
 
