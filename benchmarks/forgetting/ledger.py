@@ -34,12 +34,14 @@ from jax_unlearn.features.extracted import Extracted
 from jax_unlearn.models.frozen_linear import FrozenLinear
 from jax_unlearn.models.lora import LoraAdapter
 from jax_unlearn.runs.fit_adapter import fit_adapter
-from jax_unlearn.runs.ledger.combine import Combine, JointFit, SumOfFits, added, alone
+from jax_unlearn.runs.ledger.alone import owners
+from jax_unlearn.runs.ledger.combine import Combine, JointFit, SumOfFits
 from jax_unlearn.runs.ledger.commands import add, init, solve
 from jax_unlearn.runs.ledger.named import Probes
 from jax_unlearn.runs.ledger.options import Add, Init, Solve
 from jax_unlearn.runs.ledger.requests import Divided, Request, divide, of_classes, open_ledger
-from jax_unlearn.runs.ledger.source import extracted_of
+from jax_unlearn.runs.ledger.source import extracted_of, only
+from jax_unlearn.runs.ledger.sums import added, changes_of
 from jax_unlearn.runtime.assets import ASSETS
 from jax_unlearn.runtime.digests import of_bytes
 
@@ -141,15 +143,17 @@ class Bench:
         linears, adapters = self.ledger.tower.linears, []
         for count, concept in enumerate(order, 1):
             divided, extracted = self.features(order[:count], linears)
-            (one,) = (
-                features for number, _, features in alone(divided, extracted, self.ledger.config)
-                if divided.requests[number].concept == concept
+            (number,) = (
+                i for i, one in enumerate(divided.requests) if one.concept == concept
             )  # fmt: skip
+            one = only(extracted, owners(divided) == number, self.ledger.config)
             adapter = fit_adapter(one, self.ledger.config, QUIET).found.result.adapter
             linears = tuple(merged(linear, adapter) for linear in linears)
-            adapters.append(adapter)
+            adapters.append(changes_of(adapter))
         divided, extracted = self.features(order, self.ledger.tower.linears)
-        return Edit(divided, extracted, Probes(extracted, divided), added(adapters))
+        return Edit(
+            divided, extracted, Probes(extracted, divided), added(adapters, [1.0] * len(order))
+        )
 
     def ask(self, adapter: LoraAdapter) -> list[Asked]:
         """The model's answers with an adapter."""

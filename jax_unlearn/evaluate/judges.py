@@ -69,6 +69,7 @@ class ProbeJudge:
         """The accuracy of the probes, and with CLIP zero-shot accuracy."""
         test = splits(self.extracted, self.test, adapter)
         read = read_splits(splits(self.extracted, self.train, adapter), test)
+        read["concepts"] = len(self.extracted.counterparts)
         read["reidentification"] = reidentify(self.extracted, adapter)
         read["drift_by_class"] = drift_by_class(test)
         onto = {label for pair in self.extracted.counterparts for label in pair.preserve}

@@ -17,6 +17,8 @@ from jax_unlearn.models.lora import LoraAdapter
 from jax_unlearn.objective.projectors import Projector, projectors_of, rows_change
 from jax_unlearn.objective.targets import STAND_IN
 
+# A concept takes up to a second.
+MOST_CONCEPTS = 50
 # How the tokens of an image become one row.
 POOLS: dict[str, Callable[[np.ndarray], np.ndarray]] = {
     "max": lambda tokens: tokens.max(axis=1),
@@ -27,8 +29,11 @@ Mask = Bool[np.ndarray, " _"]
 
 
 def reidentify(extracted: Extracted, adapter: LoraAdapter) -> list[dict[str, Any]]:
-    """Scores of readers of each concept against its counterpart; see `reidentification`."""
-    return [of_pair(extracted, adapter, pair) for pair in extracted.counterparts]
+    """Scores of readers of each concept against its counterpart; see `reidentification`.
+
+    Of more than MOST_CONCEPTS the first ones.
+    """
+    return [of_pair(extracted, adapter, pair) for pair in extracted.counterparts[:MOST_CONCEPTS]]
 
 
 @dataclass(frozen=True)
@@ -94,7 +99,7 @@ def of_pair(extracted: Extracted, adapter: LoraAdapter, pair: Counterpart) -> di
     if not min(pools.images.values()):
         return facts | {"few_shot": {}, "refitted": {}}
     # Of many concepts each is tried less often, so that the time stays bounded.
-    draws = max(1, reidentification.DRAWS // len(extracted.counterparts))
+    draws = max(1, reidentification.DRAWS // min(len(extracted.counterparts), MOST_CONCEPTS))
     return facts | before_and_after(pools.before, pools.after, draws)
 
 
@@ -107,10 +112,11 @@ def means(
 ) -> tuple[Embeddings, Embeddings]:
     """Mean embeddings by all projectors side by side, before and after."""
     before, after = [], []
+    own = features if mask.all() else features.chosen(np.flatnonzero(mask))
     for projector in projectors_of(extracted.linears):
-        outputs = projector.last.output(features.taps[projector.last.name].x)[mask]
+        outputs = projector.last.output(own.taps[projector.last.name].x)
         before.append(outputs)
-        after.append(outputs + projector.change(features, adapter)[mask])
+        after.append(outputs + projector.change(own, adapter))
     return np.concatenate(before, axis=1), np.concatenate(after, axis=1)
 
 

@@ -1,9 +1,11 @@
 """Choose the class to keep that a concept is compared with, or moved onto."""
 
 from collections.abc import Collection, Mapping, Sequence
+from dataclasses import dataclass
+from functools import cache
 
 import numpy as np
-from jaxtyping import Float
+from jaxtyping import Bool, Float
 
 from jax_unlearn.data.class_names import matches, spaced
 from jax_unlearn.features.samples import Sides
@@ -43,21 +45,64 @@ def counterparts(
     if len(kept) == 1:
         # Nothing tells the images to keep apart.
         return tuple(Counterpart(c, tuple(f), kept[0], ()) for c, f in groups.items())
-    outputs = equalised([one.last.output(sides.both(one.last.name)) for one in projectors])
-    labels = sides.labels
-    found = []
-    for words, group in groups.items():
-        candidates = with_same_words(words, group, kept) or {label: [label] for label in kept}
-        own = outputs[np.isin(labels, group) & sides.is_forget].mean(axis=0)
-        far = {
-            name: float(np.linalg.norm(
-                outputs[np.isin(labels, own_labels) & ~sides.is_forget].mean(axis=0) - own
-            ))
-            for name, own_labels in candidates.items()
-        }  # fmt: skip
-        name = min(far, key=far.__getitem__)
-        found.append(Counterpart(words, tuple(group), name, tuple(sorted(candidates[name]))))
-    return tuple(found)
+    embedded = Embedded.of(projectors, sides)
+    labels = sides.forget.labels
+    return tuple(
+        embedded.nearest(words, group, np.isin(labels, group)) for words, group in groups.items()
+    )
+
+
+@dataclass(frozen=True)
+class Embedded:
+    """Samples by all projectors: those to forget, and the mean of each class to keep.
+
+    Attributes:
+        forget: [n, e] the samples to forget.
+        means: [classes, e] the means of the classes to keep.
+        counts: the number of samples of each class to keep, by its name.
+    """
+
+    forget: Embeddings
+    means: Embeddings
+    counts: Mapping[str, int]
+
+    @classmethod
+    def of(cls, projectors: Sequence[Projector], sides: Sides) -> "Embedded":
+        """From features with one row each at the projectors' last Linears."""
+        outputs = equalised([one.last.output(sides.both(one.last.name)) for one in projectors])
+        own, kept = outputs[sides.is_forget], outputs[~sides.is_forget]
+        names, first, place = np.unique(
+            sides.preserve.labels, return_index=True, return_inverse=True
+        )
+        sums = np.zeros((len(names), kept.shape[1]))
+        np.add.at(sums, place, kept)
+        counts = np.bincount(place)
+        # In the order in which they appear, which decides between equal distances.
+        order = np.argsort(first)
+        means = sums[order] / counts[order][:, None]
+        return cls(own, means, {str(names[i]): int(counts[i]) for i in order})
+
+    def nearest(self, words: str, group: Sequence[str], own: Bool[np.ndarray, " n"]) -> Counterpart:
+        """The counterpart of the concept of these words, whose classes are `group`.
+
+        Args:
+            words: the concept.
+            group: its classes.
+            own: which of the samples to forget it is compared by.
+        """
+        kept = [*self.counts]
+        place = {name: i for i, name in enumerate(kept)}
+        of_words = with_same_words(words, group, kept)
+        means, names = self.means, kept
+        if of_words:
+            names = [*of_words]
+            rows = [[place[label] for label in labels] for labels in of_words.values()]
+            counts = [[self.counts[label] for label in labels] for labels in of_words.values()]
+            means = np.stack([np.average(self.means[i], axis=0, weights=n)
+                              for i, n in zip(rows, counts, strict=True)])  # fmt: skip
+        far = np.linalg.norm(means - self.forget[own].mean(axis=0), axis=1)
+        name = names[int(far.argmin())]
+        return Counterpart(words, tuple(group), name, tuple(sorted(of_words.get(name, [name]))))
 
 
 def equalised(outputs: Sequence[Embeddings]) -> Embeddings:
@@ -75,7 +120,7 @@ def with_same_words(
     circle"]}, for every such word that occurs with the other words of each class to forget.
     """
     ours = words_of(concept)
-    rests = [frozenset(words_of(label) - ours) for label in forgotten]
+    rests = [words_of(label) - ours for label in forgotten]
     if not all(rests):
         return {}
     found: dict[str, dict[frozenset[str], str]] = {}
@@ -92,5 +137,6 @@ def with_same_words(
     }
 
 
-def words_of(label: str) -> set[str]:
-    return set(spaced(label).lower().split())
+@cache
+def words_of(label: str) -> frozenset[str]:
+    return frozenset(spaced(label).lower().split())

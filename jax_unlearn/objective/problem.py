@@ -25,6 +25,7 @@ from jax_unlearn.objective.targets import (
     Target,
     TargetKind,
     neutral_target,
+    targets_of_groups,
 )
 from jax_unlearn.runtime.errors import UserError
 from jax_unlearn.runtime.used_if import used_if
@@ -146,9 +147,20 @@ def problems(
 
 
 def targets_of(
-    extracted: Extracted, settings: ObjectiveSettings, seed: int
+    extracted: Extracted,
+    settings: ObjectiveSettings,
+    seed: int,
+    groups: Int[np.ndarray, " images"] | None = None,
 ) -> Iterator[tuple[Projector, Target]]:
-    """Yields each adapted projector with the target of its forget rows."""
+    """Yields each adapted projector with the target of its forget rows.
+
+    Args:
+        extracted: the features.
+        settings: the Linears and the target.
+        seed: seed of drawn targets.
+        groups: the group of each forget image, if each group has a target of its own; a row of the
+            loss is then an image.
+    """
     adapted, sides = set(adapted_in(settings, extracted)), extracted.train
     projectors = projectors_of(extracted.linears)
     means = sides.image_means()
@@ -171,7 +183,11 @@ def targets_of(
             )
             kind = settings.target_kind
             assert kind != "stand_in"
-            yield projector, neutral_target(kind, outputs, subkey, settings.near_step)
+            step = settings.near_step
+            if groups is None:
+                yield projector, neutral_target(kind, outputs, subkey, step)
+            else:
+                yield projector, targets_of_groups(kind, outputs, subkey, step, groups)
 
 
 def similar_images(projectors: Sequence[Projector], sides: Sides) -> Int[np.ndarray, "samples k"]:

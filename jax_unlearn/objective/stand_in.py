@@ -1,6 +1,6 @@
 """Match each image to forget with a stand-in image, by everything except the class."""
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 
 import numpy as np
@@ -52,13 +52,27 @@ class StandInRows:
     tokens: TokenMoments | None
 
 
+def preserve_grams(
+    extracted: Extracted, adapted: Sequence[str]
+) -> dict[str, Float64[np.ndarray, "wide wide"]]:
+    """For each adapted Linear the Gram matrix of [x 1] of the images to keep, by their number."""
+    found = {}
+    for name in adapted:
+        (preserve,) = extracted.train.preserve.statistics[name]
+        found[name] = preserve.gram_with_ones() / preserve.count
+    return found
+
+
 def stand_in_rows(
-    extracted: Extracted, stand_in: StandIn, adapted: Sequence[str]
+    extracted: Extracted, stand_in: StandIn, kept: Mapping[str, Float64[np.ndarray, "wide wide"]]
 ) -> dict[str, StandInRows]:
-    """The rows of each adapted Linear for one concept, by the Linear's name."""
+    """The rows of each adapted Linear for one concept, by the Linear's name.
+
+    `kept`: of `preserve_grams`, which all concepts share.
+    """
     train, found = extracted.train, {}
     for linear in extracted.linears:
-        if linear.name not in adapted:
+        if linear.name not in kept:
             continue
         (preserve,) = train.preserve.statistics[linear.name]
         means = stand_in.means[linear.name]
@@ -68,7 +82,7 @@ def stand_in_rows(
             train.forget.taps[linear.name].x[stand_in.forget],
             means[stand_in.match],
             means,
-            preserve.gram_with_ones() / preserve.count,
+            kept[linear.name],
             preserve.count,
             stand_in.tokens.get(linear.name),
         )

@@ -5,14 +5,14 @@ image, except for terms in the row's own output and its norm. It can therefore b
 statistics of rows (`linear.linear_part`) as well as to the rows (`Target.rows`).
 """
 
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Literal, get_args
 
 import jax
 import jax.numpy as jnp
 import numpy as np
 from jax import Array
-from jaxtyping import Float, Int
+from jaxtyping import Bool, Float, Int
 
 NeutralKind = Literal["random", "matched", "mean", "blank", "shift", "near", "twin"]
 # stand_in is no target of single rows; it has a solver of its own (`solvers.stand_in`).
@@ -49,6 +49,13 @@ class Outputs:
     preserve_mean: Float[np.ndarray, " e"]
     blank: Float[np.ndarray, " e"] | None
     similar: Int[np.ndarray, "images k"] | None
+
+    def of(self, own: Bool[np.ndarray, " images"]) -> "Outputs":
+        """Those of some of the forget images, whose rows are their means."""
+        forget = self.forget[own]
+        mean = forget.mean(axis=0, dtype=np.float64).astype(np.float32)
+        similar = None if self.similar is None else self.similar[own]
+        return replace(self, forget=forget, forget_mean=mean, similar=similar)
 
 
 @dataclass(frozen=True)
@@ -119,6 +126,33 @@ def neutral_target(
     search = NearestNeighbors(n_neighbors=min(NEIGHBOURS, len(others)), algorithm="brute")
     nearest = search.fit(others).kneighbors(own + shift, return_distance=False)
     return Target(others[nearest].mean(axis=1) - own, own=True)
+
+
+def targets_of_groups(
+    kind: NeutralKind,
+    outputs: Outputs,
+    key: Array,
+    near_step: float,
+    groups: Int[np.ndarray, " images"],
+) -> Target:
+    """The target of forget images in groups, each of which has the target it has alone.
+
+    Args:
+        kind: see `neutral_target`.
+        outputs: the projector's original outputs, of all groups; a row of the loss is an image.
+        key: see `neutral_target`.
+        near_step: see `neutral_target`.
+        groups: the group of each forget image.
+    """
+    constant, scaled = np.zeros_like(outputs.forget), None
+    for group in np.unique(groups):
+        own = groups == group
+        target = neutral_target(kind, outputs.of(own), key, near_step)
+        constant[own] = target.constant
+        if target.scaled is not None:
+            scaled = np.zeros_like(constant) if scaled is None else scaled
+            scaled[own] = target.scaled
+    return Target(constant, target.own, scaled)
 
 
 def _unit_vectors(key: Array, own: Images) -> Images:

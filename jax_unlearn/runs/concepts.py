@@ -2,7 +2,7 @@
 
 from jax_unlearn.features.extracted import Extracted
 from jax_unlearn.objective.problem import STRENGTHS, adapted_in
-from jax_unlearn.objective.stand_in import StandInRows, stand_in_rows
+from jax_unlearn.objective.stand_in import StandInRows, preserve_grams, stand_in_rows
 from jax_unlearn.runs.settings.config import RunConfig
 from jax_unlearn.runtime.errors import UserError
 from jax_unlearn.solvers.stand_in import preserve_weight
@@ -20,7 +20,8 @@ def concepts_of(extracted: Extracted, config: RunConfig) -> list[dict[str, Stand
             "--target stand_in: these features have no stand-in images; extract with the same "
             "--target"
         )
-    return [stand_in_rows(extracted, one, adapted) for one in extracted.stand_ins]
+    kept = preserve_grams(extracted, adapted)
+    return [stand_in_rows(extracted, one, kept) for one in extracted.stand_ins]
 
 
 def preserve_weight_of(config: RunConfig) -> float:

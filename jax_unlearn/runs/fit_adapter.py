@@ -63,7 +63,7 @@ def fit_adapter(
     """
     optimizer, solver = optimizer_of(config), config.solver
     if optimizer == STAND_IN:
-        return fit_to_stand_in(extracted, config, console)
+        return fit_concepts(concepts_of(extracted, config), config, console)
     if optimizer == "leace":
         erasables = erasable(extracted, config)
         fit: Problem = {name: one.linear() for name, one in erasables.items()}
@@ -118,13 +118,10 @@ def shown(problem: Problem, console: Console) -> dict[str, dict[str, str]]:
     return rows
 
 
-def fit_to_stand_in(extracted: Extracted, config: RunConfig, console: Console) -> FittedAdapter:
-    """Fit the stand-in target, which has a solver of its own.
-
-    Raises:
-        UserError: as `concepts_of`.
-    """
-    concepts = concepts_of(extracted, config)
+def fit_concepts(
+    concepts: Sequence[Mapping[str, StandInRows]], config: RunConfig, console: Console
+) -> FittedAdapter:
+    """Fit the stand-in target, which has a solver of its own, for all concepts together."""
     with progress_bar(console) as bar:
         task = bar.add_task("Fitting", total=ROUNDS * len(concepts))
         result = fit_stand_in(
@@ -134,8 +131,12 @@ def fit_to_stand_in(extracted: Extracted, config: RunConfig, console: Console) -
             progress=lambda done: bar.update(task, completed=done),
         )
     found = ForgetSearch(result, config.solver.lambda_forget, 1, fall_of(result), True)
-    described = {name: describe_rows(concepts, name) for name in concepts[0]}
-    return FittedAdapter(found, described)
+    return FittedAdapter(found, in_rows(concepts))
+
+
+def in_rows(concepts: Sequence[Mapping[str, StandInRows]]) -> dict[str, dict[str, str]]:
+    """What each Linear was fitted to, in words."""
+    return {name: describe_rows(concepts, name) for name in concepts[0]}
 
 
 def describe_rows(concepts: Sequence[Mapping[str, StandInRows]], name: str) -> dict[str, str]:

@@ -127,7 +127,18 @@ def checks_that_mean_nothing(metrics: Metrics) -> list[str]:
         for what, before, chance, option in checks
         if before is not None and before <= chance
     ]
-    return [*of_answers, *flattered, *at_chance]
+    return [*of_answers, *flattered, *beyond(metrics), *at_chance]
+
+
+def beyond(metrics: Metrics) -> list[str]:
+    """What was looked at for some concepts alone, because there are so many."""
+    looked, asked = len(metrics.get("reidentification", ())), metrics.get("concepts", 0)
+    if asked <= looked:
+        return []
+    return [
+        f"readers looked again for the first {looked} of {asked} concepts, which take up to a "
+        "second each; nothing is known of the others"
+    ]
 
 
 def expectation(found: Metrics) -> str:

@@ -173,16 +173,30 @@ def fit_stand_in(
     pairs = {name: ridge.pair(cs[name], rank * len(concepts)) for name, ridge in ridges.items()}
     used = max(len(pair.a) for pair in pairs.values())
     whole = {name: with_bias(pair) for name, pair in pairs.items()}
-    kept = sum(np.sum((concepts[0][n].preserve @ change) * change) for n, change in whole.items())
-    weight = sum(np.sum((pair.b @ pair.a) ** 2) for pair in pairs.values())
-    terms = np.array([[start, 0.0, 0.0], [missed(ridges, goals, whole), kept, weight]])
+    left = np.sqrt([start, missed(ridges, goals, whole)])
+    padding = {name: padded(pair, used) for name, pair in pairs.items()}
+    adapter = LoraAdapter(padding, float(used), used)
+    terms = np.array([[left[0], 0.0, 0.0], [left[1], *sizes(concepts[0], adapter)]])
     return Result(
-        LoraAdapter({name: padded(pair, used) for name, pair in pairs.items()}, float(used), used),
-        history_of(np.sqrt(terms), 0),
+        adapter,
+        history_of(terms, 0),
         1,
         None,
         {"total": time.perf_counter() - begun},
     )
+
+
+def sizes(rows: Mapping[str, StandInRows], adapter: LoraAdapter) -> tuple[float, float]:
+    """Root mean square of the change of the images to keep, and the norm of the weights' change.
+
+    Over all projectors; `adapter` has the scale 1.
+    """
+    kept = weight = 0.0
+    for name, pair in adapter.pairs.items():
+        change = with_bias(pair)
+        kept += float(np.sum((rows[name].preserve @ change) * change))
+        weight += float(np.sum(change[:-1] ** 2))
+    return kept**0.5, weight**0.5
 
 
 def missed(

@@ -17,13 +17,15 @@ import porting
 from jax_unlearn.models.frozen_linear import FrozenLinear
 from jax_unlearn.models.lora import LoraAdapter, LoraPair
 from jax_unlearn.runs.cli import main
+from jax_unlearn.runs.fit_adapter import fit_adapter
 from jax_unlearn.runs.ledger import commands, requests
+from jax_unlearn.runs.ledger.alone import owners
 from jax_unlearn.runs.ledger.chain import FILE, append, new_entry, read_chain
-from jax_unlearn.runs.ledger.combine import JointFit, SumOfFits, added
+from jax_unlearn.runs.ledger.combine import JointFit, SumOfFits
 from jax_unlearn.runs.ledger.named import Probes
 from jax_unlearn.runs.ledger.options import Add, Init, Undo, ledger_config
 from jax_unlearn.runs.ledger.requests import Request, divide, of_classes, open_ledger, recorded
-from jax_unlearn.runs.ledger.source import LedgerSource, dataset_of
+from jax_unlearn.runs.ledger.source import LedgerSource, dataset_of, only
 from jax_unlearn.runs.ledger.store import (
     STORE,
     StoredImages,
@@ -33,12 +35,14 @@ from jax_unlearn.runs.ledger.store import (
     save_tower,
 )
 from jax_unlearn.runs.ledger.strengths import MOST, STEP, search
+from jax_unlearn.runs.ledger.sums import added, changes_of
 from jax_unlearn.runtime.assets import ASSETS
 from jax_unlearn.runtime.errors import UserError
 from tests.running import read
 
 QUIET = Console(quiet=True)
-LINEARS = {"merger.linear_fc2": (6, 5), "deepstack_merger_list.0.linear_fc2": (4, 5)}
+# Of the second, requests of more than 11 images are fitted one by one.
+LINEARS = {"merger.linear_fc2": (6, 40), "deepstack_merger_list.0.linear_fc2": (4, 22)}
 CLASSES = ("red disc", "red square", "blue disc", "blue square", "cat", "dog")
 CONCEPTS = ("red", "disc", "cat", "blue square")
 
@@ -50,7 +54,7 @@ def some_images(seed, labels):
     order = sorted(range(len(labels)), key=lambda i: digests[i].tobytes())
     kinds = np.array([CLASSES.index(one) if one in CLASSES else 9 for one in labels])
     rows = {
-        name: (random.normal(size=(len(labels), d_in)) + 3 * np.eye(10, d_in)[kinds] ).astype("f4")
+        name: (random.normal(size=(len(labels), d_in)) + 8 * np.eye(10, d_in)[kinds] ).astype("f4")
         for name, (_, d_in) in LINEARS.items()
     }  # fmt: skip
     made = StoredImages(
@@ -180,6 +184,28 @@ def test_any_order_and_an_undo_give_the_same_bytes(ledger, tmp_path, capsys):
         assert f"--statistics {out}: is the run of a ledger" in refused(capsys, command, *words)
 
 
+@pytest.mark.parametrize("target", ["near", "shift", "matched"])
+def test_a_sum_is_that_of_fits_alone(ledger, target):
+    """Near is compared for one request, as neighbours are sought by the outputs of all of them."""
+    for concept in CONCEPTS[:1] if target == "near" else CONCEPTS:
+        add(ledger, concept)
+    opened = open_ledger(ledger)
+    config = opened.config.replace(target=target)
+    source = LedgerSource(opened, config)
+    extracted, divided = source.extract(), source.divided
+    whole = SumOfFits(divided)(extracted, config, QUIET, None, None).found.result.adapter
+    parts = [
+        changes_of(fit_adapter(only(extracted, owners(divided) == i, config), config, QUIET)
+                   .found.result.adapter)
+        for i in sorted({*owners(divided)})
+    ]  # fmt: skip
+    assert len(parts) == (1 if target == "near" else len(CONCEPTS))
+    for name, pair in whole.pairs.items():
+        ours = whole.scale * pair.b @ pair.a
+        theirs = sum(part[name].b @ part[name].a for part in parts)
+        assert np.linalg.norm(ours - theirs) < 1e-3 * np.linalg.norm(theirs)
+
+
 def test_what_is_named_after_each_entry(ledger, tmp_path):
     """As a solve of the requests that are active then says, also of one that is withdrawn."""
     cat, red, me = add(ledger, "cat"), add(ledger, "red"), some_images(2, ["face"] * 10)
@@ -261,21 +287,36 @@ def test_a_sum_of_changes_is_their_sum_and_is_cut_to_the_nearest():
     random = np.random.default_rng(0)
 
     def change(rank, alpha):
-        pair = LoraPair(random.normal(size=(rank, 7)), random.normal(size=(5, rank)))
-        return LoraAdapter({"x": pair}, alpha, rank)
+        size = {"x": (5, 7), "y": (3, 4)}
+        pairs = {
+            name: LoraPair(
+                random.normal(size=(rank, d)), random.normal(size=(e, rank)), random.normal(size=e)
+            )
+            for name, (e, d) in size.items()
+        }
+        # The last column changes nothing.
+        pairs["y"].b[:, -1] = 0
+        return LoraAdapter(pairs, alpha, rank)
 
-    def product(adapter):
-        pair = adapter.pairs["x"]
+    def product(adapter, name):
+        pair = adapter.pairs[name]
         return adapter.scale * np.asarray(pair.b) @ np.asarray(pair.a)
 
-    parts = [change(2, 3.0), change(1, 1.0), change(4, 2.0)]
-    expected = sum(map(product, parts))
-    whole, short = added(parts), added(parts, 2)
-    # As many ranks as the Linear has.
+    parts, strengths = [change(2, 3.0), change(1, 1.0), change(4, 2.0)], [1.0, 2.0, 0.5]
+    changes = [changes_of(one) for one in parts]
+    assert [(len(one["x"].a), len(one["y"].a)) for one in changes] == [(2, 1), (1, 0), (4, 3)]
+    whole, short = added(changes, strengths), added(changes, strengths, 2)
+    # As many ranks as the larger Linear has.
     assert (whole.rank, short.rank) == (5, 2)
-    np.testing.assert_allclose(product(whole), expected, atol=1e-5)
-    u, s, v = np.linalg.svd(expected)
-    np.testing.assert_allclose(product(short), u[:, :2] * s[:2] @ v[:2], atol=1e-5)
+    for name in ("x", "y"):
+        of_parts = [k * product(one, name) for k, one in zip(strengths, parts, strict=True)]
+        expected = sum(of_parts)
+        np.testing.assert_allclose(product(whole, name), expected, atol=1e-5)
+        u, s, v = np.linalg.svd(expected)
+        np.testing.assert_allclose(product(short, name), u[:, :2] * s[:2] @ v[:2], atol=1e-5)
+        biases = [k * one.scale * one.pairs[name].bias
+                  for k, one in zip(strengths, parts, strict=True)]  # fmt: skip
+        np.testing.assert_allclose(whole.scale * whole.pairs[name].bias, sum(biases), atol=1e-5)
 
 
 @given(st.permutations(range(4)))

@@ -34,7 +34,9 @@ def test_the_loss_is_that_of_each_solved_alone(seed, shape, kind, config):
         whole = loss_of(solve({NAME: part}, config), part, config)
         assert b.shape[1] <= min(config.rank, *part.shape)
         nothing = float64_loss(np.zeros(part.shape), part, config)
-        assert float64_loss(b @ a, part, config) == pytest.approx(whole, rel=2e-5, abs=1e-6 * nothing)
+        assert float64_loss(b @ a, part, config) == pytest.approx(
+            whole, rel=2e-5, abs=1e-6 * nothing
+        )
 
 
 def test_a_step_that_all_rows_share_takes_one_column_and_no_change_none():

@@ -5,26 +5,33 @@ from typing import Literal
 
 import numpy as np
 from jax.sharding import Mesh
-from jaxtyping import Bool, Float, Float64
+from jaxtyping import Bool
 from rich.console import Console
 
 from jax_unlearn.features.extracted import Extracted
-from jax_unlearn.models.lora import LoraAdapter, LoraPair
+from jax_unlearn.models.lora import LoraAdapter
 from jax_unlearn.objective.linear import LinearProblem, compress, describe
 from jax_unlearn.objective.loss import Problem, loss, shapes
-from jax_unlearn.objective.problem import targets_of
-from jax_unlearn.runs.fit_adapter import FittedAdapter, fit_adapter, fit_problem
+from jax_unlearn.objective.targets import STAND_IN
+from jax_unlearn.runs.fit_adapter import FittedAdapter, fit_concepts, fit_problem, in_rows
+from jax_unlearn.runs.ledger.alone import (
+    Ways,
+    fit_alone,
+    owned_concepts,
+    owners,
+    ways_of,
+)
 from jax_unlearn.runs.ledger.requests import Divided
-from jax_unlearn.runs.ledger.source import only
 from jax_unlearn.runs.ledger.strengths import search
+from jax_unlearn.runs.ledger.sums import added
 from jax_unlearn.runs.settings.config import RunConfig
 from jax_unlearn.runtime.snapshots import Stage
-from jax_unlearn.solvers.result import Result, history_of
+from jax_unlearn.solvers.result import Result, Row, history_of
+from jax_unlearn.solvers.stand_in import sizes
 from jax_unlearn.solvers.until_forgotten import ForgetSearch, fall_of
 
 Combine = Literal["sum", "joint"]
 Named = Callable[[LoraAdapter], Sequence[int]]
-Factors = tuple[Float64[np.ndarray, "e r"], Float64[np.ndarray, "r d"]]
 
 
 class SumOfFits:
@@ -57,29 +64,31 @@ class SumOfFits:
         mesh: Mesh | None,
     ) -> FittedAdapter:
         """Fit; each image counts for the first request that is about it."""
-        parts = alone(self.divided, extracted, config)
-        # Without snapshots and a bound, which are of one fit.
-        found = [fit_adapter(one, config, console, None, mesh, False).found for _, _, one in parts]
+        divided, stand_in = self.divided, config.objective.target == STAND_IN
+        ways = {} if stand_in else ways_of(divided, extracted, config)
+        alone = fit_alone(divided, extracted, config, ways, console)
 
         def fit(strengths: Sequence[float]) -> LoraAdapter:
-            return added(
-                [times(one.result.adapter, strengths[number])
-                 for one, (number, _, _) in zip(found, parts, strict=True)],
-                self.rank_after,
-            )  # fmt: skip
+            own = [strengths[number] for number in alone.numbers]
+            return added(alone.changes, own, self.rank_after)
 
         if self.named is None:
             adapter = fit(self.strengths)
         else:
             adapter, self.strengths = search(len(self.strengths), fit, self.named)
-        fit_to, held_out = together(parts, extracted, config, self.strengths)
-        seen = fit_to if held_out is None else held_out
-        result = scored(adapter, seen, config, [one.result for one in found])
-        strongest = max(one.lambda_forget for one in found)
-        trials = sum(one.trials for one in found)
-        reached = all(one.reached for one in found)
-        done = ForgetSearch(result, strongest, trials, fall_of(result), reached)
-        return FittedAdapter(done, describe(fit_to))
+        if stand_in:
+            concepts = owned_concepts(divided, extracted, config)
+            rows = in_rows(concepts)
+            history = summed([one.history for one in alone.results], *sizes(concepts[0], adapter))
+        else:
+            fit_to, held_out = together(divided, ways, extracted, config, self.strengths)
+            rows = describe(fit_to)
+            history = scored(adapter, fit_to if held_out is None else held_out, config)
+        result = timed(adapter, history, alone.results)
+        trials, fall = len(alone.numbers), fall_of(result)
+        return FittedAdapter(
+            ForgetSearch(result, alone.lambda_forget, trials, fall, alone.reached), rows
+        )
 
 
 class JointFit:
@@ -99,14 +108,18 @@ class JointFit:
         mesh: Mesh | None,
     ) -> FittedAdapter:
         """Fit, with --rank for each request as far as the Linears allow."""
-        parts = alone(self.divided, extracted, config)
+        if config.objective.target == STAND_IN:
+            return fit_concepts(owned_concepts(self.divided, extracted, config), config, console)
+        ways = ways_of(self.divided, extracted, config)
+        count = len({*owners(self.divided).tolist()})
 
         def fit(strengths: Sequence[float]) -> FittedAdapter:
-            fit_to, held_out = together(parts, extracted, config, strengths)
+            fit_to, held_out = together(self.divided, ways, extracted, config, strengths)
             most = min(min(shape) for shape in shapes(fit_to).values())
-            rank = min(config.solver.rank * len(parts), most)
+            rank = min(config.solver.rank * count, most)
+            few = compress(fit_to), None if held_out is None else compress(held_out)
             # Without snapshots, which are of one fit.
-            return fit_problem(fit_to, held_out, config.replace(rank=rank), console, None, mesh)
+            return fit_problem(*few, config.replace(rank=rank), console, None, mesh)
 
         if (named := self.named) is None:
             return fit(self.strengths)
@@ -117,24 +130,14 @@ class JointFit:
 
 
 LedgerFit = SumOfFits | JointFit
-Parts = Sequence[tuple[int, Bool[np.ndarray, " n"], Extracted]]
-
-
-def alone(divided: Divided, extracted: Extracted, config: RunConfig) -> Parts:
-    """For each request that owns training images, its number, which they are, and the features for
-    them."""
-    owner = divided.owner[~divided.forget.held_out]
-    masks = {number: owner == number for number in sorted({*owner.tolist()})}
-    return [(number, own, only(extracted, own, config)) for number, own in masks.items()]
-
-
-def times(adapter: LoraAdapter, factor: float) -> LoraAdapter:
-    """The change times a factor."""
-    return LoraAdapter(adapter.pairs, adapter.alpha * factor, adapter.rank)
 
 
 def together(
-    parts: Parts, extracted: Extracted, config: RunConfig, strengths: Sequence[float]
+    divided: Divided,
+    ways: Ways,
+    extracted: Extracted,
+    config: RunConfig,
+    strengths: Sequence[float],
 ) -> tuple[Problem, Problem | None]:
     """The problem of all requests, and that to choose by; each request towards its own target, and
     by its strength as far.
@@ -143,88 +146,49 @@ def together(
     request counts less because it has fewer images or because there are others.
     """
     forget, preserve = extracted.train.forget, extracted.train.preserve
-    count = len(forget.files)
-    residual: dict[str, Float[np.ndarray, "n e"]] = {}
-    size = np.ones(count, np.float32)
-    for number, own, one in parts:
-        if config.solver.reduction == "mean":
-            size[own] = np.sqrt(count / own.sum())
-        for projector, target in targets_of(one, config.objective, config.solver.seed):
-            last = projector.last
-            output = last.output(forget.taps[last.name].x[own])
-            rows = residual.setdefault(last.name, np.zeros((count, last.shape[0]), np.float32))
-            way = target.rows(output, np.arange(len(output))) - output
-            rows[own] = np.float32(strengths[number]) * way
+    owner = owners(divided)
+    size = np.ones(len(owner), np.float32)
+    if config.solver.reduction == "mean":
+        size = np.sqrt(len(owner) / np.bincount(owner)[owner]).astype(np.float32)
+    far = np.asarray(strengths, np.float32)[owner][:, None]
 
     def problem(part: int, chosen: Bool[np.ndarray, " n"]) -> Problem:
         made = {}
-        for name, rows in residual.items():
+        for name, way in ways.items():
             kept, weights = preserve.statistics[name][part], size[chosen][:, None]
             made[name] = LinearProblem(
                 forget.taps[name].x[chosen] * weights,
-                rows[chosen] * weights,
+                (far * way)[chosen] * weights,
                 kept.equivalent_rows().x.astype(np.float32),
                 float(chosen.sum()),
                 float(max(1, kept.count)),
             )
-        return compress(made)
+        return made
 
     if forget.choosing is None:
-        return problem(0, np.ones(count, bool)), None
+        return problem(0, np.ones(len(owner), bool)), None
     return problem(0, ~forget.choosing), problem(1, forget.choosing)
 
 
-def scored(
-    adapter: LoraAdapter, problem: Problem, config: RunConfig, parts: Sequence[Result]
-) -> Result:
-    """The loss of a sum in the problem of all requests, before and after; the time of its parts."""
+def scored(adapter: LoraAdapter, problem: Problem, config: RunConfig) -> list[Row]:
+    """The loss of a sum in the problem of all requests, before and after."""
     weights = config.solver.loss_weights()
     nothing = config.solver.init(problem)
     terms = [np.asarray(loss(one, problem, weights)[1]) for one in (nothing, adapter)]
-    seconds = {name: sum(one.seconds.get(name, 0.0) for one in parts) for name in parts[0].seconds}
-    stopped = next((one.stopped for one in parts if one.stopped), None)
-    return Result(adapter, history_of(np.stack(terms), 0), 1, stopped, seconds)
+    return history_of(np.stack(terms), 0)
 
 
-def added(adapters: Sequence[LoraAdapter], rank_after: int | None = None) -> LoraAdapter:
-    """The sum of low-rank changes: their factors side by side, or cut to a rank by an SVD.
-
-    A sum of more ranks than the Linears allow is written with as many as they do, which loses
-    nothing.
-
-    Args:
-        adapters: changes of the same Linears.
-        rank_after: the largest rank of the sum.
-    """
-    factors = {name: stacked([(a.pairs[name], a.scale) for a in adapters])
-               for name in adapters[0].pairs}  # fmt: skip
-    full = sum(one.rank for one in adapters)
-    most = max(min(b.shape[0], a.shape[1]) for b, a in factors.values())
-    rank = min(full, most, rank_after or full)
-    if rank < full:
-        factors = {name: cut(b, a, rank) for name, (b, a) in factors.items()}
-    pairs = {n: LoraPair(a.astype(np.float32), b.astype(np.float32))
-             for n, (b, a) in factors.items()}  # fmt: skip
-    return LoraAdapter(pairs, alpha=float(rank), rank=rank)
-
-
-def stacked(pairs: Sequence[tuple[LoraPair, float]]) -> Factors:
-    """Factors of the sum of scale · b @ a, in the given order."""
-    assert all(pair.bias is None for pair, _ in pairs)
-    b = [scale * np.asarray(pair.b, np.float64) for pair, scale in pairs]
-    return np.concatenate(b, axis=1), np.concatenate(
-        [np.asarray(pair.a, np.float64) for pair, _ in pairs]
+def summed(histories: Sequence[Sequence[Row]], preserve: float, weight: float) -> list[Row]:
+    """The forget terms of requests that were fitted alone, and the other terms of their sum."""
+    before, after = (
+        float(np.sqrt(sum(rows[i]["forget"] ** 2 for rows in histories))) for i in (0, -1)
     )
+    return history_of(np.array([[before, 0.0, 0.0], [after, preserve, weight]]), 0)
 
 
-def cut(b: np.ndarray, a: np.ndarray, rank: int) -> Factors:
-    """The nearest product of a rank to b @ a; missing directions are zeros."""
-    left, upper = np.linalg.qr(b)
-    right, lower = np.linalg.qr(a.T)
-    u, sizes, v = np.linalg.svd(upper @ lower.T, full_matrices=False)
-    kept = min(rank, len(sizes))
-    root = np.sqrt(sizes[:kept])
-    new_b, new_a = np.zeros((len(b), rank)), np.zeros((rank, a.shape[1]))
-    new_b[:, :kept] = left @ u[:, :kept] * root
-    new_a[:kept] = root[:, None] * (v[:kept] @ right.T)
-    return new_b, new_a
+def timed(adapter: LoraAdapter, history: list[Row], parts: Sequence[Result]) -> Result:
+    """The result of a sum, with the time of its parts."""
+    stopped = next((one.stopped for one in parts if one.stopped), None)
+    names = parts[0].seconds if parts else ()
+    seconds = {name: sum(one.seconds.get(name, 0.0) for one in parts) for name in names}
+    return Result(adapter, history, 1, stopped, seconds)

@@ -8,11 +8,11 @@ import numpy as np
 from jaxtyping import Bool
 
 from jax_unlearn.evaluate.judges import splits
-from jax_unlearn.evaluate.probes import Split
 from jax_unlearn.evaluate.score import fit_probes
 from jax_unlearn.features.extracted import Extracted
 from jax_unlearn.features.samples import Sides
 from jax_unlearn.models.lora import NO_CHANGE, LoraAdapter
+from jax_unlearn.objective.projectors import projectors_of
 from jax_unlearn.runs.ledger.requests import Divided
 from jax_unlearn.runs.run_directory import Metrics
 
@@ -30,10 +30,19 @@ class Probes:
 
     @cached_property
     def fitted(self) -> Mapping[str, Any]:
-        return fit_probes(self.splits(self.extracted.train.image_means(), NO_CHANGE))
+        return fit_probes(splits(self.extracted, self.train, NO_CHANGE))
 
-    def splits(self, sides: Sides, adapter: LoraAdapter) -> Mapping[str, Split]:
-        return splits(self.extracted, sides, adapter)
+    @cached_property
+    def train(self) -> Sides:
+        return self.extracted.train.image_means()
+
+    @cached_property
+    def before(self) -> Mapping[str, np.ndarray]:
+        """The original embeddings of the training images to forget."""
+        return {
+            one.name: one.last.output(self.train.forget.taps[one.last.name].x)
+            for one in projectors_of(self.extracted.linears)
+        }
 
     def named_in_training(self, adapter: LoraAdapter) -> list[int]:
         """For each request that is fitted, how many of its training images a probe names.
@@ -41,19 +50,21 @@ class Probes:
         An image is named if its class is said to be one of the request's. One whose request owns no
         image, and is not fitted, counts for its owner.
         """
-        train, divided = self.splits(self.extracted.train.image_means(), adapter), self.divided
+        divided, forget = self.divided, self.train.forget
         rows = ~divided.forget.held_out
         owner = divided.owner[rows]
+        owning = {*owner.tolist()}
         said = [
-            self.fitted[name].predict(split.after[split.is_forget]) for name, split in train.items()
+            self.fitted[one.name].predict(self.before[one.name] + one.change(forget, adapter))
+            for one in projectors_of(self.extracted.linears)
         ]
         found = np.zeros(len(divided.requests), int)
         for number in range(len(divided.requests)):
             own = divided.of_request(number)
-            classes = classes_of(divided, own)
-            named = own[rows] & np.any([np.isin(one, classes) for one in said], axis=0)
-            if (owner == number).any():
-                found[number] += named.sum()
+            shown, classes = np.flatnonzero(own[rows]), classes_of(divided, own)
+            named = shown[np.any([np.isin(one[shown], classes) for one in said], axis=0)]
+            if number in owning:
+                found[number] += len(named)
             else:
                 np.add.at(found, owner[named], 1)
         return found.tolist()
@@ -63,7 +74,7 @@ class Probes:
 
         The worst projector counts.
         """
-        test, divided = self.splits(self.extracted.test, adapter), self.divided
+        test, divided = splits(self.extracted, self.extracted.test, adapter), self.divided
         said = {name: [self.fitted[name].predict(x[split.is_forget])
                        for x in (split.before, split.after)]
                 for name, split in test.items()}  # fmt: skip
@@ -94,4 +105,4 @@ class Probes:
 
 def classes_of(divided: Divided, own: Bool[np.ndarray, " n"]) -> list[str]:
     """The classes of some of the images to forget."""
-    return sorted({one for one, ours in zip(divided.forget.labels, own, strict=True) if ours})
+    return sorted({divided.forget.labels[i] for i in np.flatnonzero(own)})

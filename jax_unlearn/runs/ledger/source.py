@@ -11,10 +11,12 @@ from jax_unlearn.data.dataset import Dataset
 from jax_unlearn.data.images import ImageFile
 from jax_unlearn.features.extracted import Extracted
 from jax_unlearn.features.samples import Sides
-from jax_unlearn.features.stand_in import Counterpart
+from jax_unlearn.features.stand_in import Counterpart, StandIn
 from jax_unlearn.models.frozen_linear import FrozenLinear
-from jax_unlearn.objective.counterparts import counterparts
+from jax_unlearn.objective.counterparts import Embedded
 from jax_unlearn.objective.projectors import projectors_of
+from jax_unlearn.objective.stand_in import stand_in_of
+from jax_unlearn.objective.targets import STAND_IN
 from jax_unlearn.runs.fingerprint import fingerprint
 from jax_unlearn.runs.ledger.requests import Divided, Ledger, divide
 from jax_unlearn.runs.ledger.store import StoredImages
@@ -84,31 +86,73 @@ def part(images: StoredImages, held_out: bool) -> StoredImages:
     return images.take(np.flatnonzero(images.held_out == held_out))
 
 
+def with_images(divided: Divided) -> list[int]:
+    """The numbers of the requests that have a training image."""
+    trained = ~divided.forget.held_out
+    every = range(len(divided.requests))
+    return [number for number in every if (divided.of_request(number) & trained).any()]
+
+
 def extracted_of(divided: Divided, linears: Sequence[FrozenLinear], config: RunConfig) -> Extracted:
     """The features of all requests together, without counts and blank image."""
     train, test = (
         Sides(part(divided.forget, out).features(), part(divided.preserve, out).features())
         for out in (False, True)
     )
-    pairs: list[Counterpart] = []
-    trained = ~divided.forget.held_out
-    of_requests = [divided.of_request(i)[trained] for i in range(len(divided.requests))]
-    alone = np.sum(of_requests, axis=0) == 1
-    for own, request in zip(of_requests, divided.requests, strict=True):
-        # A teal triangle, for the requests teal and triangle, has no teal circle to compare with.
-        if (own & alone).any():
-            own = own & alone
-        if own.any():
-            some = Sides(train.forget.chosen(np.flatnonzero(own)), train.preserve)
-            pairs += counterparts(projectors_of(linears), some, request.concept)
+    pairs = pairs_of(divided, train, linears)
+    stand_ins: tuple[StandIn, ...] = ()
+    if config.objective.target == STAND_IN:
+        stand_ins = tuple(
+            of_means(divided, train, linears, number, pair)
+            for number, pair in zip(with_images(divided), pairs, strict=True)
+        )
     return Extracted(
         linears=tuple(linears),
         train=with_statistics(train, linears, split_seed(config)),
         test=test,
         empty={},
         counts={},
-        counterparts=tuple(pairs),
+        counterparts=pairs,
+        stand_ins=stand_ins,
     )
+
+
+def pairs_of(
+    divided: Divided, train: Sides, linears: Sequence[FrozenLinear]
+) -> tuple[Counterpart, ...]:
+    """The counterpart of each request that has a training image."""
+    embedded = Embedded.of(projectors_of(linears), train)
+    trained = ~divided.forget.held_out
+    masks = {number: divided.of_request(number)[trained] for number in with_images(divided)}
+    alone = np.sum([*masks.values()], axis=0) == 1
+    found = []
+    for number, own in masks.items():
+        # A teal triangle, for the requests teal and triangle, has no teal circle to compare with.
+        if (own & alone).any():
+            own = own & alone
+        classes = [*dict.fromkeys(train.forget.labels[own].tolist())]
+        found.append(embedded.nearest(divided.requests[number].concept, classes, own))
+    return tuple(found)
+
+
+def of_means(
+    divided: Divided,
+    train: Sides,
+    linears: Sequence[FrozenLinear],
+    number: int,
+    pair: Counterpart,
+) -> StandIn:
+    """The images that take the place of a request's: means alone, as a ledger keeps no tokens.
+
+    Of images that several requests share, those that this one owns, if it owns any.
+    """
+    trained = ~divided.forget.held_out
+    own = divided.owner[trained] == number
+    if not own.any():
+        own = divided.of_request(number)[trained]
+    places = np.flatnonzero(np.isin(train.preserve.labels, pair.preserve))
+    shown = train.preserve.chosen(places)
+    return stand_in_of(linears, train.forget, np.flatnonzero(own), shown, pair)
 
 
 def only(extracted: Extracted, own: Bool[np.ndarray, " n"], config: RunConfig) -> Extracted:
