@@ -39,7 +39,7 @@ from jax_unlearn.runs.ledger.combine import Combine, JointFit, SumOfFits
 from jax_unlearn.runs.ledger.commands import add, init, solve
 from jax_unlearn.runs.ledger.named import Probes
 from jax_unlearn.runs.ledger.options import Add, Init, Solve
-from jax_unlearn.runs.ledger.requests import Divided, Request, divide, of_classes, open_ledger
+from jax_unlearn.runs.ledger.requests import Divided, Request, divide, open_ledger
 from jax_unlearn.runs.ledger.source import extracted_of, only
 from jax_unlearn.runs.ledger.sums import added, changes_of
 from jax_unlearn.runtime.assets import ASSETS
@@ -113,7 +113,7 @@ class Bench:
 
     def request(self, concept: str) -> Request:
         preserve = self.ledger.preserve
-        return Request(concept, of_classes(preserve, sorted(matches(concept, preserve.labels))))
+        return Request(concept, preserve.of_classes(sorted(matches(concept, preserve.labels))))
 
     def features(
         self, concepts: Sequence[str], linears: Sequence[FrozenLinear]

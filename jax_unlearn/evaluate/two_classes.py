@@ -18,7 +18,7 @@ from jax_unlearn.objective.projectors import Projector, projectors_of, rows_chan
 from jax_unlearn.objective.targets import STAND_IN
 
 # A concept takes up to a second.
-MOST_CONCEPTS = 50
+MOST_CONCEPTS = 20
 # How the tokens of an image become one row.
 POOLS: dict[str, Callable[[np.ndarray], np.ndarray]] = {
     "max": lambda tokens: tokens.max(axis=1),

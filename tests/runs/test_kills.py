@@ -28,7 +28,7 @@ from benchmarks.speed.tower import machine
 from jax_unlearn.runs.cli import main
 from jax_unlearn.runs.ledger.commands import listing
 from jax_unlearn.runs.ledger.options import Listing
-from jax_unlearn.runs.ledger.requests import Request, of_classes, open_ledger
+from jax_unlearn.runs.ledger.requests import Request, open_ledger
 from jax_unlearn.runtime.resume import StageSnapshots
 from tests.running import arguments
 
@@ -198,7 +198,7 @@ def killed_ledger(folder, place, kills, seed):
     killer.run_whole(["ledger", "init", ledger, "--checkpoint", folder / "checkpoint", *preserve])
     add = ["ledger", "add", ledger, "--concept", "triangle", "--images", folder / "forget"]
     by_class = ["ledger", "add", ledger, "--concept", "astronaut"]
-    id = Request("astronaut", of_classes(open_ledger(ledger).preserve, ["astronaut"])).id
+    id = Request("astronaut"(open_ledger(ledger).preserve, ["astronaut"])).id
     undo = ["ledger", "undo", ledger, id]
     solve = ["ledger", "solve", ledger, "--out", out]
     shutil.copytree(ledger, other)

@@ -24,7 +24,7 @@ from jax_unlearn.runs.ledger.chain import FILE, append, new_entry, read_chain
 from jax_unlearn.runs.ledger.combine import JointFit, SumOfFits
 from jax_unlearn.runs.ledger.named import Probes
 from jax_unlearn.runs.ledger.options import Add, Init, Undo, ledger_config
-from jax_unlearn.runs.ledger.requests import Request, divide, of_classes, open_ledger, recorded
+from jax_unlearn.runs.ledger.requests import Request, divide, open_ledger, recorded
 from jax_unlearn.runs.ledger.source import LedgerSource, dataset_of, only
 from jax_unlearn.runs.ledger.store import (
     STORE,
@@ -243,7 +243,7 @@ def test_what_is_fitted_depends_on_the_active_requests_alone(template, steps):
 
     def request(concept):
         classes = [one for one in CLASSES if set(concept.split()) <= set(one.split())]
-        return Request(concept, of_classes(preserve, classes))
+        return Request(concept, preserve.of_classes(classes))
 
     entries, there = read_chain(template), set()
     for concept in steps:

@@ -31,7 +31,6 @@ from jax_unlearn.runs.ledger.requests import (
     Request,
     active,
     divide,
-    of_classes,
     open_ledger,
     recorded,
 )
@@ -126,7 +125,7 @@ def add(command: Add, console: Console) -> tuple[str, list[str]]:
                 f"--concept {concept}: no class to preserve has these words; give --images, or "
                 f"words of one of {there}"
             )
-        request = Request(concept, of_classes(ledger.preserve, classes))
+        request = Request(concept, ledger.preserve.of_classes(classes))
         what: dict[str, Any] = {"classes": classes, "images": None}
         return recorded(ledger.directory, request, what), []
     folders = Folders(command.tower.strict, FolderNames.read(None))

@@ -95,7 +95,7 @@ class Ledger:
         """The images of a request: those of a file of the store, or of classes to preserve."""
         if digest := entry.what["images"]:
             return load_images(self.directory, digest)
-        return of_classes(self.preserve, entry.what["classes"])
+        return self.preserve.of_classes(entry.what["classes"])
 
 
 def open_ledger(directory: Path) -> Ledger:
@@ -139,11 +139,6 @@ def recorded(directory: Path, request: Request, what: Mapping[str, Any]) -> str:
         what = {"concept": request.concept, **what}
         append(directory, new_entry("add", request.id, what, entries), entries)
     return request.id
-
-
-def of_classes(images: StoredImages, classes: Sequence[str]) -> StoredImages:
-    """The images of some classes."""
-    return images.take(np.flatnonzero(np.isin(images.labels, list(classes))))
 
 
 @dataclass(frozen=True)

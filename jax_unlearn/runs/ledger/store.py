@@ -3,6 +3,7 @@
 import json
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
+from functools import cached_property
 from pathlib import Path
 from typing import Any, TypedDict
 
@@ -65,6 +66,14 @@ class StoredImages:
     def keys(self) -> list[bytes]:
         """The digests, to look images up by."""
         return [row.tobytes() for row in self.digests]
+
+    @cached_property
+    def _classes(self) -> np.ndarray:
+        return np.array(self.labels)
+
+    def of_classes(self, classes: Sequence[str]) -> "StoredImages":
+        """The images of some classes."""
+        return self.take(np.flatnonzero(np.isin(self._classes, list(classes))))
 
     def take(self, index: Sequence[int] | np.ndarray) -> "StoredImages":
         """Some of the images, in this order."""
