@@ -1,7 +1,7 @@
 """Choose the class to keep that a concept is compared with, or moved onto."""
 
 from collections.abc import Collection, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import cache
 
 import numpy as np
@@ -58,11 +58,13 @@ class Embedded:
 
     Attributes:
         forget: [n, e] the samples to forget.
+        labels: their classes.
         means: [classes, e] the means of the classes to keep.
         counts: the number of samples of each class to keep, by its name.
     """
 
     forget: Embeddings
+    labels: np.ndarray
     means: Embeddings
     counts: Mapping[str, int]
 
@@ -71,16 +73,16 @@ class Embedded:
         """From features with one row each at the projectors' last Linears."""
         outputs = equalised([one.last.output(sides.both(one.last.name)) for one in projectors])
         own, kept = outputs[sides.is_forget], outputs[~sides.is_forget]
-        names, first, place = np.unique(
-            sides.preserve.labels, return_index=True, return_inverse=True
+        return cls(own, sides.forget.labels, *class_means(kept, sides.preserve.labels))
+
+    def before(self, group: Collection[str]) -> "Embedded":
+        """The same with every class to keep, but those of `group`, as if nothing else were
+        forgotten."""
+        others = ~np.isin(self.labels, [*group, *self.counts])
+        means, counts = class_means(self.forget[others], self.labels[others])
+        return replace(
+            self, means=np.concatenate([self.means, means]), counts={**self.counts, **counts}
         )
-        sums = np.zeros((len(names), kept.shape[1]))
-        np.add.at(sums, place, kept)
-        counts = np.bincount(place)
-        # In the order in which they appear, which decides between equal distances.
-        order = np.argsort(first)
-        means = sums[order] / counts[order][:, None]
-        return cls(own, means, {str(names[i]): int(counts[i]) for i in order})
 
     def nearest(self, words: str, group: Sequence[str], own: Bool[np.ndarray, " n"]) -> Counterpart:
         """The counterpart of the concept of these words, whose classes are `group`.
@@ -103,6 +105,19 @@ class Embedded:
         far = np.linalg.norm(means - self.forget[own].mean(axis=0), axis=1)
         name = names[int(far.argmin())]
         return Counterpart(words, tuple(group), name, tuple(sorted(of_words.get(name, [name]))))
+
+
+def class_means(outputs: Embeddings, labels: np.ndarray) -> tuple[Embeddings, dict[str, int]]:
+    """The mean of each class and its number of samples, in the order in which classes appear.
+
+    That order decides between equal distances.
+    """
+    names, first, place = np.unique(labels, return_index=True, return_inverse=True)
+    sums = np.zeros((len(names), outputs.shape[1]))
+    np.add.at(sums, place, outputs)
+    counts = np.bincount(place, minlength=len(names))
+    order = np.argsort(first)
+    return sums[order] / counts[order][:, None], {str(names[i]): int(counts[i]) for i in order}
 
 
 def equalised(outputs: Sequence[Embeddings]) -> Embeddings:

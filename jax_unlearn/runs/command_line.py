@@ -28,7 +28,7 @@ from jax_unlearn.runs.export import Export, Unmerge, export, unmerge
 from jax_unlearn.runs.help import print_help
 from jax_unlearn.runs.inspect.checkpoint_facts import inspect, lines
 from jax_unlearn.runs.ledger.command_line import Ledger, run_ledger
-from jax_unlearn.runs.ledger.options import Listing, Undo
+from jax_unlearn.runs.ledger.options import Listing, Undo, with_target_defaults
 from jax_unlearn.runs.pipeline import run
 from jax_unlearn.runs.report.comparison import Report, write_comparison
 from jax_unlearn.runs.settings.checks import refuse_preset, refuse_unused
@@ -129,7 +129,7 @@ def dispatch(arguments: Sequence[str], console: Console) -> None:
         with prepared(console):
             run_or_sweep(config, console, start)
         return
-    command = parse(Command, PROGRAM, arguments, description=DESCRIPTION)
+    command = parse(Command, PROGRAM, with_target_defaults(arguments), description=DESCRIPTION)
     with prepared(console, torch=needs_torch(command), keep=compiles(command)):
         execute(command, console)
 

@@ -206,6 +206,42 @@ def test_a_sum_is_that_of_fits_alone(ledger, target):
         assert np.linalg.norm(ours - theirs) < 1e-3 * np.linalg.norm(theirs)
 
 
+def test_requests_are_moved_onto_stand_ins_that_are_not_forgotten(ledger, tmp_path, capsys):
+    """The first entry is written anew, with another target."""
+    what = dict(read_chain(ledger)[0].what)
+    what["settings"] |= {"target": "stand_in", "rank": 2, "lambda_forget": 1.0} | {
+        "lambda_preserve": 1.0,
+        "lambda_weight": what["settings"]["lambda_weight"],
+    }
+    (ledger / FILE).unlink()
+    append(ledger, new_entry("init", what=what), [])
+    cat = add(ledger, "cat")
+    (listed,) = json.loads(said(capsys, "ledger", "list", ledger, "--json"))["active"]
+    nearest = listed["stand_in"]
+    assert nearest in CLASSES and listed["in_place_of"] is None
+    assert nearest in said(capsys, "ledger", "list", ledger)
+    add(ledger, nearest)
+    both = json.loads(said(capsys, "ledger", "list", ledger, "--json"))["active"]
+    (of_cat,) = (one for one in both if one["id"] == cat)
+    assert of_cat["in_place_of"] == nearest != of_cat["stand_in"] not in ("cat", nearest)
+    table = said(capsys, "ledger", "list", ledger).replace("│", " ").split()
+    assert f"as {nearest} is forgotten" in " ".join(table)
+    main(["ledger", "solve", str(ledger), "--out", str(tmp_path / "run")])
+    metrics = read(tmp_path / "run" / "metrics.json")
+    assert metrics["adapter"] | {"bytes": 0} == {
+        "rank": 4, "alpha": 4.0, "targets": sorted(LINEARS), "bias": True, "bytes": 0,
+    }  # fmt: skip
+    onto = {one["concept"]: one["counterpart"] for one in metrics["expected"]["concepts"]}
+    assert onto["cat"] == of_cat["stand_in"]
+    # Two held-out images of each, after eight to train with.
+    for one in metrics["ledger"]["requests"]:
+        assert one["named_after"] < one["named_before"] == 1.0
+    line = refused(capsys, "ledger", "solve", ledger, "--out", tmp_path / "r", "--combine", "joint")
+    assert "give --equal" in line
+    joint = fitted(ledger, JointFit)[0]
+    assert joint.adapter.rank == 4 and joint.history[-1]["forget"] < joint.history[0]["forget"]
+
+
 def test_what_is_named_after_each_entry(ledger, tmp_path):
     """As a solve of the requests that are active then says, also of one that is withdrawn."""
     cat, red, me = add(ledger, "cat"), add(ledger, "red"), some_images(2, ["face"] * 10)
@@ -406,7 +442,7 @@ def test_settings_that_need_what_is_not_kept_are_refused(tmp_path, ledger, capsy
     start = ["ledger", "init", tmp_path / "new", "--checkpoint", ASSETS / "checkpoint",
              "--preserve", ASSETS / "images" / "train"]  # fmt: skip
     for words, why in {
-        ("--target", "stand_in"): "keeps no tokens",
+        ("--target", "stand_in", "--near-step", "2"): "--near-step: has no effect",
         ("--granularity", "tokens"): "keeps the mean of each image",
         ("--linears", "linear_fc1"): "before a GELU",
         ("--optimizer", "leace"): "erases one concept",

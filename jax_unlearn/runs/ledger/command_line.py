@@ -72,10 +72,15 @@ def show_listing(found: Metrics) -> None:
         row = (str(one["number"]), one["kind"], one["id"], one["concept"], one["time"])
         entries.add_row(*map(printable, row))
     print_table(entries)
-    requests = Table("active request", "concept", "images", "held out")
+    onto = ["moved onto"] if any("stand_in" in one for one in found["active"]) else []
+    requests = Table("active request", "concept", "images", "held out", *onto)
     for one in found["active"]:
-        counts = str(one["images"]), str(one["held_out"])
-        requests.add_row(one["id"], printable(one["concept"]), *counts)
+        cells = [one["id"], one["concept"], str(one["images"]), str(one["held_out"])]
+        if onto:
+            nearest = one.get("in_place_of")
+            why = f", as {nearest} is forgotten" if nearest else ""
+            cells.append(one.get("stand_in", "—") + why)
+        requests.add_row(*map(printable, cells))
     print_table(requests)
     if found["unnamed"]:
         print(

@@ -11,7 +11,9 @@ from jax_unlearn.data.class_names import FolderNames, matches
 from jax_unlearn.data.scan import printable
 from jax_unlearn.data.splits import split_held_out
 from jax_unlearn.features.extracted import Extracted
+from jax_unlearn.features.stand_in import Counterpart
 from jax_unlearn.models.lora import LoraAdapter
+from jax_unlearn.objective.targets import STAND_IN
 from jax_unlearn.runs.fingerprint import digest
 from jax_unlearn.runs.ledger.chain import Entry, append, new_entry, read_chain
 from jax_unlearn.runs.ledger.combine import JointFit, LedgerFit, SumOfFits
@@ -34,7 +36,7 @@ from jax_unlearn.runs.ledger.requests import (
     open_ledger,
     recorded,
 )
-from jax_unlearn.runs.ledger.source import LedgerSource, extracted_of
+from jax_unlearn.runs.ledger.source import LedgerSource, extracted_of, replaced
 from jax_unlearn.runs.ledger.steps import check_steps, steps
 from jax_unlearn.runs.ledger.store import (
     STORE,
@@ -222,6 +224,9 @@ def listing(command: Listing) -> Metrics:
         if entry.kind == "add" and entry.id not in requests:
             # Also what was withdrawn can be read.
             ledger.images_of(entry)
+    onto = {}
+    if requests and ledger.config.objective.target == STAND_IN:
+        onto = replaced(divide([*requests.values()], ledger.preserve), ledger.tower.linears)
     digests = [entry.digest for entry in ledger.entries]
     if command.digest is not None and command.digest not in digests:
         raise UserError(
@@ -236,12 +241,20 @@ def listing(command: Listing) -> Metrics:
         ],
         "active": [
             {"id": id, "concept": one.concept, "images": int((~one.images.held_out).sum()),
-             "held_out": int(one.images.held_out.sum())}
+             "held_out": int(one.images.held_out.sum()), **moved_onto(onto.get(id))}
             for id, one in requests.items()
         ],
         "unnamed": unnamed(ledger),
         "digest": digests[-1],
     }  # fmt: skip
+
+
+def moved_onto(pair: tuple[Counterpart, Counterpart] | None) -> Metrics:
+    """The stand-in of a request, and the nearest class if that is forgotten too."""
+    if pair is None:
+        return {}
+    now, alone = (one.name for one in pair)
+    return {"stand_in": now, "in_place_of": alone if alone != now else None}
 
 
 def concept_of(ledger: Ledger, entry: Entry) -> str:
@@ -274,6 +287,12 @@ def solve(command: Solve, console: Console) -> Metrics:
         raise UserError(f"--rank-after {command.rank_after}: must be at least 1")
     directory, out = command.directory, resolved(command.out)
     ledger = open_ledger(directory)
+    onto = ledger.config.objective.target == STAND_IN
+    if onto and command.combine == "joint" and not command.equal:
+        raise UserError(
+            "--combine joint: with --target stand_in no request can be moved further than the "
+            "others; give --equal, or leave it out"
+        )
     check_output(out, {"the ledger": [directory]})
     if command.steps:
         check_steps(ledger)

@@ -1,5 +1,7 @@
 """The options of `jax-unlearn ledger …`, and the settings that a ledger cannot have."""
 
+import argparse
+from collections.abc import Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -8,17 +10,16 @@ from tyro.conf import Positional
 
 from jax_unlearn.features.extractor import ExtractionSettings
 from jax_unlearn.objective.problem import ObjectiveSettings
-from jax_unlearn.objective.targets import STAND_IN
 from jax_unlearn.runs.ledger.combine import Combine
 from jax_unlearn.runs.settings.checks import check_run, source_of
 from jax_unlearn.runs.settings.config import RunConfig, SolverSettings, build, flat
+from jax_unlearn.runs.settings.presets import OF_TARGET
 from jax_unlearn.runtime.errors import UserError
 from jax_unlearn.runtime.hub import pinned
 from jax_unlearn.runtime.used_if import leaf_fields, option
 
 # Settings that must keep their default, and why.
 REASONS = {
-    "target": "a ledger keeps no tokens, which --target stand_in matches",
     "granularity": "a ledger keeps the mean of each image and no tokens",
     "linears": "a ledger keeps no rows before a GELU",
     "optimizer": "LEACE erases one concept and has no rank to add up",
@@ -110,7 +111,8 @@ class Solve:
     combine: Combine = "sum"
     """sum: fit each request alone against the original, with the images of all active requests left
     out of those to preserve, and add the changes up; joint: one fit of all requests, each towards
-    the target that it has alone. Both have --rank for each request."""
+    the target that it has alone; with --target stand_in only with --equal. Both have --rank for
+    each request."""
     equal: bool = False
     """Move every request exactly to its target. By default those of whose training images a linear
     probe still names one are moved further, by up to four times, until it names none."""
@@ -121,6 +123,19 @@ class Solve:
     """With --combine sum: cut the sum to this rank, by an SVD; by default it is not cut."""
     overwrite: bool = False
     """Replace --out if it exists."""
+
+
+def with_target_defaults(words: Sequence[str]) -> list[str]:
+    """The command line with the settings that the target of `ledger init` has of its own, where
+    they are not given."""
+    if [*words[:2]] != ["ledger", "init"]:
+        return [*words]
+    parser = argparse.ArgumentParser(add_help=False, allow_abbrev=False)
+    parser.add_argument("--target", nargs="?")
+    own = OF_TARGET.get(str(parser.parse_known_args([*words])[0].target), {})
+    given = {word.split("=")[0].replace("_", "-") for word in words}
+    more = {option(name): str(value) for name, value in own.items() if option(name) not in given}
+    return [*words[:2], *(word for pair in more.items() for word in pair), *words[2:]]
 
 
 def ledger_config(command: Init) -> RunConfig:
@@ -141,6 +156,7 @@ def ledger_config(command: Init) -> RunConfig:
         given |= {name: getattr(group, name) for name in leaf_fields(group)}
     config = build(RunConfig, given)
     start = RunConfig.of(checkpoint=config.samples.checkpoint, out=command.directory)
+    start = start.replace(**OF_TARGET.get(config.objective.target_kind, {}))
     if source_of(config.samples) != "qwen_images":
         raise UserError(
             f"{command.checkpoint}: is a CLIP, and a ledger is of images through a Qwen3 tower; "
@@ -149,11 +165,7 @@ def ledger_config(command: Init) -> RunConfig:
     ours, theirs = flat(config), flat(start)
     for name, why in REASONS.items():
         value = ours[name]
-        allowed = {
-            "target": value != STAND_IN,
-            "optimizer": value != "leace",
-        }.get(name, value == theirs[name])
-        if not allowed:
+        if value != theirs[name] and not (name == "optimizer" and value != "leace"):
             shown = " ".join(value) if isinstance(value, tuple) else value
             raise UserError(f"{option(name)} {shown}: cannot be used here: {why}; leave it out")
     check_run(config, start)

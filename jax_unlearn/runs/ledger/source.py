@@ -118,21 +118,43 @@ def extracted_of(divided: Divided, linears: Sequence[FrozenLinear], config: RunC
 
 
 def pairs_of(
-    divided: Divided, train: Sides, linears: Sequence[FrozenLinear]
+    divided: Divided, train: Sides, linears: Sequence[FrozenLinear], alone: bool = False
 ) -> tuple[Counterpart, ...]:
-    """The counterpart of each request that has a training image."""
+    """The counterpart of each request that has a training image.
+
+    Args:
+        divided: the images of the requests.
+        train: their features.
+        linears: the Linears.
+        alone: the counterpart that each would have if it were the only request.
+    """
     embedded = Embedded.of(projectors_of(linears), train)
     trained = ~divided.forget.held_out
     masks = {number: divided.of_request(number)[trained] for number in with_images(divided)}
-    alone = np.sum([*masks.values()], axis=0) == 1
+    unshared = np.sum([*masks.values()], axis=0) == 1
     found = []
     for number, own in masks.items():
         # A teal triangle, for the requests teal and triangle, has no teal circle to compare with.
-        if (own & alone).any():
-            own = own & alone
+        if (own & unshared).any():
+            own = own & unshared
         classes = [*dict.fromkeys(train.forget.labels[own].tolist())]
-        found.append(embedded.nearest(divided.requests[number].concept, classes, own))
+        concept = divided.requests[number].concept
+        among = embedded
+        if alone:
+            among = embedded.before(np.unique(train.forget.labels[masks[number]]))
+        found.append(among.nearest(concept, classes, own))
     return tuple(found)
+
+
+def replaced(
+    divided: Divided, linears: Sequence[FrozenLinear]
+) -> dict[str, tuple[Counterpart, Counterpart]]:
+    """For each request by its id, the class it is moved onto, and the one that it would be if no
+    other were forgotten."""
+    train = Sides(part(divided.forget, False).features(), part(divided.preserve, False).features())
+    both = [pairs_of(divided, train, linears, alone) for alone in (False, True)]
+    ids = [divided.requests[number].id for number in with_images(divided)]
+    return dict(zip(ids, zip(*both, strict=True), strict=True))
 
 
 def of_means(
