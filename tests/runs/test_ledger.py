@@ -236,6 +236,7 @@ def test_requests_are_moved_onto_stand_ins_that_are_not_forgotten(ledger, tmp_pa
     # Two held-out images of each, after eight to train with.
     for one in metrics["ledger"]["requests"]:
         assert one["named_after"] < one["named_before"] == 1.0
+    capsys.readouterr()
     line = refused(capsys, "ledger", "solve", ledger, "--out", tmp_path / "r", "--combine", "joint")
     assert "give --equal" in line
     joint = fitted(ledger, JointFit)[0]
