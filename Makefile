@@ -75,6 +75,7 @@ bench: $(VENV)/.test
 	$(BIN)/python -m benchmarks.speed.sweep
 	$(BIN)/python -m benchmarks.speed.where_to_solve
 	$(BIN)/python -m benchmarks.scale.many_images
+	$(BIN)/python -m benchmarks.scale.many_requests
 	$(BIN)/python -m benchmarks.scale.processes
 	$(BIN)/python -m benchmarks.write_docs
 

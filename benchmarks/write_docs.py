@@ -26,7 +26,15 @@ from benchmarks.forgetting import (
     tradeoff,
 )
 from benchmarks.markdown import Row, replace, table_of
-from benchmarks.scale import accelerator, chips, late_processes, many_images, processes, real_size
+from benchmarks.scale import (
+    accelerator,
+    chips,
+    late_processes,
+    many_images,
+    many_requests,
+    processes,
+    real_size,
+)
 from benchmarks.shipped.clip import exam as clip_exam
 from benchmarks.shipped.qwen3_vl import exam
 from benchmarks.speed import clip_names as clip_speed
@@ -130,6 +138,7 @@ BLOCKS = (
     Block(SPEED, "stand in size", ("stand_in_size",), stand_in_size.table),
     Block(SPEED, "place", ("where_to_solve",), where_to_solve.table),
     Block(SCALE, "many images", ("many_images",), many_images.table),
+    Block(SCALE, "many requests", ("many_requests",), many_requests.table),
     Block(SCALE, "real size", ("real_size",), real_size.table),
     Block(SCALE, "processes", ("processes",), processes.table),
     Block(SCALE, "accelerator", ("accelerator",), accelerator.table),

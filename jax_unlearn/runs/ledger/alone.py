@@ -118,11 +118,11 @@ def in_closed_form(
 
     Requests of many images are solved one by one, others share one decomposition.
     """
-    rows = extracted.train.forget.taps[name].x
+    x = extracted.train.forget.taps[name].x
     (preserve,) = extracted.train.preserve.statistics[name]
     count = float(max(1, preserve.count))
-    problems = {i: ToForget(rows[owner == i], way[owner == i]) for i in np.unique(owner)}
-    few = {i: one for i, one in problems.items() if 2 * len(one.rows) <= rows.shape[1]}
+    problems = {i: ToForget(x[owner == i], way[owner == i]) for i in np.unique(owner)}
+    few = {i: one for i, one in problems.items() if 2 * len(one.rows) <= x.shape[1]}
     found: dict[int, Change] = {}
     with progress_bar(console) as bar:
         task = bar.add_task(f"Fitting {name}", total=len(problems))
@@ -132,10 +132,11 @@ def in_closed_form(
                 lambda done: bar.update(task, completed=done),
             )  # fmt: skip
             found = {i: Change(b, a) for i, (b, a) in zip(few, solved, strict=True)}
-        kept = preserve.equivalent_rows().x.astype(np.float32)
-        for i, one in problems.items():
-            if i not in few:
-                part = LinearProblem(one.rows, one.residual, kept, float(len(one.rows)), count)
+        if len(few) < len(problems):
+            kept = preserve.equivalent_rows().x.astype(np.float32)
+            for i in [*problems.keys() - few.keys()]:
+                rows, residual = problems[i]
+                part = LinearProblem(rows, residual, kept, float(len(rows)), count)
                 alone = solve({name: part}, config.solver, bounded=False)
                 found[i] = changes_of(alone.adapter)[name]
                 bar.advance(task)

@@ -68,7 +68,7 @@ def solve_each(
     Raises:
         UserError: rows are not finite.
     """
-    values, vectors = eigh(preserve, check_finite=False)
+    values, vectors = eigh(preserve, driver="evd", check_finite=False)
     values = np.maximum(values, 0)
     found: list[Factors] = []
     for group in groups(problems):
