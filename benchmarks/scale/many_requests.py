@@ -98,6 +98,7 @@ def begin(directory: Path, counts: Sequence[int], d_in: int, e: int) -> None:
         "tower": save_tower(directory, tower),
         "preserve": save_images(directory, images),
         "left_out": [],
+        "image_means": True,
     }
     write_entries(directory, [new_entry("init", what=what)])
     # Which images a request is about decides its id.

@@ -127,7 +127,17 @@ def checks_that_mean_nothing(metrics: Metrics) -> list[str]:
         for what, before, chance, option in checks
         if before is not None and before <= chance
     ]
-    return [*of_answers, *flattered, *beyond(metrics), *at_chance]
+    return [*of_answers, *flattered, *beyond(metrics), *mixtures(metrics), *at_chance]
+
+
+def mixtures(metrics: Metrics) -> list[str]:
+    """That the rows of a ledger without image means are of no images."""
+    if metrics.get("ledger", {}).get("image_means", True):
+        return []
+    return [
+        "the ledger keeps no image means: all shares are of rows that have the mean and covariance "
+        "of each class, not of images; `evaluate --vlm` asks about images"
+    ]
 
 
 def beyond(metrics: Metrics) -> list[str]:

@@ -26,7 +26,7 @@ import pytest
 from benchmarks.harness import write
 from benchmarks.speed.tower import machine
 from jax_unlearn.runs.cli import main
-from jax_unlearn.runs.ledger.commands import listing
+from jax_unlearn.runs.ledger.listing import listing
 from jax_unlearn.runs.ledger.options import Listing
 from jax_unlearn.runs.ledger.requests import Request, open_ledger
 from jax_unlearn.runtime.resume import StageSnapshots

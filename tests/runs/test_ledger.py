@@ -22,6 +22,7 @@ from jax_unlearn.runs.ledger import commands, requests
 from jax_unlearn.runs.ledger.alone import owners
 from jax_unlearn.runs.ledger.chain import FILE, append, new_entry, read_chain
 from jax_unlearn.runs.ledger.combine import JointFit, SumOfFits
+from jax_unlearn.runs.ledger.mixed import without_image_means
 from jax_unlearn.runs.ledger.named import Probes
 from jax_unlearn.runs.ledger.options import Add, Init, Undo, ledger_config
 from jax_unlearn.runs.ledger.requests import Request, divide, open_ledger, recorded
@@ -87,6 +88,7 @@ def template(tmp_path_factory):
         "tower": save_tower(directory, StoredTower(linears, blank)),
         "preserve": save_images(directory, some_images(1, CLASSES * 10)),
         "left_out": [],
+        "image_means": True,
     }
     append(directory, new_entry("init", what=what), [])
     return directory
@@ -218,7 +220,8 @@ def test_requests_are_moved_onto_stand_ins_that_are_not_forgotten(ledger, tmp_pa
     cat = add(ledger, "cat")
     (listed,) = json.loads(said(capsys, "ledger", "list", ledger, "--json"))["active"]
     nearest = listed["stand_in"]
-    assert nearest in CLASSES and listed["in_place_of"] is None
+    assert nearest in CLASSES
+    assert listed["in_place_of"] is None
     assert nearest in said(capsys, "ledger", "list", ledger)
     add(ledger, nearest)
     both = json.loads(said(capsys, "ledger", "list", ledger, "--json"))["active"]
@@ -240,7 +243,29 @@ def test_requests_are_moved_onto_stand_ins_that_are_not_forgotten(ledger, tmp_pa
     line = refused(capsys, "ledger", "solve", ledger, "--out", tmp_path / "r", "--combine", "joint")
     assert "give --equal" in line
     joint = fitted(ledger, JointFit)[0]
-    assert joint.adapter.rank == 4 and joint.history[-1]["forget"] < joint.history[0]["forget"]
+    assert joint.adapter.rank == 4
+    assert joint.history[-1]["forget"] < joint.history[0]["forget"]
+
+
+def test_without_image_means_only_the_sums_of_classes_are_kept(ledger):
+    images = open_ledger(ledger).preserve
+    with pytest.raises(UserError, match=r"blue disc has 2 images held out, and needs 3"):
+        without_image_means(images)
+    images = replace(images, held_out=np.zeros(len(images), bool))
+    mixed = without_image_means(images)
+    assert mixed.content() == images.content()
+    for name, x in images.rows.items():
+        for label in CLASSES:
+            own = np.array(images.labels) == label
+            before, after = (np.asarray(one[own], np.float64) for one in (x, mixed.rows[name]))
+            np.testing.assert_allclose(after.sum(axis=0), before.sum(axis=0), atol=1e-4)
+            np.testing.assert_allclose(after.T @ after, before.T @ before, rtol=1e-4, atol=1e-3)
+            far = np.linalg.norm(before[:, None] - after, axis=2)
+            apart = np.linalg.norm(before[:, None] - before, axis=2)
+            assert far.min() > 0.2 * apart[apart > 0].min()
+    # Drawn anew each time.
+    again = without_image_means(images).rows
+    assert all(np.abs(again[name] - x).max() > 0.1 for name, x in mixed.rows.items())
 
 
 def test_what_is_named_after_each_entry(ledger, tmp_path):
@@ -493,6 +518,21 @@ def test_a_ledger_of_the_shipped_model_from_folders_to_an_export(tmp_path, capsy
           str(tmp_path / "keep"), "--near-step", "0.3"])  # fmt: skip
     images = ["--images", str(tmp_path / "me")]
     me = said(capsys, "ledger", "add", ledger, "--concept", "astronaut", *images).strip()
+    # Another ledger, of sums alone.
+    sums, solved = tmp_path / "sums", tmp_path / "solved"
+    start = ["ledger", "init", str(sums), "--checkpoint", str(ASSETS / "checkpoint"),
+             "--preserve", str(tmp_path / "keep")]  # fmt: skip
+    main([*start, "--no-image-means"])
+    line = refused(capsys, "ledger", "add", sums, "--concept", "astronaut", *images)
+    assert "cat-" in line
+    assert "cannot take a single image out of their sums" in line
+    main(["ledger", "add", str(sums), "--concept", "red"])
+    main(["ledger", "solve", str(sums), "--out", str(solved)])
+    of_sums = read(solved / "metrics.json")
+    assert not of_sums["ledger"]["image_means"]
+    assert any("keeps no image means" in one for one in of_sums["warnings"])
+    (red,) = of_sums["ledger"]["requests"]
+    assert red["named_after"] < 0.3 < red["named_before"]
     # Withdrawn and asked again: no tower is run.
     main(["ledger", "undo", str(ledger), me])
     with monkeypatch.context() as patched:
@@ -525,6 +565,7 @@ def test_a_ledger_of_the_shipped_model_from_folders_to_an_export(tmp_path, capsy
     assert made == f"jax-unlearn ledger solve {ledger} --combine sum --out OUT"
     main(["export", str(out), "--out", str(tmp_path / "merged")])
     assert len([*(ledger / STORE).iterdir()]) == 3
+    assert not any("keeps no image means" in one for one in metrics["warnings"])
 
 
 def test_settings_of_another_form_are_named(ledger, capsys):

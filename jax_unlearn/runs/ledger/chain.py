@@ -39,6 +39,7 @@ class Begun(TypedDict):
     tower: str
     preserve: str
     left_out: list[str]
+    image_means: bool
 
 
 class Added(TypedDict):

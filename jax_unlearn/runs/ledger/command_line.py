@@ -11,7 +11,8 @@ from rich.console import Console
 from rich.table import Table
 
 from jax_unlearn.data.scan import printable
-from jax_unlearn.runs.ledger.commands import add, init, listing, solve, undo
+from jax_unlearn.runs.ledger.commands import add, init, solve, undo
+from jax_unlearn.runs.ledger.listing import listing
 from jax_unlearn.runs.ledger.options import Add, Init, Listing, Solve, Undo
 from jax_unlearn.runs.report.verdict import percent
 from jax_unlearn.runs.run_directory import Metrics

@@ -11,17 +11,16 @@ from jax_unlearn.data.class_names import FolderNames, matches
 from jax_unlearn.data.scan import printable
 from jax_unlearn.data.splits import split_held_out
 from jax_unlearn.features.extracted import Extracted
-from jax_unlearn.features.stand_in import Counterpart
 from jax_unlearn.models.lora import LoraAdapter
 from jax_unlearn.objective.targets import STAND_IN
 from jax_unlearn.runs.fingerprint import digest
-from jax_unlearn.runs.ledger.chain import Entry, append, new_entry, read_chain
+from jax_unlearn.runs.ledger.chain import append, new_entry, read_chain
 from jax_unlearn.runs.ledger.combine import JointFit, LedgerFit, SumOfFits
+from jax_unlearn.runs.ledger.mixed import parts, without_image_means
 from jax_unlearn.runs.ledger.named import Probes
 from jax_unlearn.runs.ledger.options import (
     Add,
     Init,
-    Listing,
     Solve,
     TowerPass,
     Undo,
@@ -36,11 +35,9 @@ from jax_unlearn.runs.ledger.requests import (
     open_ledger,
     recorded,
 )
-from jax_unlearn.runs.ledger.source import LedgerSource, extracted_of, replaced
+from jax_unlearn.runs.ledger.source import LedgerSource, extracted_of
 from jax_unlearn.runs.ledger.steps import check_steps, steps
 from jax_unlearn.runs.ledger.store import (
-    STORE,
-    SUFFIX,
     StoredTower,
     save_images,
     save_tower,
@@ -81,7 +78,12 @@ def init(command: Init, console: Console) -> list[str]:
     tower = QwenTower(config)
     files = [*groups[0], *groups[1]]
     unread = without_rows(files, [False] * len(groups[0]) + [True] * len(groups[1]))
+    if not command.image_means:
+        # Before the tower is run.
+        parts(unread)
     images = with_rows(unread, files, None, lambda: tower, console)
+    if not command.image_means:
+        images = without_image_means(images)
     blank = tower.blank(groups[0][0])
     with fresh_directory(directory) as partial:
         what = {
@@ -91,6 +93,7 @@ def init(command: Init, console: Console) -> list[str]:
             "tower": save_tower(partial, StoredTower(tower.linears, blank)),
             "preserve": save_images(partial, images),
             "left_out": folders.lines(),
+            "image_means": command.image_means,
         }
         append(partial, new_entry("init", what=what), [])
         protect(partial, samples)
@@ -165,6 +168,13 @@ def from_folder(
             "rename its folder, or leave out --images to forget the class to preserve"
         )
     place = {key: i for i, key in enumerate(preserve.keys)}
+    means = ledger.facts["image_means"]
+    if not means and (known := [one for one in files if one.digest in place]):
+        raise UserError(
+            f"{known[0].path}: is also among the images to preserve, and a ledger without image "
+            "means cannot take a single image out of their sums; remove it, or leave out --images "
+            "to forget its class"
+        )
     new = [file for file in files if file.digest not in place]
     test = {f.digest for f in split_held_out(new, ledger.config.solver.seed)[1]} if new else set()
     held_out = [
@@ -176,8 +186,10 @@ def from_folder(
             f"{command.images}: has no image to train with, or none to hold out; give more of them"
         )
     images = without_rows(files, held_out)
-    if known := ledger.added(Request(concept, images).id):
-        return Request(concept, ledger.images_of(known))
+    if entry := ledger.added(Request(concept, images).id):
+        return Request(concept, ledger.images_of(entry))
+    if not means:
+        parts(images)
 
     def opened() -> QwenTower:
         config = ledger.config.replace(**vars(command.tower))
@@ -189,7 +201,8 @@ def from_folder(
             )
         return tower
 
-    return Request(concept, with_rows(images, files, preserve, opened, console))
+    read = with_rows(images, files, preserve, opened, console)
+    return Request(concept, read if means else without_image_means(read))
 
 
 def undo(command: Undo) -> None:
@@ -209,66 +222,6 @@ def undo(command: Undo) -> None:
                 f"{directory}: {command.id} is no active request; the active ones: {listed}"
             )
         append(directory, new_entry("undo", command.id, None, entries), entries)
-
-
-def listing(command: Listing) -> Metrics:
-    """All entries of a ledger, checked, and which requests are active.
-
-    Raises:
-        UserError: the chain or a file of the store is damaged, or the chain does not have the
-            entry that `command.digest` names.
-    """
-    ledger = open_ledger(command.directory)
-    requests = {one.id: one for one in ledger.requests()}
-    for entry in ledger.entries:
-        if entry.kind == "add" and entry.id not in requests:
-            # Also what was withdrawn can be read.
-            ledger.images_of(entry)
-    onto = {}
-    if requests and ledger.config.objective.target == STAND_IN:
-        onto = replaced(divide([*requests.values()], ledger.preserve), ledger.tower.linears)
-    digests = [entry.digest for entry in ledger.entries]
-    if command.digest is not None and command.digest not in digests:
-        raise UserError(
-            f"{command.directory}: no entry has the digest {command.digest}, so this ledger does "
-            "not continue the one that had; ask for that one"
-        )
-    return {
-        "entries": [
-            {"number": n, "kind": e.kind, "id": e.id, "concept": concept_of(ledger, e),
-             "time": e.time, "digest": e.digest}
-            for n, e in enumerate(ledger.entries, 1)
-        ],
-        "active": [
-            {"id": id, "concept": one.concept, "images": int((~one.images.held_out).sum()),
-             "held_out": int(one.images.held_out.sum()), **moved_onto(onto.get(id))}
-            for id, one in requests.items()
-        ],
-        "unnamed": unnamed(ledger),
-        "digest": digests[-1],
-    }  # fmt: skip
-
-
-def moved_onto(pair: tuple[Counterpart, Counterpart] | None) -> Metrics:
-    """The stand-in of a request, and the nearest class if that is forgotten too."""
-    if pair is None:
-        return {}
-    now, alone = (one.name for one in pair)
-    return {"stand_in": now, "in_place_of": alone if alone != now else None}
-
-
-def concept_of(ledger: Ledger, entry: Entry) -> str:
-    """The concept that an entry is about; empty for init."""
-    request = ledger.added(entry.id) if entry.id else None
-    return request.what["concept"] if request else ""
-
-
-def unnamed(ledger: Ledger) -> list[str]:
-    """Files of the store that no entry names: a command was ended before it appended its entry."""
-    facts = [entry.what for entry in ledger.entries]
-    used = {one.get(name) for one in facts for name in ("tower", "preserve", "images")}
-    there = sorted((ledger.directory / STORE).glob(f"*{SUFFIX}"))
-    return [path.name for path in there if path.stem not in used]
 
 
 def solve(command: Solve, console: Console) -> Metrics:
@@ -310,6 +263,7 @@ def solve(command: Solve, console: Console) -> Metrics:
                 "combine": command.combine,
                 "equal": command.equal,
                 "rank_after": command.rank_after,
+                "image_means": ledger.facts["image_means"],
                 "requests": probes.of_requests(adapter, fit.strengths),
             }
             if command.steps:

@@ -57,6 +57,10 @@ class Init:
     """Held-out images, for evaluation; by default a seeded fifth of each class of --preserve."""
     names: Path | None = None
     """Names of sub-folders: a text file with a folder, a tab and its name in each line."""
+    image_means: bool = True
+    """Keep the mean row of every image; without them, rows that have the same sums of each class
+    and are of no single image. What is then measured is not of images, and an image of --preserve
+    cannot be asked for by a folder."""
     objective: ObjectiveSettings = field(default_factory=ObjectiveSettings)
     solver: SolverSettings = field(default_factory=SolverSettings)
     extraction: ExtractionSettings = field(default_factory=ExtractionSettings)
