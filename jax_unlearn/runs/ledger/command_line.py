@@ -74,7 +74,8 @@ def show_listing(found: Metrics) -> None:
         entries.add_row(*map(printable, row))
     print_table(entries)
     onto = ["moved onto"] if any("stand_in" in one for one in found["active"]) else []
-    requests = Table("active request", "concept", "images", "held out", *onto)
+    what = "prompts" if found["names"] else "images"
+    requests = Table("active request", "concept", what, "held out", *onto)
     for one in found["active"]:
         cells = [one["id"], one["concept"], str(one["images"]), str(one["held_out"])]
         if onto:

@@ -18,6 +18,7 @@ from jax_unlearn.runs.ledger.chain import append, new_entry, read_chain
 from jax_unlearn.runs.ledger.combine import JointFit, LedgerFit, SumOfFits
 from jax_unlearn.runs.ledger.mixed import parts, without_image_means
 from jax_unlearn.runs.ledger.named import Probes
+from jax_unlearn.runs.ledger.names import begin_names, of_names
 from jax_unlearn.runs.ledger.options import (
     Add,
     Init,
@@ -26,7 +27,7 @@ from jax_unlearn.runs.ledger.options import (
     Undo,
     ledger_config,
 )
-from jax_unlearn.runs.ledger.passes import Folders, split, with_rows, without_rows
+from jax_unlearn.runs.ledger.passes import Folders, begin_images, with_rows, without_rows
 from jax_unlearn.runs.ledger.requests import (
     Ledger,
     Request,
@@ -38,13 +39,13 @@ from jax_unlearn.runs.ledger.requests import (
 from jax_unlearn.runs.ledger.source import LedgerSource, extracted_of
 from jax_unlearn.runs.ledger.steps import check_steps, steps
 from jax_unlearn.runs.ledger.store import (
-    StoredTower,
     save_images,
     save_tower,
 )
 from jax_unlearn.runs.pipeline import prepared_run, run_pipeline
 from jax_unlearn.runs.run_directory import Metrics
 from jax_unlearn.runs.saved_statistics import protect
+from jax_unlearn.runs.settings.checks import source_of
 from jax_unlearn.runs.settings.config import RunConfig, to_json
 from jax_unlearn.runs.settings.inputs import check_out
 from jax_unlearn.runs.sources.qwen_tower import QwenTower
@@ -69,35 +70,23 @@ def init(command: Init, console: Console) -> list[str]:
     samples = config.samples
     check_out(directory, samples, name="the ledger")
     check_free(directory, cure="choose another folder")
-    assert samples.preserve is not None
-    folders = Folders(command.tower.strict, FolderNames.read(samples.names))
-    groups = split(
-        folders, samples.preserve, samples.preserve_held_out, "preserve", config.solver.seed
-    )
-    folders.names.check_used()
-    tower = QwenTower(config)
-    files = [*groups[0], *groups[1]]
-    unread = without_rows(files, [False] * len(groups[0]) + [True] * len(groups[1]))
-    if not command.image_means:
-        # Before the tower is run.
-        parts(unread)
-    images = with_rows(unread, files, None, lambda: tower, console)
-    if not command.image_means:
-        images = without_image_means(images)
-    blank = tower.blank(groups[0][0])
+    if source_of(samples) == "clip_names":
+        started = begin_names(config, console)
+    else:
+        started = begin_images(config, command.image_means, console)
     with fresh_directory(directory) as partial:
         what = {
             "settings": settings_of(config),
-            "linears": digests_in_checkpoint(config, tower.linears),
-            "contents": digest(tower.contents()),
-            "tower": save_tower(partial, StoredTower(tower.linears, blank)),
-            "preserve": save_images(partial, images),
-            "left_out": folders.lines(),
+            "linears": digests_in_checkpoint(config, started.tower.linears),
+            "contents": started.contents,
+            "tower": save_tower(partial, started.tower),
+            "preserve": save_images(partial, started.preserve),
+            "left_out": started.left_out,
             "image_means": command.image_means,
         }
         append(partial, new_entry("init", what=what), [])
         protect(partial, samples)
-    return folders.lines()
+    return started.left_out
 
 
 def settings_of(config: RunConfig) -> dict[str, Any]:
@@ -115,23 +104,29 @@ def add(command: Add, console: Console) -> tuple[str, list[str]]:
     Raises:
         UserError: bad input, or the request is active already.
     """
-    ledger = open_ledger(command.directory)
+    ledger, what = open_ledger(command.directory), dict[str, Any]()
     concept = " ".join(printable(command.concept).split())
     if not concept:
         raise UserError("--concept: is empty; give the words of what is to be forgotten")
+    check_kind(command, ledger.preserve.texts)
     if command.images is None:
         for name, value in vars(command.tower).items():
             if value != getattr(TowerPass(), name):
                 raise UserError(f"--{name}: has no effect here: no tower is run without --images")
+        if command.text:
+            request = of_names(ledger, concept, command.text, console)
+            names = sorted({*request.images.labels})
+            what = {"classes": names, "images": save_images(ledger.directory, request.images)}
+            return recorded(ledger.directory, request, what), []
         classes = sorted(matches(concept, ledger.preserve.labels))
         if not classes:
             there = ", ".join(sorted({*ledger.preserve.labels}))
             raise UserError(
-                f"--concept {concept}: no class to preserve has these words; give --images, or "
-                f"words of one of {there}"
+                f"--concept {concept}: no class to preserve has these words; give "
+                f"{'--text' if ledger.preserve.texts else '--images'}, or words of one of {there}"
             )
         request = Request(concept, ledger.preserve.of_classes(classes))
-        what: dict[str, Any] = {"classes": classes, "images": None}
+        what = {"classes": classes, "images": None}
         return recorded(ledger.directory, request, what), []
     folders = Folders(command.tower.strict, FolderNames.read(None))
     request = from_folder(ledger, concept, folders, command, console)
@@ -144,6 +139,18 @@ def add(command: Add, console: Console) -> tuple[str, list[str]]:
         what = {"classes": classes, "images": save_images(ledger.directory, request.images)}
     what |= {"folder": str(resolved(command.images)), "left_out": folders.lines()}
     return recorded(ledger.directory, request, what), folders.lines()
+
+
+def check_kind(command: Add, texts: bool) -> None:
+    """Check that a request is of what the ledger is of: images, or names.
+
+    Raises:
+        UserError: it is not.
+    """
+    if texts and command.images is not None:
+        raise UserError("--images: this ledger is of names; give --text, or words of one to keep")
+    if command.text and not texts:
+        raise UserError("--text: this ledger is of images; give --images, or words of a class")
 
 
 def from_folder(
@@ -264,6 +271,7 @@ def solve(command: Solve, console: Console) -> Metrics:
                 "equal": command.equal,
                 "rank_after": command.rank_after,
                 "image_means": ledger.facts["image_means"],
+                "names": ledger.preserve.texts,
                 "requests": probes.of_requests(adapter, fit.strengths),
             }
             if command.steps:

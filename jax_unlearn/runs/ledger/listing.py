@@ -44,6 +44,7 @@ def listing(command: Listing) -> Metrics:
              "held_out": int(one.images.held_out.sum()), **moved_onto(onto.get(id))}
             for id, one in requests.items()
         ],
+        "names": ledger.preserve.texts,
         "unnamed": unnamed(ledger),
         "digest": digests[-1],
     }  # fmt: skip

@@ -1,24 +1,38 @@
 """What a linear probe names of each request of a ledger, before and after the edit."""
 
 from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
 from functools import cached_property
 from typing import Any
 
 import numpy as np
-from jaxtyping import Bool
+from jaxtyping import Bool, Float
 
 from jax_unlearn.evaluate.judges import splits
 from jax_unlearn.evaluate.score import fit_probes
 from jax_unlearn.features.extracted import Extracted
 from jax_unlearn.features.samples import Sides
+from jax_unlearn.features.similarity import Named, classify
 from jax_unlearn.models.lora import NO_CHANGE, LoraAdapter
 from jax_unlearn.objective.projectors import projectors_of
 from jax_unlearn.runs.ledger.requests import Divided
 from jax_unlearn.runs.run_directory import Metrics
 
 
+@dataclass(frozen=True)
+class NearestName:
+    """Says of embeddings which original name is nearest."""
+
+    names: Named
+
+    def predict(self, x: Float[np.ndarray, "n e"]) -> np.ndarray:
+        return classify(x, self.names)
+
+
 class Probes:
-    """Linear probes of the original embeddings, one for each projector, fitted when first asked.
+    """Readers of the original embeddings, one for each projector, fitted when first asked.
+
+    For images linear probes; for names the nearest original name by cosine.
 
     Args:
         extracted: the features, whose training images they are fitted on.
@@ -30,7 +44,12 @@ class Probes:
 
     @cached_property
     def fitted(self) -> Mapping[str, Any]:
-        return fit_probes(splits(self.extracted, self.train, NO_CHANGE))
+        original = splits(self.extracted, self.train, NO_CHANGE)
+        if self.divided.forget.texts:
+            return {
+                name: NearestName(Named(one.before, one.labels)) for name, one in original.items()
+            }
+        return fit_probes(original)
 
     @cached_property
     def train(self) -> Sides:

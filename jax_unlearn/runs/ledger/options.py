@@ -8,16 +8,19 @@ from typing import Any
 
 from tyro.conf import Positional
 
+import porting
 from jax_unlearn.features.extractor import ExtractionSettings
 from jax_unlearn.objective.problem import ObjectiveSettings
 from jax_unlearn.runs.ledger.combine import Combine
 from jax_unlearn.runs.settings.checks import check_run, source_of
 from jax_unlearn.runs.settings.config import RunConfig, SolverSettings, build, flat
-from jax_unlearn.runs.settings.presets import OF_TARGET
+from jax_unlearn.runs.settings.presets import CLIP_DEFAULT, OF_TARGET, start_settings
 from jax_unlearn.runtime.errors import UserError
 from jax_unlearn.runtime.hub import pinned
 from jax_unlearn.runtime.used_if import leaf_fields, option
 
+# In the settings of a ledger of names, which are those of a run for names; requests have the names.
+SOME_NAME = ("some name",)
 # Settings that must keep their default, and why.
 REASONS = {
     "granularity": "a ledger keeps the mean of each image and no tokens",
@@ -42,17 +45,24 @@ class TowerPass:
 
 @dataclass(frozen=True)
 class Init:
-    """Begin a ledger: run the tower over the images to preserve, once; the settings are those of
-    all its runs."""
+    """Begin a ledger: run the tower over the images to preserve, once, or the text encoder over
+    names; the settings are those of all its runs."""
 
     directory: Positional[Path]
     """Directory of the ledger, created."""
     checkpoint: Path
-    """Checkpoint of the Qwen3-VL, Qwen3-Omni or Qwen3.5 family: its directory, or its id on the
-    Hugging Face hub."""
-    preserve: Path
+    """Checkpoint of the Qwen3-VL, Qwen3-Omni or Qwen3.5 family, or of CLIP for names: its
+    directory, or its id on the Hugging Face hub."""
+    preserve: Path | None = None
     """Folder of images to preserve, also those that a later request is about; sub-folders are
     classes."""
+    preserve_text: tuple[str, ...] = ()
+    """CLIP: names to preserve, also those that a later request is about, or a .txt file with one
+    name per line."""
+    train_templates: tuple[str, ...] = ("{}",)
+    """CLIP: prompts used in training, with {} in place of the name."""
+    template: str = "a photo of a {}."
+    """CLIP: the prompt used in evaluation, with {} in place of the name."""
     preserve_held_out: Path | None = None
     """Held-out images, for evaluation; by default a seeded fifth of each class of --preserve."""
     names: Path | None = None
@@ -79,6 +89,8 @@ class Add:
     images: Path | None = None
     """Folder of images to forget; sub-folders are classes. The tower runs over those alone that are
     not among the images to preserve; a fifth of each class is held out."""
+    text: tuple[str, ...] = ()
+    """CLIP: names to forget that are not among those to preserve."""
     tower: TowerPass = field(default_factory=TowerPass)
 
 
@@ -130,14 +142,16 @@ class Solve:
 
 
 def with_target_defaults(words: Sequence[str]) -> list[str]:
-    """The command line with the settings that the target of `ledger init` has of its own, where
-    they are not given."""
+    """The command line with the settings that the target of `ledger init`, or a ledger of names,
+    has of its own, where they are not given."""
     if [*words[:2]] != ["ledger", "init"]:
         return [*words]
     parser = argparse.ArgumentParser(add_help=False, allow_abbrev=False)
     parser.add_argument("--target", nargs="?")
     own = OF_TARGET.get(str(parser.parse_known_args([*words])[0].target), {})
     given = {word.split("=")[0].replace("_", "-") for word in words}
+    if option("preserve_text") in given:
+        own = CLIP_DEFAULT
     more = {option(name): str(value) for name, value in own.items() if option(name) not in given}
     return [*words[:2], *(word for pair in more.items() for word in pair), *words[2:]]
 
@@ -152,6 +166,10 @@ def ledger_config(command: Init) -> RunConfig:
         "checkpoint": pinned(command.checkpoint),
         "preserve": command.preserve,
         "preserve_held_out": command.preserve_held_out,
+        "preserve_text": command.preserve_text,
+        "forget_text": SOME_NAME if command.preserve_text else (),
+        "train_templates": command.train_templates,
+        "template": command.template,
         "names": command.names,
         "out": command.directory,
         **vars(command.tower),
@@ -159,13 +177,27 @@ def ledger_config(command: Init) -> RunConfig:
     for group in (command.objective, command.solver, command.extraction):
         given |= {name: getattr(group, name) for name in leaf_fields(group)}
     config = build(RunConfig, given)
-    start = RunConfig.of(checkpoint=config.samples.checkpoint, out=command.directory)
-    start = start.replace(**OF_TARGET.get(config.objective.target_kind, {}))
-    if source_of(config.samples) != "qwen_images":
+    samples = config.samples
+    if (command.preserve is None) == (not command.preserve_text):
         raise UserError(
-            f"{command.checkpoint}: is a CLIP, and a ledger is of images through a Qwen3 tower; "
-            "use `run`"
+            "--preserve: give a folder of images, or for a CLIP checkpoint names with "
+            "--preserve-text, and not both"
         )
+    if source_of(samples) == "clip_images":
+        raise UserError(
+            f"{command.checkpoint}: is a CLIP, of which a ledger takes names alone; give "
+            "--preserve-text, or use `run`"
+        )
+    if samples.forget_text and not porting.is_clip(samples.checkpoint):
+        raise UserError(f"{command.checkpoint}: is no CLIP, and --preserve-text is for CLIP alone")
+    if samples.forget_text and not command.image_means:
+        raise UserError("--no-image-means: has no effect here: names have no images; leave it out")
+    start = start_settings(
+        checkpoint=samples.checkpoint,
+        out=command.directory,
+        forget_text=samples.forget_text,
+        target=config.objective.target,
+    )
     ours, theirs = flat(config), flat(start)
     for name, why in REASONS.items():
         value = ours[name]

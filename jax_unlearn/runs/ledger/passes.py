@@ -3,6 +3,7 @@
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field, replace
 from pathlib import Path
+from typing import NamedTuple
 
 import numpy as np
 from rich.console import Console
@@ -13,10 +14,23 @@ from jax_unlearn.data.folders import find_images
 from jax_unlearn.data.images import ImageFile, ImageReader
 from jax_unlearn.data.scan import LeftOut
 from jax_unlearn.data.splits import check_disjoint, split_held_out
-from jax_unlearn.runs.ledger.store import StoredImages
+from jax_unlearn.runs.fingerprint import digest
+from jax_unlearn.runs.ledger.mixed import parts, without_image_means
+from jax_unlearn.runs.ledger.store import StoredImages, StoredTower
+from jax_unlearn.runs.settings.config import RunConfig
 from jax_unlearn.runs.sources.qwen_tower import QwenTower
 
 NO_ROWS = np.zeros((0, 0), np.float32)
+
+
+class Start(NamedTuple):
+    """What a ledger begins with: the samples to preserve, the Linears, a digest of the model, and
+    what was left out, in words."""
+
+    preserve: StoredImages
+    tower: StoredTower
+    contents: str
+    left_out: list[str]
 
 
 @dataclass
@@ -54,6 +68,32 @@ class Folders:
         skipped = [f"skipped {name}: {why}" for name, why in self.readable.unreadable]
         copies = [f"{self.copies} copies of other images: each image counts once"]
         return skipped + self.left_out.lines() + (copies if self.copies else [])
+
+
+def begin_images(config: RunConfig, image_means: bool, console: Console) -> Start:
+    """Run the tower over the images to preserve.
+
+    Raises:
+        UserError: the images, the checkpoint or the settings are refused.
+    """
+    samples = config.samples
+    assert samples.preserve is not None
+    folders = Folders(config.execution.strict, FolderNames.read(samples.names))
+    groups = split(
+        folders, samples.preserve, samples.preserve_held_out, "preserve", config.solver.seed
+    )
+    folders.names.check_used()
+    tower = QwenTower(config)
+    files = [*groups[0], *groups[1]]
+    unread = without_rows(files, [False] * len(groups[0]) + [True] * len(groups[1]))
+    if not image_means:
+        # Before the tower is run.
+        parts(unread)
+    images = with_rows(unread, files, None, lambda: tower, console)
+    if not image_means:
+        images = without_image_means(images)
+    stored = StoredTower(tower.linears, tower.blank(groups[0][0]))
+    return Start(images, stored, digest(tower.contents()), folders.lines())
 
 
 def split(

@@ -3,12 +3,12 @@
 from collections.abc import Sequence
 from dataclasses import replace
 from functools import cached_property
+from typing import Any
 
 import numpy as np
 from jaxtyping import Bool
 
 from jax_unlearn.data.dataset import Dataset
-from jax_unlearn.data.images import ImageFile
 from jax_unlearn.features.extracted import Extracted
 from jax_unlearn.features.samples import Sides
 from jax_unlearn.features.stand_in import Counterpart, StandIn
@@ -46,8 +46,9 @@ class LedgerSource:
 
     def __init__(self, ledger: Ledger, config: RunConfig) -> None:
         self.ledger = ledger
-        self.config = config.replace(statistics=config.execution.out, save_statistics="yes")
         self.divided = divide(ledger.requests(), ledger.preserve)
+        config = config.replace(statistics=config.execution.out, save_statistics="yes")
+        self.config = with_names(config, self.divided)
         self.dataset = dataset_of(self.divided)
 
     @property
@@ -72,7 +73,16 @@ class LedgerSource:
         return self.extracted
 
 
-def dataset_of(divided: Divided) -> Dataset[ImageFile]:
+def with_names(config: RunConfig, divided: Divided) -> RunConfig:
+    """The settings with the names of a ledger of names."""
+    if not divided.preserve.texts:
+        return config
+    sides = (divided.forget, divided.preserve)
+    forget, preserve = (tuple(sorted({*side.labels})) for side in sides)
+    return config.replace(forget_text=forget, preserve_text=preserve)
+
+
+def dataset_of(divided: Divided) -> Dataset[Any]:
     """The images in the groups of a run."""
     sides = (divided.forget, divided.preserve)
     forget, preserve, forget_test, preserve_test = (
@@ -99,7 +109,8 @@ def extracted_of(divided: Divided, linears: Sequence[FrozenLinear], config: RunC
         Sides(part(divided.forget, out).features(), part(divided.preserve, out).features())
         for out in (False, True)
     )
-    pairs = pairs_of(divided, train, linears)
+    # Names are not compared with a class.
+    pairs = () if divided.forget.texts else pairs_of(divided, train, linears)
     stand_ins: tuple[StandIn, ...] = ()
     if config.objective.target == STAND_IN:
         stand_ins = tuple(

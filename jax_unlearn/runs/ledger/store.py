@@ -2,7 +2,7 @@
 
 import json
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import cached_property
 from pathlib import Path
 from typing import Any, TypedDict
@@ -14,6 +14,7 @@ from safetensors.numpy import save
 
 from jax_unlearn.data.digests import CACHED
 from jax_unlearn.data.images import Contents, ImageFile
+from jax_unlearn.data.prompts import Prompt
 from jax_unlearn.features.extracted import LARGEST, within
 from jax_unlearn.features.samples import SampleFeatures, TapRows
 from jax_unlearn.models.frozen_linear import FrozenLinear
@@ -33,6 +34,7 @@ class ImageFacts(TypedDict):
 
     labels: list[str]
     names: list[str]
+    texts: bool
 
 
 class TowerFacts(TypedDict):
@@ -43,14 +45,15 @@ class TowerFacts(TypedDict):
 
 @dataclass(frozen=True)
 class StoredImages:
-    """Images without their pixels, in the order of their digests, each once.
+    """Images without their pixels, or prompts, in the order of their digests, each once.
 
     Attributes:
-        digests: SHA-256 of each file.
+        digests: SHA-256 of each file, or of a prompt and of whether it is held out.
         held_out: which images are held out for evaluation.
         labels: their classes.
-        names: where they were; the files may be gone.
-        rows: the mean of each image's tokens at the input of each Linear.
+        names: where they were; the files may be gone. Of a prompt its text.
+        rows: the mean of each image's tokens at the input of each Linear, or the row of a prompt.
+        texts: whether these are prompts of CLIP's text side, whose classes are names.
     """
 
     digests: UInt8[np.ndarray, "n 32"]
@@ -58,6 +61,7 @@ class StoredImages:
     labels: tuple[str, ...]
     names: tuple[str, ...]
     rows: Mapping[str, Float[np.ndarray, "n d"]]
+    texts: bool = False
 
     def __len__(self) -> int:
         return len(self.labels)
@@ -84,11 +88,12 @@ class StoredImages:
             tuple(self.labels[i] for i in index),
             tuple(self.names[i] for i in index),
             {name: x[index] for name, x in self.rows.items()},
+            self.texts,
         )
 
     def labelled(self, labels: Sequence[str]) -> "StoredImages":
         """The same images with other classes."""
-        return StoredImages(self.digests, self.held_out, tuple(labels), self.names, self.rows)
+        return replace(self, labels=tuple(labels))
 
     def features(self) -> SampleFeatures:
         """As the features of a run's samples."""
@@ -97,8 +102,10 @@ class StoredImages:
             tuple(self.files()), {name: TapRows(x, count) for name, x in self.rows.items()}
         )
 
-    def files(self) -> list[ImageFile]:
-        """The images as samples, with their digests known, so that no file is read."""
+    def files(self) -> list[Any]:
+        """The images as samples, with their digests known, so that no file is read; or prompts."""
+        if self.texts:
+            return [Prompt(*one) for one in zip(self.names, self.labels, strict=True)]
         found = []
         for name, label, digest in zip(self.names, self.labels, self.keys, strict=True):
             file = ImageFile(Path(name), label)
@@ -128,6 +135,7 @@ def joined(parts: Sequence[StoredImages]) -> StoredImages:
             name: np.array([parts[n].rows[name][i] for n, i in chosen], np.float32)
             for name in (parts[0].rows if chosen else ())
         },
+        parts[0].texts,
     )
 
 
@@ -135,7 +143,8 @@ def save_images(directory: Path, images: StoredImages) -> str:
     """Write images to the store; returns the digest that names the file."""
     arrays = {ROWS + name: x for name, x in images.rows.items()}
     arrays |= {DIGESTS: images.digests, HELD_OUT: images.held_out}
-    return _save(directory, arrays, {"labels": images.labels, "names": images.names})
+    facts = {"labels": images.labels, "names": images.names, "texts": images.texts}
+    return _save(directory, arrays, facts)
 
 
 def load_images(directory: Path, digest: str) -> StoredImages:
@@ -157,8 +166,9 @@ def load_images(directory: Path, digest: str) -> StoredImages:
     if not whole:
         raise _other_form(directory, digest)
     return StoredImages(
-        arrays[DIGESTS], arrays[HELD_OUT], tuple(facts["labels"]), tuple(facts["names"]), rows
-    )
+        arrays[DIGESTS], arrays[HELD_OUT], tuple(facts["labels"]), tuple(facts["names"]), rows,
+        facts["texts"],
+    )  # fmt: skip
 
 
 @dataclass(frozen=True)
