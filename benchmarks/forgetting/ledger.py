@@ -33,6 +33,7 @@ from jax_unlearn.evaluate.vlm.scoring import Asked, score
 from jax_unlearn.features.extracted import Extracted
 from jax_unlearn.models.frozen_linear import FrozenLinear
 from jax_unlearn.models.lora import LoraAdapter
+from jax_unlearn.objective.targets import STAND_IN
 from jax_unlearn.runs.fit_adapter import fit_adapter
 from jax_unlearn.runs.ledger.alone import owners
 from jax_unlearn.runs.ledger.combine import Combine, JointFit, SumOfFits
@@ -42,6 +43,8 @@ from jax_unlearn.runs.ledger.options import Add, Init, Solve
 from jax_unlearn.runs.ledger.requests import Divided, Request, divide, open_ledger
 from jax_unlearn.runs.ledger.source import extracted_of, only
 from jax_unlearn.runs.ledger.sums import added, changes_of
+from jax_unlearn.runs.settings.config import RunConfig
+from jax_unlearn.runs.settings.presets import OF_TARGET
 from jax_unlearn.runtime.assets import ASSETS
 from jax_unlearn.runtime.digests import of_bytes
 
@@ -74,6 +77,8 @@ class Options:
         "yellow triangle", "gray rectangle",
     )  # fmt: skip
     """Other concepts of one class, on which nothing was measured before the default was chosen."""
+    stand_in: int = 4
+    """How many of the first concepts are also moved onto stand-ins."""
     orders: int = 3
     """Random orders."""
     stacked: tuple[int, ...] = (4, 16)
@@ -85,7 +90,7 @@ class Options:
 class Edit:
     """An adapter for some requests: what it was fitted on, and how.
 
-    facts: the strengths of the requests by concept, and the seconds of the fit.
+    facts: the strengths of the requests by concept, and the CPU seconds of the fit.
     """
 
     divided: Divided
@@ -116,25 +121,28 @@ class Bench:
         return Request(concept, preserve.of_classes(sorted(matches(concept, preserve.labels))))
 
     def features(
-        self, concepts: Sequence[str], linears: Sequence[FrozenLinear]
+        self, concepts: Sequence[str], linears: Sequence[FrozenLinear], config: RunConfig
     ) -> tuple[Divided, Extracted]:
         """The images of some requests, and their features by some Linears."""
         divided = divide([self.request(one) for one in concepts], self.ledger.preserve)
-        extracted = extracted_of(divided, linears, self.ledger.config)
+        extracted = extracted_of(divided, linears, config)
         return divided, replace(extracted, empty=self.ledger.tower.blank)
 
-    def fitted(self, concepts: Sequence[str], combine: Combine, equal: bool) -> Edit:
+    def fitted(
+        self, concepts: Sequence[str], combine: Combine, equal: bool, target: str = "near"
+    ) -> Edit:
         """The adapter of a solve."""
-        begun = time.perf_counter()
-        divided, extracted = self.features(concepts, self.ledger.tower.linears)
+        config = self.ledger.config.replace(**{"target": target} | OF_TARGET.get(target, {}))
+        begun = time.process_time()
+        divided, extracted = self.features(concepts, self.ledger.tower.linears, config)
         probes = Probes(extracted, divided)
         named = None if equal else probes.named_in_training
         fit = JointFit(divided, named) if combine == "joint" else SumOfFits(divided, None, named)
-        adapter = fit(extracted, self.ledger.config, QUIET, None, None).found.result.adapter
+        adapter = fit(extracted, config, QUIET, None, None).found.result.adapter
         names = [one.concept for one in divided.requests]
         facts = {
             "strengths": dict(zip(names, fit.strengths, strict=True)),
-            "seconds": time.perf_counter() - begun,
+            "cpu_seconds": time.process_time() - begun,
         }
         return Edit(divided, extracted, probes, adapter, facts)
 
@@ -142,7 +150,7 @@ class Bench:
         """Each request fitted on the model that is edited already, and merged into it."""
         linears, adapters = self.ledger.tower.linears, []
         for count, concept in enumerate(order, 1):
-            divided, extracted = self.features(order[:count], linears)
+            divided, extracted = self.features(order[:count], linears, self.ledger.config)
             (number,) = (
                 i for i, one in enumerate(divided.requests) if one.concept == concept
             )  # fmt: skip
@@ -150,7 +158,8 @@ class Bench:
             adapter = fit_adapter(one, self.ledger.config, QUIET).found.result.adapter
             linears = tuple(merged(linear, adapter) for linear in linears)
             adapters.append(changes_of(adapter))
-        divided, extracted = self.features(order, self.ledger.tower.linears)
+        ledger = self.ledger
+        divided, extracted = self.features(order, ledger.tower.linears, ledger.config)
         return Edit(
             divided, extracted, Probes(extracted, divided), added(adapters, [1.0] * len(order))
         )
@@ -318,6 +327,14 @@ def main() -> None:
                     if set(edit.facts["strengths"].values()) == {1.0}:
                         # The same fit.
                         break
+        for name, concepts in (
+            ("stand_in", options.concepts[: options.stand_in]),
+            ("unseen, stand_in", options.unseen),
+        ):
+            edit = bench.fitted(concepts, "sum", False, STAND_IN)
+            row = {"set": name, "combine": "sum", "equal": False} | bench.measure(edit)
+            results["rows"].append(row)
+            console.print(f"{name} {brief(row)}")
         asked_for = [bench.request(one) for one in options.concepts]
         results["before"] = bench.named(asked_for, bench.before)
         results["orders"] = orders(bench, options, console)

@@ -5,7 +5,13 @@ from typing import Any
 from benchmarks.markdown import Row, caption, over_seeds, refuse_equal, table_of
 
 COMMAND = "forgetting.ledger"
-SETS = {"classes": "", "unseen": ", others", "overlapping": ", overlapping"}
+SETS = {
+    "classes": "",
+    "unseen": ", others",
+    "overlapping": ", overlapping",
+    "stand_in": "",
+    "unseen, stand_in": ", others",
+}
 NAMED = ["named by the model, worst", "by a probe, worst", "mean"]
 KEPT = ["selectivity", "others, the model", "others, a probe", "drift, %"]
 
@@ -16,6 +22,7 @@ def table(results: dict[str, Any]) -> str:
     for row in results["rows"]:
         raised = {k: v for k, v in row["strengths"].items() if v > 1}
         how = f"{row['combine']}, `--equal`" if row["equal"] else row["combine"]
+        how += ", `stand_in`" * row["set"].endswith("stand_in")
         strengths = ", ".join(f"{concept} {value:.2f}" for concept, value in raised.items())
         rows.append(
             [
@@ -24,11 +31,11 @@ def table(results: dict[str, Any]) -> str:
                 *named_cells(row),
                 *kept_cells(row),
                 str(row["rank"]),
-                f"{row['seconds']:.0f}",
+                f"{row['cpu_seconds']:.0f}",
                 strengths or "–",
             ]
         )
-    header = ["requests", "fit", *NAMED, *KEPT, "rank", "seconds", "moved further, times"]
+    header = ["requests", "fit", *NAMED, *KEPT, "rank", "CPU s", "moved further, times"]
     labelled = [(f"{row['set']} {row['requests']} {row['combine']} {row['equal']}", row)
                 for row in results["rows"]]  # fmt: skip
     refuse_equal("ledger", labelled)
