@@ -6,10 +6,12 @@ import shutil
 import threading
 
 import numpy as np
+import pytest
 from rich.console import Console
 
 import porting
 from jax_unlearn.features.statistics_file import read_statistics
+from jax_unlearn.runs.cli import main
 from jax_unlearn.runs.command_line import parse_run
 from jax_unlearn.runs.settings.config import RunConfig
 from jax_unlearn.runs.sources.qwen_images import QwenImages
@@ -45,6 +47,23 @@ def arguments(folder, out, **options):
         if value is not None
     )
     return ["run", *(part for flag in flags for part in flag)]
+
+
+def refused(capsys, *words):
+    """The one line with which the command line refuses something."""
+    capsys.readouterr()
+    with pytest.raises(SystemExit) as ended:
+        main([*map(str, words)])
+    assert ended.value.code == 2
+    (line,) = capsys.readouterr().err.splitlines()
+    return line
+
+
+def said(capsys, *words):
+    """What a command prints."""
+    capsys.readouterr()
+    main([*map(str, words)])
+    return capsys.readouterr().out
 
 
 def parse(words):

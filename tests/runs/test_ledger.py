@@ -39,7 +39,7 @@ from jax_unlearn.runs.ledger.strengths import MOST, STEP, search
 from jax_unlearn.runs.ledger.sums import added, changes_of
 from jax_unlearn.runtime.assets import ASSETS
 from jax_unlearn.runtime.errors import UserError
-from tests.running import read
+from tests.running import read, refused, said
 
 QUIET = Console(quiet=True)
 # Of the second, requests of more than 11 images are fitted one by one.
@@ -107,14 +107,6 @@ def add_images(ledger, concept, images):
     """A request for images that are not to be preserved, as after a pass of the tower."""
     what = {"classes": sorted({*images.labels}), "images": save_images(ledger, images)}
     return recorded(ledger, Request(concept, images), what)
-
-
-def refused(capsys, *words):
-    with pytest.raises(SystemExit) as ended:
-        main([*map(str, words)])
-    assert ended.value.code == 2
-    (line,) = capsys.readouterr().err.splitlines()
-    return line
 
 
 def fitted(ledger, kind, equal=True):
@@ -239,7 +231,6 @@ def test_requests_are_moved_onto_stand_ins_that_are_not_forgotten(ledger, tmp_pa
     # Two held-out images of each, after eight to train with.
     for one in metrics["ledger"]["requests"]:
         assert one["named_after"] < one["named_before"] == 1.0
-    capsys.readouterr()
     line = refused(capsys, "ledger", "solve", ledger, "--out", tmp_path / "r", "--combine", "joint")
     assert "give --equal" in line
     joint = fitted(ledger, JointFit)[0]
@@ -289,12 +280,6 @@ def test_what_is_named_after_each_entry(ledger, tmp_path):
     page = (tmp_path / "run" / "report.html").read_text()
     assert "5 undo cat" in page
     assert f"<td><b>{100 * last[red]:.1f} %</b></td>" in page
-
-
-def said(capsys, *words):
-    capsys.readouterr()
-    main([*map(str, words)])
-    return capsys.readouterr().out
 
 
 @settings(max_examples=30, deadline=None)

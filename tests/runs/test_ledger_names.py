@@ -3,30 +3,14 @@
 import json
 
 import numpy as np
-import pytest
 from safetensors.numpy import load_file
 
 from jax_unlearn.runs.cli import main
 from jax_unlearn.runtime.assets import ASSETS
-from tests.running import read
+from tests.running import read, refused, said
 
 CHECKPOINT = ASSETS / "clip" / "checkpoint"
 NAMES = ("red circle", "blue circle", "red square", "blue square", "cat", "dog", "coffee")
-
-
-def refused(capsys, *words):
-    capsys.readouterr()
-    with pytest.raises(SystemExit) as ended:
-        main([*map(str, words)])
-    assert ended.value.code == 2
-    (line,) = capsys.readouterr().err.splitlines()
-    return line
-
-
-def said(capsys, *words):
-    capsys.readouterr()
-    main([*map(str, words)])
-    return capsys.readouterr().out
 
 
 def begin(directory, *more):
