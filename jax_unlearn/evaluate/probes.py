@@ -5,7 +5,8 @@ original features shows what the model's later layers may still recognise; one r
 edited features shows what remains in them for someone who looks for it.
 """
 
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
 from dataclasses import dataclass
 from typing import Any
 
@@ -16,6 +17,8 @@ from jax_unlearn.features.similarity import most_similar
 
 # Number of preserve classes that count as neighbours of each forgotten class.
 NEIGHBOUR_CLASSES = 3
+# Numbers in an embedding times images times classes, below which a probe is fitted by one thread.
+FEW = 10**8
 Embeddings = Float[np.ndarray, "n e"]
 Labels = np.ndarray
 # A classifier of scikit-learn. Only who makes one imports that: it doubles the time of starting.
@@ -81,6 +84,22 @@ def _share(hits: Bool[np.ndarray, " n"]) -> float | None:
     return float(hits.mean()) if len(hits) else None
 
 
+@contextmanager
+def threads_for(train: Mapping[str, Split]) -> Iterator[None]:
+    """Limit the libraries of a block to one thread if probes of these images are fitted quickly.
+
+    Such a fit consists of many products of microseconds, in which threads mostly wait for one
+    another; on a machine that others use too, a fit took twenty times as long with two.
+    """
+    # First, since only the threads of loaded libraries can be limited.
+    from sklearn import linear_model, neighbors  # noqa: F401
+    from threadpoolctl import threadpool_limits  # type: ignore[import-untyped]
+
+    sizes = [one.before.size * len(np.unique(one.labels)) for one in train.values()]
+    with threadpool_limits(1 if max(sizes) < FEW else None):
+        yield
+
+
 def neighbour_classes(train: Mapping[str, Split]) -> list[str]:
     """The preserve classes nearest to some forgotten class, over all projectors."""
     one = next(iter(train.values()))
@@ -95,10 +114,11 @@ def neighbour_classes(train: Mapping[str, Split]) -> list[str]:
 def fit_before(train: Mapping[str, Split]) -> Fitted:
     """Fit every reader on the original features: {projector: {reader: fitted reader}}."""
     readers = {**FITTED_BEFORE, **REFITTED}
-    return {
-        projector: {name: make().fit(split.before, split.labels) for name, make in readers.items()}
-        for projector, split in train.items()
-    }
+    with threads_for(train):
+        return {
+            projector: {k: make().fit(split.before, split.labels) for k, make in readers.items()}
+            for projector, split in train.items()
+        }
 
 
 def read_projector(
@@ -155,12 +175,13 @@ def read_all(
     )
     fitted = fitted or fit_before(train)
     projectors = {}
-    for name in train:
-        keep = ~test[name].is_forget
-        projectors[name] = {
-            "readers": read_projector(train[name], test[name], groups, fitted[name]),
-            "drift": drift(test[name].before[keep], test[name].after[keep]),
-        }
+    with threads_for(train):
+        for name in train:
+            keep = ~test[name].is_forget
+            projectors[name] = {
+                "readers": read_projector(train[name], test[name], groups, fitted[name]),
+                "drift": drift(test[name].before[keep], test[name].after[keep]),
+            }
     return projectors, neighbours
 
 
