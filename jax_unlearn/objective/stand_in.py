@@ -8,7 +8,6 @@ from jaxtyping import Float, Float64, Int, Shaped
 from scipy.linalg import eigh
 
 from jax_unlearn.features.extracted import Extracted
-from jax_unlearn.features.gram import gram
 from jax_unlearn.features.samples import SampleFeatures
 from jax_unlearn.features.stand_in import Counterpart, StandIn, TokenMoments
 from jax_unlearn.features.token_sample import by_image, deviations, having_tokens
@@ -114,12 +113,7 @@ def stand_in_of(
         sampled = preserve.tokens[name]
         kept = preserve.taps[name].x[having_tokens(sampled)]
         r_p = deviations(by_image(sampled), kept)
-        tokens[name] = TokenMoments(
-            gram(r_f) / len(r_f),
-            gram(r_g) / len(r_g),
-            r_f.T.astype(np.float64) @ goal / len(r_f),
-            gram(r_p) / len(r_p),
-        )
+        tokens[name] = TokenMoments.of(r_f, r_g, goal, r_p)
     return StandIn(np.asarray(chosen), matched, theirs, tokens)
 
 

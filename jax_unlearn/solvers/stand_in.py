@@ -31,7 +31,7 @@ from jax_unlearn.features.stand_in import TokenMoments
 from jax_unlearn.models.lora import LoraAdapter, LoraPair
 from jax_unlearn.objective.stand_in import NOTHING, StandInRows
 from jax_unlearn.runtime.errors import UserError
-from jax_unlearn.solvers.closed_form.ridge import right_vectors
+from jax_unlearn.solvers.closed_form.ridge import right_vectors, threads
 from jax_unlearn.solvers.leace import towards_identity
 from jax_unlearn.solvers.result import Result, history_of
 
@@ -132,6 +132,17 @@ def fit_stand_in(
         the distance to the target (forget) and of the change (preserve) of image means, over all
         projectors and concepts, and the norm of the change of the weights.
     """
+    with threads(max(one.weight.shape[1] for one in concepts[0].values())):
+        return _fit(concepts, rank, preserve, rounds, progress)
+
+
+def _fit(
+    concepts: Sequence[Mapping[str, StandInRows]],
+    rank: int,
+    preserve: float,
+    rounds: int,
+    progress: Callable[[int], None],
+) -> Result:
     begun, names = time.perf_counter(), [*concepts[0]]
     ridges = {name: Ridge([one[name] for one in concepts], preserve) for name in names}
     goals = [

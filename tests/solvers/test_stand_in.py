@@ -2,6 +2,7 @@
 
 import numpy as np
 import pytest
+from threadpoolctl import threadpool_info, threadpool_limits
 
 from jax_unlearn.features.stand_in import Counterpart, TokenMoments
 from jax_unlearn.models.lora import LoraPair
@@ -254,6 +255,20 @@ def test_several_concepts_are_solved_together_in_any_order():
             )
         )
         assert after < 0.15 * before < 0.5 * twice
+
+
+def test_small_matrices_are_solved_by_one_thread():
+    world, seen = World(), set()
+    rows = world.projector(world.rows(1, 40, 1)[0], world.rows(0, 40, 2)[0])
+
+    def look(_):
+        # Those of NumPy and SciPy; other tests load PyTorch's.
+        pools = [pool for pool in threadpool_info() if pool["internal_api"] == "openblas"]
+        seen.update(pool["num_threads"] for pool in pools)
+
+    with threadpool_limits(2, user_api="blas"):
+        fit_stand_in([{"w": rows}], 2, 0.1, 1, look)
+    assert seen == {1}
 
 
 def test_one_image_has_no_spread_to_move():
