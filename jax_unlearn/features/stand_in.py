@@ -8,7 +8,7 @@ from jaxtyping import Float, Float64, Int
 
 from jax_unlearn.features.gram import gram
 
-Rows = Float[np.ndarray, "n d"]
+Rows = Float[np.ndarray, "_ d"]
 
 
 @dataclass(frozen=True)
