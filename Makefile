@@ -74,6 +74,8 @@ bench: $(VENV)/.test
 	$(BIN)/python -m benchmarks.speed.rows
 	$(BIN)/python -m benchmarks.speed.sweep
 	$(BIN)/python -m benchmarks.speed.where_to_solve
+	$(BIN)/python -m benchmarks.speed.stand_in_size
+	$(BIN)/python -m benchmarks.speed.solver_blas
 	$(BIN)/python -m benchmarks.scale.many_images
 	$(BIN)/python -m benchmarks.scale.many_requests
 	$(BIN)/python -m benchmarks.scale.processes

@@ -15,6 +15,7 @@ from safetensors import SafetensorError, safe_open
 
 from jax_unlearn.runtime.errors import UserError
 from jax_unlearn.runtime.hub import INDEX, OPEN_CONFIG, SINGLE
+from jax_unlearn.runtime.no_torch import import_transformers
 from jax_unlearn.runtime.text_files import read_json
 
 DTYPES = {"F32": "float32", "F16": "float16", "BF16": "bfloat16"}
@@ -325,11 +326,9 @@ def load_config(directory: Path) -> Any:
     """
     path = config_path(directory)
 
-    # Imported here because transformers imports torch if it is installed (see `no_torch`).
-    from transformers import AutoConfig
-
+    auto = import_transformers().AutoConfig
     try:
-        return AutoConfig.from_pretrained(directory, local_files_only=True, trust_remote_code=False)
+        return auto.from_pretrained(directory, local_files_only=True, trust_remote_code=False)
     except Exception as error:
         # transformers raises almost any exception for a damaged config.
         text = " ".join(str(error).split())

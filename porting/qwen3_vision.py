@@ -4,6 +4,7 @@ import math
 from dataclasses import dataclass, replace
 from functools import cache, partial
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
 from flax import nnx
@@ -14,13 +15,21 @@ from jax_unlearn.models.qwen3_vision.tower import Qwen3VisionTower
 from jax_unlearn.runtime.arguments import path_argument
 from jax_unlearn.runtime.errors import UserError
 from jax_unlearn.runtime.hub import local_checkpoint
-from porting.adaptable_linears import AdaptableLinears, locate, read_family
+from jax_unlearn.runtime.text_files import read_json
+from porting.adaptable_linears import AdaptableLinears, locate, read_family, read_model_type
 from porting.checkpoint import Checkpoint, load_config, refuse_adapter_beside, size_faults
 from porting.families import FAMILIES, Family
 from porting.quantized import DequantizedCheckpoint
 from porting.weight_table import Layout, Rule, flat_kernel, linear, norm, to_flax, verify
 
 TOWER_DTYPES = ("float32", "bfloat16")
+# Fields of a tower's config in transformers that ours has under the same name.
+FIELDS = (
+    *("depth", "hidden_size", "intermediate_size", "num_heads", "out_hidden_size"),
+    *("num_position_embeddings", "in_channels", "patch_size", "temporal_patch_size"),
+    *("spatial_merge_size", "hidden_act"),
+)
+ROPE, DEEPSTACK = "rope_parameters", "deepstack_visual_indexes"
 # Buffers that are computed from the config, but saved by some versions of transformers.
 BUFFERS = ("rotary_pos_emb.inv_freq",)
 
@@ -82,12 +91,9 @@ def vision_config(directory: str | Path, dtype: str = "float32") -> tuple[str, V
         UserError: the family or the tower's shape is not supported.
     """
     directory = local_checkpoint(directory, "none")
-    # Checked before transformers reads it, because fewer families are supported here.
+    # Checked first, because transformers supports more families.
     family = read_family(directory)
-    hf = load_config(directory)
-    path = directory / "config.json"
-    thinker = getattr(hf, "thinker_config", hf)
-    vision = getattr(thinker, "vision_config", thinker)
+    path, vision = directory / "config.json", tower_fields(directory, family)
     try:
         act, config = vision.hidden_act, _from_hf(vision, family, dtype)
     except (AttributeError, KeyError, TypeError) as error:
@@ -98,24 +104,32 @@ def vision_config(directory: str | Path, dtype: str = "float32") -> tuple[str, V
         raise UserError(f"{path}: hidden_act {act!r} is not one of {[*ACTIVATIONS]}")
     if faults := config_faults(config):
         raise UserError(f"{path}: {'; '.join(faults)}")
-    return hf.model_type, config
+    return str(read_model_type(directory)), config
+
+
+def tower_fields(directory: Path, family: Family) -> Any:
+    """The fields of the tower's config, with transformers' values for those not in config.json.
+
+    Raises:
+        UserError: transformers is needed and cannot read it.
+    """
+    needed = {*FIELDS, ROPE} | ({DEEPSTACK} if family.deepstack else set())
+    part = read_json(directory / "config.json")
+    for name in ("thinker_config", "vision_config"):
+        part = part.get(name, part) if isinstance(part, dict) else {}
+    # Importing transformers takes a second.
+    if isinstance(part, dict) and needed <= set(part) and "rope_theta" in (part[ROPE] or ()):
+        return SimpleNamespace(**{name: part[name] for name in needed})
+    hf = load_config(directory)
+    thinker = getattr(hf, "thinker_config", hf)
+    return getattr(thinker, "vision_config", thinker)
 
 
 def _from_hf(vision: Any, family: Family, dtype: str) -> VisionConfig:
     return VisionConfig(
-        depth=vision.depth,
-        hidden_size=vision.hidden_size,
-        intermediate_size=vision.intermediate_size,
-        num_heads=vision.num_heads,
-        out_hidden_size=vision.out_hidden_size,
-        num_position_embeddings=vision.num_position_embeddings,
-        deepstack_indexes=tuple(vision.deepstack_visual_indexes) if family.deepstack else (),
-        in_channels=vision.in_channels,
-        patch_size=vision.patch_size,
-        temporal_patch_size=vision.temporal_patch_size,
-        spatial_merge_size=vision.spatial_merge_size,
-        hidden_act=vision.hidden_act,
-        rope_theta=vision.rope_parameters["rope_theta"],
+        **{name: getattr(vision, name) for name in FIELDS},
+        deepstack_indexes=tuple(getattr(vision, DEEPSTACK)) if family.deepstack else (),
+        rope_theta=getattr(vision, ROPE)["rope_theta"],
         dtype=dtype,
     )
 

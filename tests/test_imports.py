@@ -22,6 +22,8 @@ import numpy as np
 from jax_unlearn.models.lora import LoraAdapter, LoraPair
 import porting
 tower = porting.load_vision_tower(checkpoint)
+# Only a config.json that leaves something out needs it, which takes a second.
+assert "transformers" not in sys.modules
 tower(np.zeros((24, 96), np.float32), np.array([[1, 4, 6]]))
 pair = LoraPair(a=np.ones((1, 128), np.float32), b=np.ones((24, 1), np.float32))
 adapter = LoraAdapter({"merger.linear_fc2": pair}, alpha=1.0, rank=1)

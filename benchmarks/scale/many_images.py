@@ -28,7 +28,7 @@ SAVING = ("--save-seconds", "1")
 
 def main(arguments: Sequence[str] | None = None) -> None:
     parser = command("many_images", __doc__, rounds=1)
-    parser.add_argument("--images", nargs="+", type=int, default=[1000, 5000, 20_000])
+    parser.add_argument("--images", nargs="+", type=int, default=[1000, 5000, 20_000, 100_000])
     options = parser.parse_args(arguments)
     results: dict[str, Any] = {"machine": machine(), "rows": []}
     with TemporaryDirectory() as temporary:

@@ -39,32 +39,12 @@ def main(arguments: Sequence[str] | None = None) -> None:
     keep = source.rows(PRESERVE, options.preserve)
     forget = source.rows(FORGET, options.forget)
     stand_in = keep[: options.forget]
-    random = np.random.default_rng(1)
-    tokens = [random.permutation(keep)[: TOKENS * 1000] * np.float32(0.5) for _ in range(3)]
+    r_f, r_g, r_p = deviations(keep)
     outputs = [source.output(x) for x in (forget, stand_in)]
     seconds, matched = clocked(lambda: match([outputs[0]], [outputs[1]]))
     taken = {"match": seconds}
-    r_f, r_g, r_p = tokens
-    taken["moments of tokens"], moments = clocked(
-        lambda: TokenMoments(
-            gram(r_f) / len(r_f),
-            gram(r_g) / len(r_g),
-            r_f.T.astype(np.float64) @ r_g / len(r_f),
-            gram(r_p) / len(r_p),
-        )
-    )
-    ones = with_ones(keep)
-    rows = StandInRows(
-        source.weight,
-        source.bias,
-        forget,
-        stand_in[matched],
-        stand_in,
-        gram(ones.astype(np.float32)) / len(ones),
-        len(ones),
-        moments,
-    )
-    del ones
+    taken["moments of tokens"], moments = clocked(lambda: TokenMoments.of(r_f, r_g, r_g, r_p))
+    rows = rows_of(source, keep, forget, stand_in[matched], moments)
     taken[f"fit, {ROUNDS} rounds"], result = clocked(lambda: fit_stand_in([{"w": rows}], RANK, 1.0))
     peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * 1024
     target = outputs[0] + (stand_in - forget).mean(axis=0) @ source.weight.T
@@ -81,6 +61,29 @@ def main(arguments: Sequence[str] | None = None) -> None:
     }
     print(json.dumps(results, indent=1))
     write(options.out, results)
+
+
+def deviations(keep: np.ndarray) -> list[np.ndarray]:
+    """Deviations of tokens: of images to forget, of their stand-ins and of images to keep."""
+    random = np.random.default_rng(1)
+    return [random.permutation(keep)[: TOKENS * 1000] * np.float32(0.5) for _ in range(3)]
+
+
+def rows_of(
+    source: Source, keep: np.ndarray, forget: np.ndarray, goal: np.ndarray, moments: TokenMoments
+) -> StandInRows:
+    """What the fit needs; the first images to keep are those of the stand-in."""
+    ones = with_ones(keep).astype(np.float32)
+    return StandInRows(
+        source.weight,
+        source.bias,
+        forget,
+        goal,
+        keep[: len(forget)],
+        gram(ones) / len(ones),
+        len(ones),
+        moments,
+    )
 
 
 def table(results: dict[str, Any]) -> str:

@@ -5,7 +5,8 @@ original features shows what the model's later layers may still recognise; one r
 edited features shows what remains in them for someone who looks for it.
 """
 
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
 from dataclasses import dataclass
 from typing import Any
 
@@ -16,8 +17,9 @@ from jax_unlearn.features.similarity import most_similar
 
 # Number of preserve classes that count as neighbours of each forgotten class.
 NEIGHBOUR_CLASSES = 3
-# Largest rows × features × classes of a logistic regression, some ten seconds on two cores.
-MOST_PRODUCTS = 10**9
+# `products` of a logistic regression: below FEW it is fitted by one thread; above MOST, where it
+# takes more than some ten seconds on two cores, by another probe.
+FEW, MOST = 10**8, 10**9
 Embeddings = Float[np.ndarray, "n e"]
 Labels = np.ndarray
 # A classifier of scikit-learn. Only who makes one imports that: it doubles the time of starting.
@@ -54,7 +56,7 @@ class LinearProbe:
         from sklearn.pipeline import make_pipeline
         from sklearn.preprocessing import StandardScaler
 
-        many = x.size * len(np.unique(labels)) > MOST_PRODUCTS
+        many = products(x, labels) > MOST
         self.kind = "ridge regression" if many else "logistic regression"
         model = LogisticRegression(max_iter=300, tol=1e-3)
         if many:
@@ -68,6 +70,11 @@ class LinearProbe:
     @property
     def classes_(self) -> Labels:
         return np.asarray(self.model.classes_)
+
+
+def products(x: Embeddings, labels: Labels) -> int:
+    """Rows × features × classes."""
+    return x.size * len(np.unique(labels))
 
 
 def linear_probe() -> Classifier:
@@ -111,6 +118,22 @@ def _share(hits: Bool[np.ndarray, " n"]) -> float | None:
     return float(hits.mean()) if len(hits) else None
 
 
+@contextmanager
+def threads_for(train: Mapping[str, Split]) -> Iterator[None]:
+    """Limit the libraries of a block to one thread if probes of these images are fitted quickly.
+
+    Such a fit consists of many products of microseconds, in which threads mostly wait for one
+    another; on a machine that others use too, a fit took twenty times as long with two.
+    """
+    # First, since only the threads of loaded libraries can be limited.
+    from sklearn import linear_model, neighbors  # noqa: F401
+    from threadpoolctl import threadpool_limits  # type: ignore[import-untyped]
+
+    most = max(products(one.before, one.labels) for one in train.values())
+    with threadpool_limits(1 if most < FEW else None):
+        yield
+
+
 def neighbour_classes(train: Mapping[str, Split]) -> list[str]:
     """The preserve classes nearest to some forgotten class, over all projectors."""
     one = next(iter(train.values()))
@@ -125,10 +148,11 @@ def neighbour_classes(train: Mapping[str, Split]) -> list[str]:
 def fit_before(train: Mapping[str, Split]) -> Fitted:
     """Fit every reader on the original features: {projector: {reader: fitted reader}}."""
     readers = {**FITTED_BEFORE, **REFITTED}
-    return {
-        projector: {name: make().fit(split.before, split.labels) for name, make in readers.items()}
-        for projector, split in train.items()
-    }
+    with threads_for(train):
+        return {
+            projector: {k: make().fit(split.before, split.labels) for k, make in readers.items()}
+            for projector, split in train.items()
+        }
 
 
 def read_projector(
@@ -185,12 +209,13 @@ def read_all(
     )
     fitted = fitted or fit_before(train)
     projectors = {}
-    for name in train:
-        keep = ~test[name].is_forget
-        projectors[name] = {
-            "readers": read_projector(train[name], test[name], groups, fitted[name]),
-            "drift": drift(test[name].before[keep], test[name].after[keep]),
-        }
+    with threads_for(train):
+        for name in train:
+            keep = ~test[name].is_forget
+            projectors[name] = {
+                "readers": read_projector(train[name], test[name], groups, fitted[name]),
+                "drift": drift(test[name].before[keep], test[name].after[keep]),
+            }
     return projectors, neighbours
 
 

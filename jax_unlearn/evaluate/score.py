@@ -6,7 +6,7 @@ from functools import reduce
 
 import numpy as np
 
-from jax_unlearn.evaluate.probes import Classifier, Split, drift, linear_probe
+from jax_unlearn.evaluate.probes import Classifier, Split, drift, linear_probe, threads_for
 
 
 @dataclass(frozen=True)
@@ -36,7 +36,8 @@ class Score:
 
 def fit_probes(train: Mapping[str, Split]) -> dict[str, Classifier]:
     """Fit a linear probe on the original features of every projector."""
-    return {name: linear_probe().fit(split.before, split.labels) for name, split in train.items()}
+    with threads_for(train):
+        return {k: linear_probe().fit(split.before, split.labels) for k, split in train.items()}
 
 
 def score(probes: Mapping[str, Classifier], test: Mapping[str, Split]) -> Score:

@@ -22,6 +22,7 @@ from jax_unlearn.models.clip.model import LINEARS, Clip, ClipConfig, ClipFeature
 from jax_unlearn.models.frozen_linear import FrozenLinear
 from jax_unlearn.runtime.errors import UserError
 from jax_unlearn.runtime.hub import local_checkpoint
+from jax_unlearn.runtime.no_torch import import_transformers
 from jax_unlearn.runtime.progress import progress_bar
 
 TEXT, IMAGE = LINEARS
@@ -51,12 +52,10 @@ def load_tokenizer(checkpoint: Path, text: ClipTextConfig) -> Any:
     Raises:
         UserError: its files are missing or cannot be read, or are of another model.
     """
-    # Imported here because transformers imports torch if it is installed (see `no_torch`).
-    from transformers import AutoTokenizer
-
+    auto = import_transformers().AutoTokenizer
     options: dict[str, Any] = {"local_files_only": True, "trust_remote_code": False}
     try:
-        found = AutoTokenizer.from_pretrained(local_checkpoint(checkpoint, "none"), **options)
+        found = auto.from_pretrained(local_checkpoint(checkpoint, "none"), **options)
     except (KeyError, OSError, TypeError, ValueError) as error:
         why = f"cannot be read ({' '.join(str(error).split())})"
         raise UserError(f"{checkpoint}: its tokenizer {why}; {COPY}") from error

@@ -6,6 +6,10 @@ from dataclasses import dataclass
 import numpy as np
 from jaxtyping import Float, Float64, Int
 
+from jax_unlearn.features.gram import gram
+
+Rows = Float[np.ndarray, "_ d"]
+
 
 @dataclass(frozen=True)
 class Counterpart:
@@ -40,6 +44,16 @@ class TokenMoments:
     stand_in: Float64[np.ndarray, "d d"]
     matched: Float64[np.ndarray, "d d"]
     preserve: Float64[np.ndarray, "d d"]
+
+    @classmethod
+    def of(cls, forget: Rows, stand_in: Rows, goal: Rows, preserve: Rows) -> "TokenMoments":
+        """The moments of deviations; `goal` has the matched one of each that is to forget."""
+        return cls(
+            gram(forget) / len(forget),
+            gram(stand_in) / len(stand_in),
+            forget.T.astype(np.float64) @ goal / len(forget),
+            gram(preserve) / len(preserve),
+        )
 
 
 @dataclass(frozen=True)

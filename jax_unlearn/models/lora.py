@@ -101,8 +101,10 @@ def init_adapter(
     return LoraAdapter(pairs, alpha=alpha, rank=rank)
 
 
-def lora_delta(x: Float[Array, "*n d_in"], pair: LoraPair, scale: float) -> Float[Array, "*n e"]:
-    """x Δᵀ + scale · bias in float32, without forming Δ.
+def lora_delta(
+    x: Float[Array | ndarray, "*n d_in"], pair: LoraPair, scale: float
+) -> Float[Array | ndarray, "*n e"]:
+    """x Δᵀ + scale · bias in float32, without forming Δ; by NumPy if all arrays are NumPy's.
 
     Computed at full precision for every model dtype: a GPU would round a to TF32, and x Δᵀ and the
     bias would not cancel where they should.

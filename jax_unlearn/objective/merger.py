@@ -66,7 +66,8 @@ class MergerTokens:
             weight: W2.
         """
         with jax.default_matmul_precision("highest"):
-            moved = gelu_change(self.before, self.hidden, lora_delta(self.x, pairs[FIRST], scale))
+            first = jnp.asarray(lora_delta(self.x, pairs[FIRST], scale))
+            moved = gelu_change(self.before, self.hidden, first)
             if self.row is not None:
                 moved = row_means(moved, self.row, self.count)
             change = moved @ weight.T

@@ -7,7 +7,7 @@ adapter changes some of them.
 from collections.abc import Collection, Iterable, Sequence
 from dataclasses import dataclass
 
-import jax.numpy as jnp
+import jax
 import numpy as np
 from jaxtyping import Float
 
@@ -112,7 +112,9 @@ def rows_change(
     """As `linear_change`, of rows x at the Linear's input."""
     if linear.name not in adapter.pairs:
         return np.zeros((len(x), len(linear.weight)), np.float32)
-    return np.asarray(lora_delta(jnp.asarray(x), adapter.pairs[linear.name], adapter.scale))
+    # By NumPy, as `output`: JAX would compile programs for each number of rows.
+    pair = jax.tree.map(np.asarray, adapter.pairs[linear.name])
+    return np.asarray(lora_delta(x, pair, adapter.scale))
 
 
 def projectors_of(linears: Iterable[FrozenLinear]) -> list[Projector]:

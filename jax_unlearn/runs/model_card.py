@@ -111,7 +111,8 @@ def base_text(checkpoint: Path) -> str:
 
 def page(data: Mapping[str, Any], kind: str, form: str, config: RunConfig, metrics: Metrics) -> str:
     """The metadata and the text of a card; `kind` begins its first sentence."""
-    from huggingface_hub import ModelCard, ModelCardData
+    # Not ModelCard, which imports the hub's client.
+    from huggingface_hub import ModelCardData
 
     fitted, name = metrics["adapter"], concept(config, metrics)
     where = [*facts(form, is_of_clip(metrics)), *of_bias(form, metrics)]
@@ -130,8 +131,7 @@ def page(data: Mapping[str, Any], kind: str, form: str, config: RunConfig, metri
         "`jax-unlearn compare BASE RESULT IMAGE…` measures whether the edit is in what is served.",
     ]
     text = "\n\n".join(lines)
-    card = str(ModelCard(f"---\n{ModelCardData(**data).to_yaml()}\n---\n\n{text}"))
-    return encodable(card) + "\n"
+    return encodable(f"---\n{ModelCardData(**data).to_yaml()}\n---\n\n{text}") + "\n"
 
 
 def of_bias(form: str, metrics: Metrics) -> list[str]:

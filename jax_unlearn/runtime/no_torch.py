@@ -4,24 +4,29 @@ import os
 import sys
 from collections.abc import Iterator
 from contextlib import contextmanager
+from contextvars import ContextVar
 from types import ModuleType
-from typing import cast
+from typing import Any, cast
 
 ADVISORY = "TRANSFORMERS_NO_ADVISORY_WARNINGS"
+# Whether `import_transformers` hides torch.
+HIDING = ContextVar("HIDING", default=False)
 
 
 @contextmanager
 def without_torch() -> Iterator[None]:
-    """Hide torch within a block, and leave the process as it was after it.
+    """Hide torch from transformers within a block, and leave the process as it was after it.
 
     transformers decides when it is imported whether torch is installed, so a copy of it that was
     imported within the block is forgotten, and the next import decides again.
     """
     earlier, advice = "transformers" in sys.modules, os.environ.get(ADVISORY)
-    hide_torch()
+    os.environ.setdefault(ADVISORY, "1")
+    hiding = HIDING.set(True)
     try:
         yield
     finally:
+        HIDING.reset(hiding)
         if advice is None:
             os.environ.pop(ADVISORY, None)
         if not earlier and "torch" not in sys.modules:
@@ -29,19 +34,20 @@ def without_torch() -> Iterator[None]:
                 del sys.modules[name]
 
 
-def hide_torch() -> None:
-    """Keep transformers from importing torch, as it does wherever torch is installed.
+def import_transformers() -> Any:
+    """Import transformers, which takes a second, where it is needed.
 
-    transformers checks for torch once and caches the answer. Has no effect in a process that has
-    already imported torch.
+    It imports torch wherever that is installed, except within `without_torch`: it checks for torch
+    once and caches the answer. Nothing is hidden in a process that has already imported torch.
     """
-    os.environ.setdefault(ADVISORY, "1")
-    if "torch" in sys.modules:
-        return
-    sys.modules["torch"] = cast(ModuleType, None)
-    try:
-        from transformers.utils import is_torch_available
+    if HIDING.get() and "torch" not in sys.modules:
+        sys.modules["torch"] = cast(ModuleType, None)
+        try:
+            from transformers.utils import is_torch_available
 
-        is_torch_available()
-    finally:
-        del sys.modules["torch"]
+            is_torch_available()
+        finally:
+            del sys.modules["torch"]
+    import transformers
+
+    return transformers

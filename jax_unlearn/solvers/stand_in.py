@@ -25,12 +25,13 @@ from collections.abc import Callable, Mapping, Sequence
 
 import numpy as np
 from jaxtyping import Float, Float64
-from scipy.linalg import cho_factor, cho_solve, eigh, solve_triangular
+from scipy.linalg import cho_factor, cho_solve, solve_triangular
 
 from jax_unlearn.features.stand_in import TokenMoments
 from jax_unlearn.models.lora import LoraAdapter, LoraPair
-from jax_unlearn.objective.stand_in import StandInRows
+from jax_unlearn.objective.stand_in import NOTHING, StandInRows
 from jax_unlearn.runtime.errors import UserError
+from jax_unlearn.solvers.closed_form.ridge import right_vectors, threads
 from jax_unlearn.solvers.leace import towards_identity
 from jax_unlearn.solvers.result import Result, history_of
 
@@ -43,8 +44,6 @@ SHRINKAGE = 0.1
 ROUNDS = 12
 # Largest number of principal components in which the joint transport is computed.
 COMPONENTS = 512
-# Share of the largest eigenvalue below which one is rounding.
-NOTHING = 1e-12
 
 Matrix = Float64[np.ndarray, "_ _"]
 
@@ -59,7 +58,8 @@ class Ridge:
     def __init__(self, concepts: Sequence[StandInRows], preserve: float) -> None:
         """`preserve`: the weight λ of the images to keep."""
         first = concepts[0]
-        self.w = first.weight.T.astype(np.float64)
+        # Row-major as all products, since a sum of two orders takes ten times as long.
+        self.w = np.ascontiguousarray(first.weight.T, np.float64)
         self.b = np.concatenate([self.w, first.bias[None].astype(np.float64)])
         self.x = [with_ones(one.forget) for one in concepts]
         self.own = [x @ self.b for x in self.x]
@@ -90,11 +90,12 @@ class Ridge:
 
     def pair(self, c: Matrix, rank: int) -> LoraPair:
         """M of the given rank, as factors for alpha = rank."""
-        lower = np.tril(self.factor[0])
-        u, s, v = np.linalg.svd(solve_triangular(lower, c, lower=True), full_matrices=False)
-        rank = min(rank, len(s))
-        left = solve_triangular(lower, u[:, :rank], lower=True, trans=1)
-        b = v[:rank].T * s[:rank]
+        lower = self.factor[0]
+        whitened = solve_triangular(lower, c, lower=True)
+        right = right_vectors(whitened, min(rank, *whitened.shape))
+        u, s, v = np.linalg.svd(whitened @ right, full_matrices=False)
+        left = solve_triangular(lower, u, lower=True, trans=1)
+        b = right @ (v.T * s)
         parts = left[:-1].T, b, b @ left[-1]
         return LoraPair(*(np.ascontiguousarray(part, np.float32) for part in parts))
 
@@ -131,6 +132,17 @@ def fit_stand_in(
         the distance to the target (forget) and of the change (preserve) of image means, over all
         projectors and concepts, and the norm of the change of the weights.
     """
+    with threads(max(one.weight.shape[1] for one in concepts[0].values())):
+        return _fit(concepts, rank, preserve, rounds, progress)
+
+
+def _fit(
+    concepts: Sequence[Mapping[str, StandInRows]],
+    rank: int,
+    preserve: float,
+    rounds: int,
+    progress: Callable[[int], None],
+) -> Result:
     begun, names = time.perf_counter(), [*concepts[0]]
     ridges = {name: Ridge([one[name] for one in concepts], preserve) for name in names}
     goals = [
@@ -244,12 +256,12 @@ class JointTransport:
         centred = [side - side.mean(axis=0) for side in (forget, stand_in)]
         self.basis = principal(np.concatenate(centred))
         inside = centred[1] @ self.basis
-        self.goal = inside.T @ inside / len(inside)
+        self.root = square_root(inside.T @ inside / len(inside))
 
     def __call__(self, fitted: Matrix) -> Matrix:
         centred = fitted - fitted.mean(axis=0)
         inside = centred @ self.basis
-        moved = inside @ transport(inside.T @ inside / len(inside), self.goal)
+        moved = inside @ transport(inside.T @ inside / len(inside), self.root)
         return np.asarray(self.mean + centred + (moved - inside) @ self.basis.T)
 
 
@@ -257,18 +269,19 @@ class TokenTransport:
     """Moves the token deviations of one projector to the covariance of the stand-in's."""
 
     def __init__(self, tokens: TokenMoments, w: Matrix) -> None:
-        self.forget, self.w = tokens.forget, w
-        sides = [w.T @ side @ w for side in (tokens.forget, tokens.stand_in)]
-        self.basis = leading(sides[0] + sides[1])
-        self.goal = self.basis.T @ sides[1] @ self.basis
+        self.forget = tokens.forget
+        self.basis = leading(w.T @ ((tokens.forget + tokens.stand_in) @ w))
+        # In the basis, the original outputs and their products with the forget tokens.
+        self.w = w @ self.basis
+        self.own = tokens.forget @ self.w
+        self.root = square_root(self.w.T @ (tokens.stand_in @ self.w))
 
     def __call__(self, change: Matrix) -> Matrix:
         """r_fᵀ (Θ − r_f W) / N_f after the change M of the weight."""
         moved = self.forget @ change
-        whole = self.w + change
-        inside = self.forget @ (whole @ self.basis)
-        own = (whole @ self.basis).T @ inside
-        further = inside @ transport(own, self.goal) - inside
+        inside = self.own + moved @ self.basis
+        covariance = (self.w + change @ self.basis).T @ inside
+        further = inside @ transport(covariance, self.root) - inside
         return np.asarray(moved + further @ self.basis.T)
 
 
@@ -280,7 +293,7 @@ def principal(rows: Matrix) -> Matrix:
     """
     if len(rows) >= rows.shape[1] or rows.shape[1] <= COMPONENTS:
         return leading(rows.T @ rows)
-    values, vectors = eigh(rows @ rows.T)
+    values, vectors = np.linalg.eigh(rows @ rows.T)
     kept = values > NOTHING * values[-1]
     kept[:-COMPONENTS] = False
     return np.asarray(rows.T @ (vectors[:, kept] / np.sqrt(values[kept])))
@@ -291,25 +304,32 @@ def leading(covariance: Matrix) -> Matrix:
     size = len(covariance)
     if size <= COMPONENTS:
         return np.eye(size)
-    return np.asarray(eigh(covariance, subset_by_index=(size - COMPONENTS, size - 1))[1])
+    # All at once: LAPACK takes longer for so many chosen ones.
+    return np.linalg.eigh(covariance)[1][:, size - COMPONENTS :]
 
 
-def transport(start: Matrix, goal: Matrix) -> Matrix:
+def square_root(goal: Matrix) -> Matrix:
+    """G^½ of a covariance G, shrunk towards the identity of the same trace."""
+    values, vectors = np.linalg.eigh(towards_identity(goal, SHRINKAGE))
+    return np.asarray((vectors * np.sqrt(values)) @ vectors.T)
+
+
+def transport(start: Matrix, root: Matrix) -> Matrix:
     """The symmetric map A of Gaussian optimal transport, with A S A = G for covariances S and G.
 
-    A = S^-½ (S^½ G S^½)^½ S^-½ (source: Peyré and Cuturi 2019, "Computational Optimal Transport",
-    arXiv:1803.00567, section 2.6), both shrunk towards the identity of the same trace.
+    A = G^½ (G^½ S G^½)^-½ G^½ (source: Peyré and Cuturi 2019, "Computational Optimal Transport",
+    arXiv:1803.00567, section 2.6, with S and G exchanged in A⁻¹), S shrunk as G is.
+
+    Args:
+        start: S.
+        root: the `square_root` of G.
     """
-    if not (np.trace(start) and np.trace(goal)):
+    if not (np.trace(start) and np.trace(root)):
         # One image, or copies of it, have no spread that could be moved.
         return np.eye(len(start))
-    s, g = (towards_identity(one, SHRINKAGE) for one in (start, goal))
-    values, vectors = eigh(s)
-    root = (vectors * np.sqrt(values)) @ vectors.T
-    inverse = (vectors / np.sqrt(values)) @ vectors.T
-    values, vectors = eigh(root @ g @ root)
-    middle = (vectors * np.sqrt(np.maximum(values, 0))) @ vectors.T
-    return np.asarray(inverse @ middle @ inverse)
+    values, vectors = np.linalg.eigh(root @ towards_identity(start, SHRINKAGE) @ root)
+    half = root @ (vectors / values**0.25)
+    return np.asarray(half @ half.T)
 
 
 def with_ones(x: Float[np.ndarray, "n d"]) -> Float64[np.ndarray, "n wide"]:

@@ -11,9 +11,10 @@ import torch
 from benchmarks.forgetting import stand_in_bent, stand_in_several
 from benchmarks.shipped.qwen3_vl.generated import RGB, counts_for, drawings, write_drawings
 from benchmarks.shipped.qwen3_vl.images import COLORS, DRAWINGS, SIDE
-from benchmarks.speed import stand_in_size
+from benchmarks.speed import solver_blas, stand_in_size
 from jax_unlearn.models.lora import LoraAdapter, LoraPair
 from jax_unlearn.objective.merger import LAST
+from jax_unlearn.solvers import stand_in
 
 
 @pytest.mark.parametrize("name", ["red triangle", "teal circle", "gray rectangle"])
@@ -62,6 +63,30 @@ def test_the_table_of_the_size(tmp_path, capsys):
     table = stand_in_size.table(results)
     assert "40 → 32: 20 images to forget, as many of the stand-in, 200 to keep" in table
     assert "| fit, 12 rounds |" in table
+
+
+def test_the_solvers_operations_against_a_product(tmp_path, monkeypatch):
+    out = tmp_path / "blas.json"
+    monkeypatch.setattr(stand_in, "COMPONENTS", 8)
+    sizes = "--d-in 40 --e 32 --preserve 200 --forget 20 --limit 50 --rounds 2"
+    solver_blas.main([*sizes.split(), "--out", str(out)])
+    results = json.loads(out.read_text())
+    assert results["limit"]["operations"] == 2 * 50**3
+    parts = results["parts"]
+    assert parts["near: Gram matrix"]["operations"] == 200 * 40**2
+    assert parts["stand_in: solution"]["operations"] == 2 * 40**2 * 32
+    # Its solution, image means, tokens and transports of 8 components.
+    means = 4 * 20 * 40 * 32 + 4 * 20 * 32 * 8 + 3 * 20 * 8**2
+    tokens = 2 * 40**2 * 32 + 6 * 40 * 32 * 8 + 4 * 40 * 8**2
+    counted = 2 * 40**2 * 32 + means + tokens + 22 * 8**3
+    assert parts["stand_in: round"]["operations"] == counted
+    one = parts["near: factor"]
+    limit = [2 * 50**3 / s for s in results["limit"]["all_seconds"]]
+    shares = [40**3 / 3 / s / rate for s, rate in zip(one["all_seconds"], limit, strict=True)]
+    assert one["ratios"] == pytest.approx(shares)
+    table = solver_blas.table(results)
+    assert "40 → 32, 200 images to keep and 20 to forget" in table
+    assert table.count("%** (") == len(parts)
 
 
 def test_both_shapes_are_drawn_anew_in_every_colour(tmp_path):

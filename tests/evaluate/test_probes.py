@@ -2,7 +2,9 @@
 
 import numpy as np
 import pytest
+from threadpoolctl import threadpool_info, threadpool_limits
 
+from jax_unlearn.evaluate import probes
 from jax_unlearn.evaluate.probes import Split, drift, headline, neighbour_classes, read_all
 from jax_unlearn.evaluate.score import fit_probes, score
 
@@ -47,6 +49,23 @@ def test_readers_refitted_on_erased_features_are_near_a_guess_between_two(read):
     for reader in ("refitted_probe", "refitted_neighbour"):
         assert scores[reader]["before"]["forget"] == 1.0
         assert 0.2 < scores[reader]["after"]["forget"] < 0.8
+
+
+def test_probes_of_few_images_are_fitted_by_one_thread(monkeypatch):
+    train = {"p": split(0, True)}
+
+    def threads():
+        with probes.threads_for(train):
+            return [pool["num_threads"] for pool in threadpool_info()]
+
+    few = threads()
+    assert set(few) == {1}
+    # 120 images of 6 numbers and 4 classes.
+    monkeypatch.setattr(probes, "FEW", 120 * 6 * 4)
+    with threadpool_limits(3):
+        assert threads() == [3] * len(few)
+    monkeypatch.setattr(probes, "FEW", 120 * 6 * 4 + 1)
+    assert threads() == few
 
 
 def test_a_refitted_reader_finds_what_merely_moved():

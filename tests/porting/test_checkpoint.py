@@ -309,6 +309,14 @@ def test_a_config_that_is_none(copy, text):
     assert "config.json" in faults(copy)
 
 
+def test_a_config_that_leaves_out_what_transformers_knows(copy):
+    whole, path = vision_config(copy), copy / "config.json"
+    config = json.loads(path.read_text())
+    del config["vision_config"]["in_channels"]
+    path.write_text(json.dumps(config))
+    assert vision_config(copy) == whole
+
+
 def test_an_unknown_activation(copy):
     config = AutoConfig.from_pretrained(copy)
     config.vision_config.hidden_act = "relu"

@@ -2,6 +2,7 @@
 
 import numpy as np
 import pytest
+from threadpoolctl import threadpool_info, threadpool_limits
 
 from jax_unlearn.features.stand_in import Counterpart, TokenMoments
 from jax_unlearn.models.lora import LoraPair
@@ -15,6 +16,7 @@ from jax_unlearn.solvers.stand_in import (
     fit_stand_in,
     preserve_weight,
     principal,
+    square_root,
     transport,
     with_bias,
     with_ones,
@@ -165,7 +167,7 @@ def test_transport_maps_one_covariance_to_the_other():
     random = np.random.default_rng(0)
     start, goal = (np.cov(random.normal(size=(200, 6)).T * (1.0 + np.arange(6))[:, None] ** k)
                    for k in (1, -1))  # fmt: skip
-    a = transport(start, goal)
+    a = transport(start, square_root(goal))
     s, g = (towards_identity(one, SHRINKAGE) for one in (start, goal))
     np.testing.assert_allclose(a @ s @ a, g, atol=1e-10)
     np.testing.assert_allclose(a, a.T, atol=1e-12)
@@ -253,6 +255,20 @@ def test_several_concepts_are_solved_together_in_any_order():
             )
         )
         assert after < 0.15 * before < 0.5 * twice
+
+
+def test_small_matrices_are_solved_by_one_thread():
+    world, seen = World(), set()
+    rows = world.projector(world.rows(1, 40, 1)[0], world.rows(0, 40, 2)[0])
+
+    def look(_):
+        # Those of NumPy and SciPy; other tests load PyTorch's.
+        pools = [pool for pool in threadpool_info() if pool["internal_api"] == "openblas"]
+        seen.update(pool["num_threads"] for pool in pools)
+
+    with threadpool_limits(2, user_api="blas"):
+        fit_stand_in([{"w": rows}], 2, 0.1, 1, look)
+    assert seen == {1}
 
 
 def test_one_image_has_no_spread_to_move():

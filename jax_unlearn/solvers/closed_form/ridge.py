@@ -187,11 +187,11 @@ def minimum(
     Columns are ordered by ascending singular value, unless `rank` is the full rank: then right = I.
     """
     whitened = ridge.forward(moments.cross)
-    right = _leading(whitened, rank)
+    right = right_vectors(whitened, rank)
     return ridge.backward(whitened @ right), right
 
 
-def _leading(x: Float64[ndarray, "m k"], rank: int) -> Float64[ndarray, "k q"]:
+def right_vectors(x: Float64[ndarray, "m k"], rank: int) -> Float64[ndarray, "k q"]:
     """The right singular vectors of the `rank` largest singular values, in ascending order."""
     k = x.shape[1]
     if rank >= k:
