@@ -5,7 +5,14 @@ import pytest
 from threadpoolctl import threadpool_info, threadpool_limits
 
 from jax_unlearn.evaluate import probes
-from jax_unlearn.evaluate.probes import Split, drift, headline, neighbour_classes, read_all
+from jax_unlearn.evaluate.probes import (
+    Split,
+    drift,
+    headline,
+    neighbour_classes,
+    read_all,
+    read_splits,
+)
 from jax_unlearn.evaluate.score import fit_probes, score
 
 CLASSES = ("a", "b", "c", "d")
@@ -49,6 +56,21 @@ def test_readers_refitted_on_erased_features_are_near_a_guess_between_two(read):
     for reader in ("refitted_probe", "refitted_neighbour"):
         assert scores[reader]["before"]["forget"] == 1.0
         assert 0.2 < scores[reader]["after"]["forget"] < 0.8
+
+
+@pytest.mark.parametrize(
+    ("most", "kind"), [(10**9, "logistic regression"), (2000, "ridge regression")]
+)
+def test_many_classes_are_read_by_ridge_regression(monkeypatch, most, kind):
+    """120 rows of 6 features and 4 classes."""
+    monkeypatch.setattr(probes, "MOST", most)
+    train, test = ({"p": split(seed, True)} for seed in (0, 1))
+    found = read_splits(train, test)
+    assert found["probe"] == kind
+    assert found["forget"] | {"chance": 0} == {
+        "accuracy_before": 1.0, "accuracy_after": 0.0, "chance": 0,
+    }  # fmt: skip
+    assert found["preserve"] == {"accuracy_before": 1.0, "accuracy_after": 1.0}
 
 
 def test_probes_of_few_images_are_fitted_by_one_thread(monkeypatch):

@@ -40,7 +40,7 @@ def metrics(run):
     found["refitted"] = {"accuracy_before": 0.971, "accuracy_after": 0.934}
     found["preserve"] = {"accuracy_before": 0.912, "accuracy_after": 0.907}
     found["chance"] = {"forget": 0.333, "preserve": 0.111, "neighbours": 0.111}
-    found["reidentification"] = []
+    found |= {"reidentification": [], "concepts": 0}
     # So many that a share says something.
     found["samples"]["forget_held_out"] = 40
     return found | {"warnings": []}
@@ -55,6 +55,8 @@ def printed(metrics, run, capsys):
 
 def test_a_check_above_chance_means_something(metrics):
     assert checks_that_mean_nothing(metrics) == []
+    (line,) = checks_that_mean_nothing(metrics | {"concepts": 21})
+    assert "for the first 0 of 21 concepts" in line
     assert checks_that_mean_nothing(metrics | {"vlm": vlm(0.21, 0.0)}) == []
 
 
