@@ -118,8 +118,10 @@ def tower_fields(directory: Path, family: Family) -> Any:
     for name in ("thinker_config", "vision_config"):
         part = part.get(name, part) if isinstance(part, dict) else {}
     # Importing transformers takes a second.
-    if isinstance(part, dict) and needed <= set(part) and "rope_theta" in (part[ROPE] or ()):
-        return SimpleNamespace(**{name: part[name] for name in needed})
+    if isinstance(part, dict) and needed <= set(part):
+        rope = part[ROPE]
+        if isinstance(rope, dict) and "rope_theta" in rope:
+            return SimpleNamespace(**{name: part[name] for name in needed})
     hf = load_config(directory)
     thinker = getattr(hf, "thinker_config", hf)
     return getattr(thinker, "vision_config", thinker)
@@ -152,7 +154,7 @@ def config_faults(config: VisionConfig) -> list[str]:
     if not faults and config.table_side**2 != config.num_position_embeddings:
         faults.append(f"num_position_embeddings {config.num_position_embeddings} is no square")
     levels = config.deepstack_indexes
-    if any(type(index) is not int or not 0 <= index < config.depth for index in levels):
+    if not faults and any(type(i) is not int or not 0 <= i < config.depth for i in levels):
         faults.append(f"deepstack_visual_indexes {list(config.deepstack_indexes)} leave the depth")
     return faults
 

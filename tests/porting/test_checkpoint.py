@@ -149,6 +149,28 @@ def test_older_config_without_rope_parameters(copy):
 
 
 @pytest.mark.parametrize(
+    ("name", "value"),
+    [
+        ("depth", [2]),
+        ("hidden_size", "64"),
+        ("rope_parameters", 3),
+        ("rope_parameters", {"rope_theta": "x"}),
+        ("deepstack_visual_indexes", 0),
+        ("deepstack_visual_indexes", [7]),
+    ],
+)
+def test_values_that_no_tower_has(copy, name, value):
+    """What is said of them depends on the types that are checked in tests alone."""
+    path = copy / "config.json"
+    config = json.loads(path.read_text())
+    config["vision_config"][name] = value
+    path.write_text(json.dumps(config))
+    with pytest.raises(UserError) as caught:
+        vision_config(copy)
+    assert str(caught.value).startswith(str(path))
+
+
+@pytest.mark.parametrize(
     ("changes", "message"),
     [
         ({BIAS: None}, f"{BIAS} is missing"),
