@@ -28,10 +28,11 @@ from transformers import Qwen3VLForConditionalGeneration
 
 from jax_unlearn.models.qwen3_vision.tower import Qwen3VisionTower
 from jax_unlearn.runs.cli import main
+from jax_unlearn.runs.report import plots
 from jax_unlearn.runtime.assets import ASSETS
 from jax_unlearn.runtime.xla_flags import make_reproducible
 from porting import load_vision_tower
-from tests import running, tiny
+from tests import rendering, running, tiny
 
 # What one process of the tests has compiled the others load, those that tests start as well. Not
 # beyond the session: a process that is killed may leave an entry that is not whole.
@@ -46,6 +47,7 @@ for name, value in {
     jax.config.update(name, value)
 # As a command does, also for what is compiled for a GPU that is not here.
 make_reproducible()
+plots.svg = rendering.of_its_kind
 
 
 def pytest_collection_finish() -> None:
