@@ -2,8 +2,6 @@
 
 import json
 import shutil
-import subprocess
-import sys
 from itertools import product
 
 import numpy as np
@@ -27,6 +25,7 @@ from jax_unlearn.runs.sources.clip_names import ClipNames
 from jax_unlearn.runtime.assets import ASSETS, CLIP_ASSETS
 from jax_unlearn.solvers.adam.loop import train
 from porting import load_peft
+from tests import warm
 from tests.running import QUIET, parse
 
 CHECKPOINT, IMAGES = CLIP_ASSETS / "checkpoint", CLIP_ASSETS / "images"
@@ -446,9 +445,8 @@ def test_the_demo(tmp_path):
 
 
 def test_a_long_prompt_is_one_line_in_a_process_of_its_own(tmp_path):
-    command = [sys.executable, "-m", "jax_unlearn"]
-    command += text_arguments(tmp_path / "run", forget=("very " * 40,))
-    done = subprocess.run(command, capture_output=True, text=True)
+    words = text_arguments(tmp_path / "run", forget=("very " * 40,))
+    done = warm.run(["-m", "jax_unlearn", *words])
     assert done.returncode == 2
     (line,) = done.stderr.strip().splitlines()
     assert line.endswith("shorten it")

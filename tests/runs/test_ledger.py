@@ -2,8 +2,6 @@
 
 import json
 import shutil
-import subprocess
-import sys
 from dataclasses import replace
 from pathlib import Path
 
@@ -35,6 +33,7 @@ from jax_unlearn.runs.ledger.store import (
 from jax_unlearn.runs.ledger.strengths import MOST, STEP, search
 from jax_unlearn.runtime.assets import ASSETS
 from jax_unlearn.runtime.errors import UserError
+from tests import warm
 from tests.running import read
 
 QUIET = Console(quiet=True)
@@ -349,7 +348,7 @@ for number in range(6 if killed else 5):
 
 def test_a_killed_process_and_two_at_once_leave_a_whole_ledger(ledger, capsys):
     started = [
-        subprocess.Popen([sys.executable, "-c", WRITER, str(ledger), name, killed])
+        warm.Process(["-c", WRITER, ledger, name, killed])
         for name, killed in (("one", "killed"), ("other", ""))
     ]
     assert [process.wait(timeout=120) for process in started] == [-9, 0]
