@@ -12,9 +12,12 @@ from tests import shape_checks
 # one another.
 os.environ.setdefault("OMP_NUM_THREADS", "1")
 # Most of the tests' time was the compiler's, over programs that run once on tiny shapes. With these
-# it takes a quarter. XLA_FLAGS= in the environment leaves it as it is.
+# it takes a quarter; in parts, for threads that are not there, a program takes longer in all.
+# XLA_FLAGS= in the environment leaves it as it is.
 os.environ.setdefault(
-    "XLA_FLAGS", "--xla_backend_optimization_level=0 --xla_cpu_use_fusion_emitters=false"
+    "XLA_FLAGS",
+    "--xla_backend_optimization_level=0 --xla_cpu_use_fusion_emitters=false "
+    "--xla_cpu_parallel_codegen_split_count=1",
 )
 
 # Those that nobody here uses: what is first loaded by a module of ours, whose shapes are checked at
@@ -26,6 +29,7 @@ import pytest
 import tyro  # noqa: F401
 from transformers import Qwen3VLForConditionalGeneration
 
+from jax_unlearn.evaluate import reidentification
 from jax_unlearn.models.qwen3_vision.tower import Qwen3VisionTower
 from jax_unlearn.runs.cli import main
 from jax_unlearn.runs.report import plots
@@ -48,6 +52,9 @@ for name, value in {
 # As a command does, also for what is compiled for a GPU that is not here.
 make_reproducible()
 plots.svg = rendering.of_its_kind
+# Of the labelled images of readers, which are fitted again in each. Runs in processes of their own
+# have all of them, and the readers' own tests.
+reidentification.DRAWS = 2
 
 
 def pytest_collection_finish() -> None:
