@@ -1,6 +1,6 @@
 """Plots of a kind are rendered once in a process of tests: it is half the time of a tiny run.
 
-`tests/conftest.py` puts `of_its_kind` in place of `plots.svg`; the tests of the page itself take
+`tests/shared.py` puts `of_its_kind` in place of `plots.svg`; the tests of the page itself take
 `rendered`, as do all processes of their own.
 """
 
