@@ -1,6 +1,7 @@
 """What several test files need: a tiny Qwen3-VL, as a model and as a checkpoint, and a run."""
 
 import gc
+from collections.abc import Iterator
 from pathlib import Path
 
 # Those that nobody here uses: what is first loaded by a module of ours, whose shapes are checked at
@@ -12,6 +13,7 @@ import tyro  # noqa: F401
 from transformers import Qwen3VLForConditionalGeneration
 
 from jax_unlearn.evaluate import reidentification
+from jax_unlearn.features import clip_encoder
 from jax_unlearn.models.qwen3_vision.tower import Qwen3VisionTower
 from jax_unlearn.runs.cli import main
 from jax_unlearn.runs.report import plots
@@ -40,6 +42,14 @@ def pytest_collection_finish() -> None:
 def pytest_runtest_setup() -> None:
     """Each test checks the shapes of the first calls anew."""
     shape_checks.calls.clear()
+
+
+@pytest.fixture(scope="module")
+def small_batches() -> Iterator[None]:
+    """Of CLIP, which pads them: most of the time went into images that are not there."""
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(clip_encoder, "BATCH", 16)
+        yield
 
 
 @pytest.fixture(scope="session")

@@ -28,6 +28,7 @@ from porting import load_peft
 from tests import warm
 from tests.running import QUIET, parse
 
+pytestmark = pytest.mark.usefixtures("small_batches")
 CHECKPOINT, IMAGES = CLIP_ASSETS / "checkpoint", CLIP_ASSETS / "images"
 KEPT = ("red circle", "blue triangle", "cat", "airplane", "guitar")
 # What a run over images has; of all 89 classes the encoder takes ten seconds.

@@ -17,7 +17,6 @@ from rich.console import Console
 
 from jax_unlearn.evaluate import reidentification
 from jax_unlearn.evaluate.judges import judge_of
-from jax_unlearn.features import clip_encoder
 from jax_unlearn.features.statistics_file import feature_arrays
 from jax_unlearn.objective.targets import STAND_IN
 from jax_unlearn.runs.cli import main
@@ -33,6 +32,7 @@ from tests import tiny
 
 # Said of folders that are not those of a mode's names, which some settings are tried with.
 pytestmark = [
+    pytest.mark.usefixtures("small_batches"),
     pytest.mark.filterwarnings("ignore:.* has no images of "),
     pytest.mark.filterwarnings("ignore:.*left out sub-folders that are not among the names"),
 ]
@@ -139,14 +139,6 @@ def places(tiny_dir, tmp_path_factory):
                 shutil.copy(file, folder / file.name)
     run(base_of("qwen closed_form", root).replace(out=root / "run"), QUIET)
     return root
-
-
-@pytest.fixture(scope="module", autouse=True)
-def small_batches():
-    """Of CLIP, which pads them: most of the time went into images that are not there."""
-    with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(clip_encoder, "BATCH", 16)
-        yield
 
 
 def base_of(mode, root):

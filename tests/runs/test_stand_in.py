@@ -165,6 +165,7 @@ def test_the_merged_checkpoint_has_the_change_of_the_bias(stood, tmp_path):
     assert np.abs(pair.bias).max() > 1e-4
 
 
+@pytest.mark.usefixtures("small_batches")
 def test_the_image_side_of_clip(tmp_path):
     images = tmp_path / "images"
     # Of all 89 classes the encoder takes five seconds.
