@@ -87,7 +87,8 @@ def run_command(given: Sequence[str]) -> None:
     try:
         with warnings.catch_warnings(), raise_until_heeded():
             # A command says every warning and does not end with it, whatever the process filters.
-            warnings.simplefilter("default", UserWarning)
+            for said in (UserWarning, RuntimeWarning):
+                warnings.simplefilter("default", said)
             # Without markup, since a file name may contain brackets.
             warnings.showwarning = lambda message, *_: console.out(
                 printable(f"warning: {message}"), highlight=False

@@ -92,14 +92,16 @@ def test_a_warning_is_printed_apart_from_the_table(metrics, run, capsys):
 def test_a_command_prints_its_warnings_whatever_the_program_does_with_them(
     action, monkeypatch, capsys
 ):
-    monkeypatch.setattr(
-        command_line, "dispatch", lambda *_: warnings.warn("so it is", stacklevel=1)
-    )
+    def dispatch(*_):
+        warnings.warn("so it is", stacklevel=1)
+        warnings.warn("overflow", RuntimeWarning, stacklevel=1)
+
+    monkeypatch.setattr(command_line, "dispatch", dispatch)
     with warnings.catch_warnings():
         warnings.simplefilter(action)
         main(["inspect", "checkpoint"])
         assert warnings.filters[0][0] == action
-    assert capsys.readouterr().err == "warning: so it is\n"
+    assert capsys.readouterr().err == "warning: so it is\nwarning: overflow\n"
 
 
 def test_the_table_has_both_probes_by_their_names(metrics, run, capsys):
