@@ -109,10 +109,10 @@ def on_eight_devices(check, *arguments):
 def write_samples(path, checkpoint):
     """Copy a checkpoint, with an image processor, and a few of the shipped images to a folder."""
     # Here, since it imports torch, which a process of `on_eight_devices` does not need.
-    from tests import tiny
+    from tests.tiny import save_processor
 
     shutil.copytree(checkpoint, path / "checkpoint")
-    tiny.save_processor(path / "checkpoint", 256, 1024)
+    save_processor(path / "checkpoint", 256, 1024)
     write_images(path, CLASSES, 10)
     return path
 
