@@ -46,9 +46,9 @@ docs: $(VENV)/.test
 
 # In an environment of its own: with these packages JAX looks for hardware at every start. It sees
 # those of $(VENV), and pip adds the compilers only. Without the tests' cache: what is compiled for
-# other machines cannot be loaded here.
+# other machines cannot be loaded here. Warnings of its own packages are printed.
 aot: $(AOT)/.made
-	JAX_PLATFORMS=cpu JAX_ENABLE_COMPILATION_CACHE=false $(AOT)/bin/python -m pytest -n 2 -m aot
+	JAX_PLATFORMS=cpu JAX_ENABLE_COMPILATION_CACHE=false $(AOT)/bin/python -m pytest -n 2 -m aot -W default
 
 SITE := import sysconfig; print(sysconfig.get_path("purelib"))
 $(AOT)/.made: $(VENV)/.test
@@ -59,8 +59,9 @@ $(AOT)/.made: $(VENV)/.test
 	touch $@
 
 # OpenCLIP needs torchvision, and no release of that goes with the PyTorch of $(VENV). 6 GB.
+# Warnings of other versions are printed.
 open-clip: $(OPEN_CLIP)/.made
-	$(OPEN_CLIP)/bin/python -m pytest tests/porting/test_open_clip_library.py
+	$(OPEN_CLIP)/bin/python -m pytest -W default tests/porting/test_open_clip_library.py
 
 $(OPEN_CLIP)/.made: pyproject.toml
 	$(PYTHON) -m venv --clear $(OPEN_CLIP)

@@ -1,109 +1,32 @@
-"""What several test files need: a tiny Qwen3-VL, as a model and as a checkpoint, and a run."""
+"""What is set before anything of the tests is imported, and who imports what they share."""
 
-import gc
 import os
-from pathlib import Path
 from tempfile import TemporaryDirectory
 
-# Before any module of ours, which it decorates.
-from tests import shape_checks
+import pytest
 
 # Before NumPy and PyTorch are there. Two processes on two cores, with two threads each, wait for
 # one another.
 os.environ.setdefault("OMP_NUM_THREADS", "1")
 # Most of the tests' time was the compiler's, over programs that run once on tiny shapes. With these
-# it takes a quarter. XLA_FLAGS= in the environment leaves it as it is.
+# it takes a quarter; in parts, for threads that are not there, a program takes longer in all.
+# XLA_FLAGS= in the environment leaves it as it is.
 os.environ.setdefault(
-    "XLA_FLAGS", "--xla_backend_optimization_level=0 --xla_cpu_use_fusion_emitters=false"
+    "XLA_FLAGS",
+    "--xla_backend_optimization_level=0 --xla_cpu_use_fusion_emitters=false "
+    "--xla_cpu_parallel_codegen_split_count=1",
 )
-
-# Those that nobody here uses: what is first loaded by a module of ours, whose shapes are checked at
-# run time, is compiled to bytecode anew each time.
-import flax.nnx  # noqa: F401
-import jax
-import optax  # noqa: F401
-import pytest
-import tyro  # noqa: F401
-from transformers import Qwen3VLForConditionalGeneration
-
-from jax_unlearn.models.qwen3_vision.tower import Qwen3VisionTower
-from jax_unlearn.runs.cli import main
-from jax_unlearn.runtime.assets import ASSETS
-from jax_unlearn.runtime.xla_flags import make_reproducible
-from porting import load_vision_tower
-from tests import running, tiny
-
 # What one process of the tests has compiled the others load, those that tests start as well. Not
 # beyond the session: a process that is killed may leave an entry that is not whole.
-CACHE = "jax_compilation_cache_dir"
 session = TemporaryDirectory(prefix="jax-cache-", ignore_cleanup_errors=True)
-for name, value in {
-    CACHE: os.environ.get(CACHE.upper(), session.name),
-    "jax_persistent_cache_min_compile_time_secs": 0.0,
-    "jax_persistent_cache_min_entry_size_bytes": -1,
-}.items():
-    os.environ[name.upper()] = str(value)
-    jax.config.update(name, value)
-# As a command does, also for what is compiled for a GPU that is not here.
-make_reproducible()
+os.environ.setdefault("JAX_COMPILATION_CACHE_DIR", session.name)
+os.environ["JAX_PERSISTENT_CACHE_MIN_COMPILE_TIME_SECS"] = "0.0"
+os.environ["JAX_PERSISTENT_CACHE_MIN_ENTRY_SIZE_BYTES"] = "-1"
 
 
-def pytest_collection_finish() -> None:
-    """What was imported stays, so that a pass, which ends by collecting, need not look through it.
-
-    With PyTorch and transformers that takes half a second, and a run has four passes.
-    """
-    gc.collect()
-    gc.freeze()
-
-
-def pytest_runtest_setup() -> None:
-    """Each test checks the shapes of the first calls anew."""
-    shape_checks.calls.clear()
-
-
-@pytest.fixture(scope="session")
-def tiny_model() -> Qwen3VLForConditionalGeneration:
-    """Shared: tests that change it take a copy."""
-    return tiny.model(tiny.config())
-
-
-@pytest.fixture(scope="session")
-def tiny_dir(
-    tiny_model: Qwen3VLForConditionalGeneration, tmp_path_factory: pytest.TempPathFactory
-) -> Path:
-    """The same model, saved in float32 as one file. Shared: tests only read it."""
-    path = tmp_path_factory.mktemp("tiny") / "qwen3_vl"
-    tiny_model.save_pretrained(path)
-    return path
-
-
-@pytest.fixture(scope="session")
-def tiny_tower(tiny_dir: Path) -> Qwen3VisionTower:
-    return load_vision_tower(tiny_dir)
-
-
-@pytest.fixture(scope="session")
-def folder(tiny_dir: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """A checkpoint with an image processor, and two folders with a few of the shipped images."""
-    return running.write_samples(tmp_path_factory.mktemp("cli"), tiny_dir)
-
-
-@pytest.fixture(scope="session")
-def run(folder: Path) -> Path:
-    """Shared: tests that change it take a copy."""
-    main(running.arguments(folder, folder / "run"))
-    return folder / "run"
-
-
-@pytest.fixture(scope="session")
-def asked(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """A run on a few images and the shipped model, which answers; tests that change it copy it.
-
-    Its folder has the images, of five classes with three held out.
-    """
-    path = tmp_path_factory.mktemp("asked")
-    running.write_images(path, running.ANSWERED, 15)
-    options = {"checkpoint": ASSETS / "checkpoint"} | running.CLOSED_FORM
-    main(running.arguments(path, path / "run", **options))
-    return path / "run"
+def pytest_configure(config: pytest.Config) -> None:
+    """Import what the tests share, but not where a process only hands them out to others."""
+    if hasattr(config, "workerinput") or not config.getoption("numprocesses", None):
+        # The first before any module of ours, which it decorates.
+        for name in ("tests.shape_checks", "tests.shared"):
+            config.pluginmanager.import_plugin(name)

@@ -16,7 +16,7 @@ from jax_unlearn.runs.command_line import parse_run
 from jax_unlearn.runs.settings.config import RunConfig
 from jax_unlearn.runs.sources.qwen_images import QwenImages
 from jax_unlearn.runtime.assets import ASSETS
-from tests import tiny, warm
+from tests import warm
 from tests.problems import same_heads
 
 CLASSES = {"forget": ["red triangle"], "preserve": ["blue circle", "astronaut"]}
@@ -127,8 +127,11 @@ def on_eight_devices(check, *arguments):
 
 def write_samples(path, checkpoint):
     """Copy a checkpoint, with an image processor, and a few of the shipped images to a folder."""
+    # Here, since it imports torch, which a process of `on_eight_devices` does not need.
+    from tests.tiny import save_processor
+
     shutil.copytree(checkpoint, path / "checkpoint")
-    tiny.save_processor(path / "checkpoint", 256, 1024)
+    save_processor(path / "checkpoint", 256, 1024)
     write_images(path, CLASSES, 10)
     return path
 

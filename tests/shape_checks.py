@@ -1,7 +1,8 @@
 """Check shapes and types in the first calls of every function in each test, and no more of them.
 
 A solver's loop calls a function a thousand times with the same shapes, and a check takes longer
-than the call. `tests/conftest.py` imports this before any module of ours, and begins each test.
+than the call. `tests/conftest.py` imports this before any module of ours, and `tests/shared.py`
+begins each test.
 """
 
 import inspect

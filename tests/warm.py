@@ -15,16 +15,23 @@ import sys
 import threading
 from functools import cache
 
+from jax_unlearn.runtime.no_torch import hide_torch
+
 # Imported before the fork; none of them may start a thread or a backend of JAX.
 MODULES = (
     "flax.nnx",
     "grain.python",
     "jax_unlearn.runs.command_line",
     "jax_unlearn.runtime.orbax_store",
+    "matplotlib.backends.backend_svg",
     "matplotlib.figure",
     "optax",
     "sklearn.linear_model",
+    "sklearn.neighbors",
+    "sklearn.pipeline",
     "sklearn.svm",
+    "transformers.models.auto.configuration_auto",
+    "transformers.models.qwen3_vl.configuration_qwen3_vl",
 )
 # The number of devices is the one of JAX's variables that may differ from the first process's.
 DEVICES = "JAX_NUM_CPU_DEVICES"
@@ -119,6 +126,8 @@ def server():
 
 def serve(connection):
     """Forks for each request; returns in the new process, with what it shall run."""
+    # As a run does before its first import of transformers; none of these programs needs torch.
+    hide_torch()
     for name in MODULES:
         __import__(name)
     threads = os.listdir("/proc/self/task")

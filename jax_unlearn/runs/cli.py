@@ -86,6 +86,9 @@ def run_command(given: Sequence[str]) -> None:
     console = PipeConsole(stderr=True)
     try:
         with warnings.catch_warnings(), raise_until_heeded():
+            # A command says every warning and does not end with it, whatever the process filters.
+            for said in (UserWarning, RuntimeWarning):
+                warnings.simplefilter("default", said)
             # Without markup, since a file name may contain brackets.
             warnings.showwarning = lambda message, *_: console.out(
                 printable(f"warning: {message}"), highlight=False

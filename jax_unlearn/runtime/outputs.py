@@ -113,7 +113,9 @@ def check_free(
     for kept in (Path.cwd(), Path(os.path.expanduser("~"))):
         if kept.resolve().is_relative_to(out_dir):
             raise UserError(f"{out_dir}: holds {kept}, which must stay; choose another folder")
-    if not any(os.scandir(out_dir)):
+    with os.scandir(out_dir) as entries:
+        empty = not any(entries)
+    if empty:
         return
     if not overwrite:
         raise UserError(f"{out_dir}: exists; {cure}")

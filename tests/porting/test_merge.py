@@ -157,10 +157,12 @@ def test_nothing_of_the_original_is_in_the_result(checkpoint, adapter, tmp_path)
         shutil.copy(weights, checkpoint / other)
     (checkpoint / EARLIER_UNDO).mkdir()
     shutil.copy(weights, checkpoint / EARLIER_UNDO / "originals.safetensors")
-    with pytest.warns(UserWarning, match="not copied, since they hold weights") as said:
+    with (
+        pytest.warns(UserWarning, match="not copied, since they hold weights") as said,
+        pytest.warns(UserWarning, match=f"{checkpoint / EARLIER_UNDO}: holds the original weights"),
+    ):
         merge_checkpoint(adapter, checkpoint, tmp_path / "merged")
     text = " ".join(str(one.message) for one in said)
-    assert f"{checkpoint / EARLIER_UNDO}: holds the original weights" in text
     for other in ("pytorch_model.bin", "original/deep/consolidated.00.pth", "open.safetensors"):
         assert other in text
     originals = {}

@@ -5,7 +5,9 @@ import shutil
 import pytest
 
 from jax_unlearn.runs.cli import main
+from jax_unlearn.runs.report import plots
 from jax_unlearn.runtime.assets import CLIP_ASSETS
+from tests import rendering
 
 CHROMIUM = next(filter(None, map(shutil.which, ("chromium", "chromium-browser"))), None)
 pytestmark = pytest.mark.skipif(
@@ -51,8 +53,13 @@ def browser():
 
 @pytest.fixture(scope="module")
 def pages(run, tmp_path_factory):
-    """Reports of runs of every kind by name, with attacks, and a comparison."""
-    folder = tmp_path_factory.mktemp("pages")
+    """Reports of runs of every kind by name, with attacks, and a comparison; its own plots."""
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(plots, "svg", rendering.rendered)
+        return made_pages(run, tmp_path_factory.mktemp("pages"))
+
+
+def made_pages(run, folder):
     attacked = shutil.copytree(run, folder / "attacked")
     main(["attack", str(attacked), "--kinds", "readers"])
     names = folder / "names"

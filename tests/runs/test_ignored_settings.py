@@ -7,7 +7,7 @@ import hashlib
 import json
 import shutil
 from dataclasses import fields
-from functools import cache
+from functools import cache, cached_property
 from pathlib import Path
 
 import jax
@@ -17,7 +17,6 @@ from rich.console import Console
 
 from jax_unlearn.evaluate import reidentification
 from jax_unlearn.evaluate.judges import judge_of
-from jax_unlearn.features import clip_encoder
 from jax_unlearn.features.statistics_file import feature_arrays
 from jax_unlearn.objective.targets import STAND_IN
 from jax_unlearn.runs.cli import main
@@ -31,6 +30,12 @@ from jax_unlearn.runtime.errors import UserError
 from jax_unlearn.runtime.used_if import leaf_fields, option
 from tests import tiny
 
+# Said of folders that are not those of a mode's names, which some settings are tried with.
+pytestmark = [
+    pytest.mark.usefixtures("small_batches"),
+    pytest.mark.filterwarnings("ignore:.* has no images of "),
+    pytest.mark.filterwarnings("ignore:.*left out sub-folders that are not among the names"),
+]
 QUIET = Console(quiet=True)
 # What these are for is not the adapter or the metrics.
 OTHERWISE = {
@@ -136,14 +141,6 @@ def places(tiny_dir, tmp_path_factory):
     return root
 
 
-@pytest.fixture(scope="module", autouse=True)
-def small_batches():
-    """Of CLIP, which pads them: most of the time went into images that are not there."""
-    with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(clip_encoder, "BATCH", 16)
-        yield
-
-
 def base_of(mode, root):
     """The settings that a mode starts from."""
     kind, optimizer = mode.split()
@@ -197,18 +194,30 @@ def extracted_of(config):
     return open_source(config, QUIET, start=config).extract()
 
 
-def output_of(config, extracted):
-    """Digest of the adapter and of everything that is measured."""
-    found = fit_adapter(extracted, config, QUIET).found
-    measured = judge_of(extracted, config.samples).evaluate(found.result.adapter)
-    total = hashlib.sha256(json.dumps([measured, found.trials], sort_keys=True).encode())
-    arrays = [*jax.tree.leaves(found.result.adapter)]
-    test = {"forget": extracted.test.forget, "preserve": extracted.test.preserve}
-    for name, features in {**test, **extracted.judged}.items():
-        arrays += feature_arrays(name, features).values()
-    for array in arrays:
-        total.update(np.asarray(array).tobytes())
-    return total.hexdigest()
+class Output:
+    """What comes out of a run: the adapter and the features, and what is measured on them.
+
+    It is measured where the rest is the same, for that takes longer than all of the rest.
+    """
+
+    def __init__(self, config, extracted):
+        self.found = fit_adapter(extracted, config, QUIET).found
+        self.judge = judge_of(extracted, config.samples)
+        test = {"forget": extracted.test.forget, "preserve": extracted.test.preserve}
+        arrays = [*jax.tree.leaves(self.found.result.adapter)]
+        for name, features in {**test, **extracted.judged}.items():
+            arrays += feature_arrays(name, features).values()
+        total = hashlib.sha256(json.dumps(self.found.trials, sort_keys=True).encode())
+        for array in arrays:
+            total.update(np.asarray(array).tobytes())
+        self.digest = total.hexdigest()
+
+    @cached_property
+    def measured(self):
+        return self.judge.evaluate(self.found.result.adapter)
+
+    def __eq__(self, other):
+        return self.digest == other.digest and self.measured == other.measured
 
 
 def fall_of(config):
@@ -226,7 +235,7 @@ NAMES = [name for name in leaf_fields(RunConfig) if name not in leaf_fields(Exec
 @pytest.mark.parametrize("mode", MODES)
 def test_every_setting_changes_the_result_or_is_refused(mode, places):
     base = base_of(mode, places)
-    before, silent, said = output_of(base, extracted_of(base)), [], {}
+    before, silent, said = Output(base, extracted_of(base)), [], {}
     for name in NAMES:
         if name in OTHERWISE:
             continue
@@ -234,6 +243,9 @@ def test_every_setting_changes_the_result_or_is_refused(mode, places):
             # Already there: no λ need be raised.
             continue
         changed = base.replace(**{name: other_value(name, base, places)})
+        if (mode, name) == ("qwen closed_form", "linears"):
+            # Which is trained by Adam.
+            changed = changed.replace(epochs=12)
         assert changed != base, f"{name}: the value here is the mode's own"
         try:
             source = open_source(changed, QUIET, start=base)
@@ -243,7 +255,7 @@ def test_every_setting_changes_the_result_or_is_refused(mode, places):
             # Only for that target are there stand-in images.
             same = (changed.objective.target == STAND_IN) == (base.objective.target == STAND_IN)
             shared = name in FITTED_ONLY and same
-            after = output_of(changed, extracted_of(base) if shared else source.extract())
+            after = Output(changed, extracted_of(base) if shared else source.extract())
         except UserError as error:
             said[name] = str(error)
             continue
@@ -251,7 +263,12 @@ def test_every_setting_changes_the_result_or_is_refused(mode, places):
             silent.append(name)
     assert not silent
     # linear_fc1 is refused by the solver that cannot adapt it.
-    unnamed = {k: v for k, v in said.items() if option(k) not in v and k != "linears"}
+    names = {"linears": ("--linears", "linear_fc1")}
+    unnamed = {
+        name: text
+        for name, text in said.items()
+        if not any(one in text for one in names.get(name, (option(name),)))
+    }
     assert not unnamed
 
 

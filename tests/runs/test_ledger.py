@@ -2,8 +2,6 @@
 
 import json
 import shutil
-import subprocess
-import sys
 from dataclasses import replace
 from pathlib import Path
 
@@ -39,6 +37,7 @@ from jax_unlearn.runs.ledger.strengths import MOST, STEP, search
 from jax_unlearn.runs.ledger.sums import added, changes_of
 from jax_unlearn.runtime.assets import ASSETS
 from jax_unlearn.runtime.errors import UserError
+from tests import warm
 from tests.running import read, refused, said
 
 QUIET = Console(quiet=True)
@@ -437,7 +436,7 @@ for number in range(6 if killed else 5):
 
 def test_a_killed_process_and_two_at_once_leave_a_whole_ledger(ledger, capsys):
     started = [
-        subprocess.Popen([sys.executable, "-c", WRITER, str(ledger), name, killed])
+        warm.Process(["-c", WRITER, ledger, name, killed])
         for name, killed in (("one", "killed"), ("other", ""))
     ]
     assert [process.wait(timeout=120) for process in started] == [-9, 0]

@@ -7,9 +7,11 @@ import json
 import re
 import shutil
 import sys
+import warnings
 
 import pytest
 
+from jax_unlearn.runs import command_line
 from jax_unlearn.runs.cli import main
 from jax_unlearn.runs.report.page import report
 from jax_unlearn.runs.run_directory import checks_that_mean_nothing
@@ -86,6 +88,22 @@ def test_a_warning_is_printed_apart_from_the_table(metrics, run, capsys):
     found, _ = printed(metrics | {"warnings": ["it means nothing"]}, run, capsys)
     assert found.err.splitlines() == ["warning: it means nothing"]
     assert printed(metrics, run, capsys)[0].err == ""
+
+
+@pytest.mark.parametrize("action", ["ignore", "error"])
+def test_a_command_prints_its_warnings_whatever_the_program_does_with_them(
+    action, monkeypatch, capsys
+):
+    def dispatch(*_):
+        warnings.warn("so it is", stacklevel=1)
+        warnings.warn("overflow", RuntimeWarning, stacklevel=1)
+
+    monkeypatch.setattr(command_line, "dispatch", dispatch)
+    with warnings.catch_warnings():
+        warnings.simplefilter(action)
+        main(["inspect", "checkpoint"])
+        assert warnings.filters[0][0] == action
+    assert capsys.readouterr().err == "warning: so it is\nwarning: overflow\n"
 
 
 def test_the_table_has_both_probes_by_their_names(metrics, run, capsys):

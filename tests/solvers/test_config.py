@@ -1,8 +1,6 @@
 """One check of settings and rows for both solvers and the command line."""
 
 import json
-import subprocess
-import sys
 
 import numpy as np
 import pytest
@@ -14,7 +12,7 @@ from jax_unlearn.runtime.errors import UserError
 from jax_unlearn.solvers.adam.loop import train
 from jax_unlearn.solvers.closed_form.solve import solve
 from jax_unlearn.solvers.config import SolverConfig
-from tests import problems
+from tests import problems, warm
 
 FIT = {"train": train, "solve": solve}
 WRONG = [
@@ -78,7 +76,6 @@ print(json.dumps([str(pair.a.dtype), str(pair.b.dtype), np.asarray(pair.a).tolis
 
 
 def test_draws_do_not_depend_on_the_default_type():
-    commands = ([sys.executable, "-c", DRAWS, bits] for bits in ("32", "64"))
-    one, other = (json.loads(subprocess.check_output(command)) for command in commands)
+    one, other = (json.loads(warm.run(["-c", DRAWS, bits]).stdout) for bits in ("32", "64"))
     assert one == other
     assert one[:2] == ["float32", "float32"]
