@@ -15,7 +15,7 @@ import sys
 import threading
 from functools import cache
 
-from jax_unlearn.runtime.no_torch import hide_torch
+from jax_unlearn.runtime.no_torch import ADVISORY, HIDING, import_transformers
 
 # Imported before the fork; none of them may start a thread or a backend of JAX.
 MODULES = (
@@ -127,7 +127,9 @@ def server():
 def serve(connection):
     """Forks for each request; returns in the new process, with what it shall run."""
     # As a run does before its first import of transformers; none of these programs needs torch.
-    hide_torch()
+    os.environ.setdefault(ADVISORY, "1")
+    HIDING.set(True)
+    import_transformers()
     for name in MODULES:
         __import__(name)
     threads = os.listdir("/proc/self/task")
