@@ -168,7 +168,7 @@ def test_the_tables_of_ledgers():
         model = {"before": kept, "after": kept | {"others": 1.0}}
         both = {"model": {"a": 0.0, "b": named}, "probe": {"a": 0.0, "b": named / 2}}
         probes = {"before": 0.9, "after": 0.8, "drift": drift}
-        facts = {"requests": 2, "rank": 10, "seconds": 1.4}
+        facts = {"requests": 2, "rank": 10, "cpu_seconds": 1.4}
         return facts | {"named": both, "model": model, "probes": probes} | more
 
     how = {"set": "classes", "combine": "sum", "strengths": {"a": 1.0, "b": 1.25}}

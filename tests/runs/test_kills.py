@@ -198,7 +198,7 @@ def killed_ledger(folder, place, kills, seed):
     killer.run_whole(["ledger", "init", ledger, "--checkpoint", folder / "checkpoint", *preserve])
     add = ["ledger", "add", ledger, "--concept", "triangle", "--images", folder / "forget"]
     by_class = ["ledger", "add", ledger, "--concept", "astronaut"]
-    id = Request("astronaut"(open_ledger(ledger).preserve, ["astronaut"])).id
+    id = Request("astronaut", open_ledger(ledger).preserve.of_classes(["astronaut"])).id
     undo = ["ledger", "undo", ledger, id]
     solve = ["ledger", "solve", ledger, "--out", out]
     shutil.copytree(ledger, other)
