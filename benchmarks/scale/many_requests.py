@@ -37,6 +37,9 @@ DIRECTIONS, FALL = 256, 0.7
 def main(arguments: Sequence[str] | None = None) -> None:
     parser = command("many_requests", __doc__)
     parser.add_argument("--requests", nargs="+", type=int, default=[1, 10, 100, 1000])
+    parser.add_argument(
+        "--joint", nargs="*", type=int, default=[100, 1000], help="requests of one joint fit"
+    )
     parser.add_argument("--images", type=int, default=10, help="images of each request")
     parser.add_argument("--keep", type=int, default=1000, help="classes that stay")
     parser.add_argument("--kept-images", type=int, default=25, help="images of each of those")
@@ -60,9 +63,10 @@ def main(arguments: Sequence[str] | None = None) -> None:
         making.join()
         assert making.exitcode == 0
         results["store"] = size_of(ledger / "store")
-        for count in options.requests:
-            results["rows"].append(measure(ledger, count))
-            print(json.dumps(results["rows"][-1]), flush=True)
+        for combine, counts in (("sum", options.requests), ("joint", options.joint)):
+            for count in counts:
+                results["rows"].append(measure(ledger, count, combine))
+                print(json.dumps(results["rows"][-1]), flush=True)
     # It imports torch, which is large.
     from benchmarks.speed.tower import machine
 
@@ -119,7 +123,7 @@ def write_entries(directory: Path, entries: Sequence[Entry]) -> None:
     (directory / FILE).write_text("".join(entry.line() for entry in entries))
 
 
-def measure(ledger: Path, count: int) -> dict[str, Any]:
+def measure(ledger: Path, count: int, combine: str) -> dict[str, Any]:
     """Add the last of so many requests, list them, withdraw it, add it again, and solve."""
     init = (ledger / FILE).read_text().splitlines()[0]
     facts = json.loads(init)
@@ -130,14 +134,14 @@ def measure(ledger: Path, count: int) -> dict[str, Any]:
         entries.append(new_entry("add", ids[number], what, entries))
     write_entries(ledger, entries)
     last = ("--concept", label(count - 1))
-    row: dict[str, Any] = {"requests": count}
+    row: dict[str, Any] = {"requests": count, "combine": combine}
     row["add"] = run("add", ledger, *last)
     row["list"] = run("list", ledger)
     row["undo"] = run("undo", ledger, ids[count - 1])
     run("add", ledger, *last)
     with TemporaryDirectory() as folder:
         out = Path(folder) / "run"
-        row["solve"] = run("solve", ledger, "--out", str(out))
+        row["solve"] = run("solve", ledger, "--combine", combine, "--out", str(out))
         metrics = json.loads((out / "metrics.json").read_text())
         requests = metrics["ledger"]["requests"]
         row |= {
@@ -176,6 +180,7 @@ def size_of(directory: Path) -> int:
 
 def plot(rows: Sequence[dict[str, Any]]) -> Figure:
     made, (left, right) = figure(2)
+    rows = [row for row in rows if row["combine"] == "sum"]
     counts = [row["requests"] for row in rows]
     for name in ("add", "list", "solve"):
         left.plot(counts, [row[name]["seconds"] for row in rows], "o-", label=name)
@@ -191,6 +196,7 @@ def table(results: dict[str, Any]) -> str:
     rows = [
         [
             f"{row['requests']:,}",
+            row["combine"],
             *(f"{row[name]['seconds']:.1f}" for name in ("add", "undo", "list", "solve")),
             f"{row['fit']:.0f}",
             f"{row['solve']['peak'] / 2**30:.1f}",
@@ -204,18 +210,20 @@ def table(results: dict[str, Any]) -> str:
         ]
         for row in results["rows"]
     ]  # fmt: skip
-    refuse_equal("many requests", [(str(row["requests"]), row) for row in results["rows"]])
+    refuse_equal(
+        "many requests", [(f"{row['combine']} {row['requests']}", row) for row in results["rows"]]
+    )
     header = [
-        "requests", "`add`, s", "`undo`, s", "`list`, s", "`solve`, s", "fit in it, s",
+        "requests", "fit", "`add`, s", "`undo`, s", "`list`, s", "`solve`, s", "fit in it, s",
         "peak of `solve`, GiB", "ledger.jsonl, MiB", "rank", "adapter, MiB", "run, MiB",
         "named by a probe, mean → worst", "others, a probe",
     ]  # fmt: skip
     d_in, e = results["shape"]
-    probes = ", ".join(f"{row['requests']:,}: {row['probe']}" for row in results["rows"])
+    probes = ", ".join(sorted({row["probe"] for row in results["rows"]}))
     facts = (
         f"One projector, {d_in} → {e}; {results['images']} images of each request and "
         f"{results['kept']:,} that stay. The store has {results['store'] / 2**20:,.0f} MiB at any "
-        f"number of requests. The probes: {probes}."
+        f"number of requests. The probes are by {probes}."
     )
     made = caption(results["machine"], "scale.many_requests")
     return f"{made}\n\n{table_of(header, rows)}\n\n{facts}"

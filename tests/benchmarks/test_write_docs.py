@@ -8,6 +8,7 @@ pytest.importorskip("torch")
 
 from benchmarks.forgetting import cells, clip_names, ledger_tables, linears, optimisers, targets
 from benchmarks.markdown import numbers, refuse_equal, replace
+from benchmarks.scale import many_requests
 
 MERGERS = ("merger", "deepstack_merger_list.0")
 MACHINE = {"cpu": "x", "cores": 2, "python": "3.11", "jax": "1", "torch": "2", "date": "2026-01-02"}
@@ -205,3 +206,28 @@ def test_marks_must_be_there():
     )
     with pytest.raises(SystemExit, match="no marks <!-- b -->"):
         replace("text", "b", "new")
+
+
+def test_the_table_of_many_requests():
+    used = {"seconds": 2.0, "cpu_seconds": 3.0, "peak": 2**30}
+
+    def row(count, combine, kept):
+        return {
+            "requests": count, "combine": combine, "chain": 2**20, "rank": count, "fit": 1.0,
+            "adapter": 2**21, "run": 2**22, "named_before": 1.0, "named_after": 0.0,
+            "others": {"accuracy_before": 0.99, "accuracy_after": kept},
+            "probe": "ridge regression",
+            **dict.fromkeys(("add", "undo", "list", "solve"), used),
+        }  # fmt: skip
+
+    found = {
+        "machine": MACHINE, "shape": [8, 4], "images": 10, "kept": 25_000, "store": 2**20,
+        "rows": [row(10, "sum", 0.5), row(10, "joint", 0.98)],
+    }  # fmt: skip
+    text = many_requests.table(found)
+    assert "| 10 | sum | 2.0 |" in text
+    assert "| 100 → 0 | 99.0 → 98.0 |" in text
+    assert "by ridge regression" in text
+    found["rows"][1] = found["rows"][0] | {"combine": "joint"}
+    with pytest.raises(SystemExit, match="“sum 10” and “joint 10”"):
+        many_requests.table(found)
