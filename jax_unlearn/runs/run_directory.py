@@ -25,6 +25,8 @@ from jax_unlearn.solvers.result import Result
 from jax_unlearn.solvers.until_forgotten import ForgetSearch
 
 Metrics = dict[str, Any]
+# Fall of the accuracy on images to keep from which a sum of requests has a warning.
+FALL = 0.02
 
 
 def write_config(directory: Path, config: RunConfig) -> None:
@@ -127,7 +129,21 @@ def checks_that_mean_nothing(metrics: Metrics) -> list[str]:
         for what, before, chance, option in checks
         if before is not None and before <= chance
     ]
-    return [*of_answers, *flattered, *beyond(metrics), *mixtures(metrics), *at_chance]
+    of_ledger = [*mixtures(metrics), *added_up(metrics)]
+    return [*of_answers, *flattered, *beyond(metrics), *of_ledger, *at_chance]
+
+
+def added_up(metrics: Metrics) -> list[str]:
+    """That a sum of many requests costs images to keep."""
+    ledger, kept = metrics.get("ledger"), metrics["preserve"]
+    fall = kept["accuracy_before"] - kept["accuracy_after"]
+    if not ledger or ledger["combine"] != "sum" or len(ledger["requests"]) < 2 or fall <= FALL:
+        return []
+    return [
+        f"the changes of {len(ledger['requests'])} requests add up on what is to be kept, of which "
+        f"{kept['accuracy_after']:.1%} is read right, {kept['accuracy_before']:.1%} before; try "
+        "`ledger solve --combine joint`, which weighs it once for all"
+    ]
 
 
 def mixtures(metrics: Metrics) -> list[str]:

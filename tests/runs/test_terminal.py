@@ -57,6 +57,14 @@ def printed(metrics, run, capsys):
 
 def test_a_check_above_chance_means_something(metrics):
     assert checks_that_mean_nothing(metrics) == []
+    ledger = {"combine": "sum", "requests": [{}, {}], "image_means": True}
+    kept = {"accuracy_before": 0.95, "accuracy_after": 0.92}
+    (line,) = checks_that_mean_nothing(metrics | {"ledger": ledger, "preserve": kept})
+    assert "92.0% is read right, 95.0% before; try `ledger solve --combine joint`" in line
+    for change in ({"combine": "joint"}, {"requests": [{}]}):
+        more = {"ledger": ledger | change, "preserve": kept}
+        assert checks_that_mean_nothing(metrics | more) == []
+    assert checks_that_mean_nothing(metrics | {"ledger": ledger}) == []
     (line,) = checks_that_mean_nothing(metrics | {"concepts": 21})
     assert "for the first 0 of 21 concepts" in line
     assert checks_that_mean_nothing(metrics | {"vlm": vlm(0.21, 0.0)}) == []
