@@ -210,6 +210,10 @@ def compare_samples(then: Facts, config: RunConfig, found: Verification) -> bool
     except UserError as error:
         found.differences.append(f"samples: {error}")
         return False
+    if "fingerprint" not in now:
+        # The certificate's settings and samples are of two different runs.
+        found.differences.append(f"samples: cannot be compared: {now['note']}")
+        return False
     new = sorted(set(now["files"]) - set(then["files"]))
     found.differences += [f"samples: {name}: is new" for name in new]
     if not new and now["fingerprint"] != then["fingerprint"]:

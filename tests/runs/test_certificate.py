@@ -7,6 +7,8 @@ import pytest
 
 from jax_unlearn.runs.certificate import threat_model
 from jax_unlearn.runs.cli import main
+from jax_unlearn.runs.settings.config import RunConfig
+from jax_unlearn.runs.verify import Verification, compare_samples
 from jax_unlearn.runtime.digests import of_file, read_sealed, sealed
 from tests.running import CLOSED_FORM, arguments, read
 
@@ -159,6 +161,15 @@ def test_a_certificate_that_was_changed_or_cannot_be_read(place, tmp_path, capsy
     words = ["--no-figures", "--tolerance", "0.1"]
     assert "--tolerance: has no effect here" in verify(place, capsys, *words)[1]
     assert "--ask -1: must be at least 0" in verify(place, capsys, "--ask", "-1")[1]
+
+
+def test_samples_and_settings_of_two_runs_cannot_be_compared(tmp_path):
+    """As a certificate that was made up may have them."""
+    config, found = RunConfig.of(checkpoint=tmp_path, out=tmp_path), Verification()
+    then = {"files": {}, "fingerprint": "0"}
+    assert not compare_samples(then, config.replace(statistics=tmp_path), found)
+    (line,) = found.differences
+    assert line.startswith("samples: cannot be compared: fitted on saved statistics")
 
 
 def test_only_an_intact_run_is_certified(place, tmp_path, capsys):
