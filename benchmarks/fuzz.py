@@ -45,7 +45,7 @@ def table(results: dict[str, Any]) -> str:
     total = ["all", f"{inputs:,}", f"{good:,}", f"{inputs - good:,}"]
     runs = "; ".join(
         f"seed {run['seed']}: {run['minutes']:.0f} minutes, {run['inputs']:,} inputs, "
-        f"{run['faults']} faults"
+        f"{run['faults']} fault{'s' * (run['faults'] != 1)}"
         for run in results["runs"]
     )
     about = (
