@@ -77,12 +77,8 @@ def products(x: Embeddings, labels: Labels) -> int:
     return x.size * len(np.unique(labels))
 
 
-def linear_probe() -> Classifier:
-    return LinearProbe()
-
-
-FITTED_BEFORE = {"nearest_mean": nearest_mean, "linear_probe": linear_probe}
-REFITTED = {"refitted_probe": linear_probe, "refitted_neighbour": nearest_neighbour}
+FITTED_BEFORE = {"nearest_mean": nearest_mean, "linear_probe": LinearProbe}
+REFITTED = {"refitted_probe": LinearProbe, "refitted_neighbour": nearest_neighbour}
 
 
 @dataclass(frozen=True)

@@ -6,7 +6,7 @@ from functools import reduce
 
 import numpy as np
 
-from jax_unlearn.evaluate.probes import Classifier, Split, drift, linear_probe, threads_for
+from jax_unlearn.evaluate.probes import Classifier, LinearProbe, Split, drift, threads_for
 
 
 @dataclass(frozen=True)
@@ -37,7 +37,7 @@ class Score:
 def fit_probes(train: Mapping[str, Split]) -> dict[str, Classifier]:
     """Fit a linear probe on the original features of every projector."""
     with threads_for(train):
-        return {k: linear_probe().fit(split.before, split.labels) for k, split in train.items()}
+        return {k: LinearProbe().fit(split.before, split.labels) for k, split in train.items()}
 
 
 def score(probes: Mapping[str, Classifier], test: Mapping[str, Split]) -> Score:

@@ -199,13 +199,8 @@ def from_folder(
         parts(images)
 
     def opened() -> QwenTower:
-        config = ledger.config.replace(**vars(command.tower))
-        tower = QwenTower(config)
-        if digest(tower.contents()) != ledger.facts["contents"]:
-            raise UserError(
-                f"{config.samples.checkpoint}: has changed since the ledger began; restore it, or "
-                "begin a new ledger"
-            )
+        tower = QwenTower(ledger.config.replace(**vars(command.tower)))
+        ledger.check_contents(digest(tower.contents()))
         return tower
 
     read = with_rows(images, files, preserve, opened, console)

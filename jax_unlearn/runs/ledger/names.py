@@ -53,11 +53,7 @@ def of_names(ledger: Ledger, concept: str, given: Sequence[str], console: Consol
                 f"--text {name}: is among the names to preserve, as {other}; leave out --text to "
                 "forget names to preserve"
             )
-    if digest(encoder.contents()) != ledger.facts["contents"]:
-        raise UserError(
-            f"{config.samples.checkpoint}: has changed since the ledger began; restore it, or "
-            "begin a new ledger"
-        )
+    ledger.check_contents(digest(encoder.contents()))
     return Request(concept, encoded(encoder, names, config.samples))
 
 

@@ -66,6 +66,18 @@ class Ledger:
         """Ids of the requests that were added and not withdrawn, in the order of their ids."""
         return active(self.entries)
 
+    def check_contents(self, contents: str) -> None:
+        """Check that a model is the one that the ledger began with, by the digest of its contents.
+
+        Raises:
+            UserError: it is not.
+        """
+        if contents != self.facts["contents"]:
+            raise UserError(
+                f"{self.config.samples.checkpoint}: has changed since the ledger began; restore "
+                "it, or begin a new ledger"
+            )
+
     def added(self, id: str) -> Entry | None:
         """The last entry that added a request; None if it was never added."""
         return next((e for e in reversed(self.entries) if (e.kind, e.id) == ("add", id)), None)

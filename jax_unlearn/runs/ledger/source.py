@@ -110,7 +110,9 @@ def extracted_of(divided: Divided, linears: Sequence[FrozenLinear], config: RunC
         for out in (False, True)
     )
     # Names are not compared with a class.
-    pairs = () if divided.forget.texts else pairs_of(divided, train, linears)
+    pairs: tuple[Counterpart, ...] = ()
+    if not divided.forget.texts:
+        pairs = pairs_of(divided, Embedded.of(projectors_of(linears), train))
     stand_ins: tuple[StandIn, ...] = ()
     if config.objective.target == STAND_IN:
         stand_ins = tuple(
@@ -128,18 +130,14 @@ def extracted_of(divided: Divided, linears: Sequence[FrozenLinear], config: RunC
     )
 
 
-def pairs_of(
-    divided: Divided, train: Sides, linears: Sequence[FrozenLinear], alone: bool = False
-) -> tuple[Counterpart, ...]:
+def pairs_of(divided: Divided, embedded: Embedded, alone: bool = False) -> tuple[Counterpart, ...]:
     """The counterpart of each request that has a training image.
 
     Args:
         divided: the images of the requests.
-        train: their features.
-        linears: the Linears.
+        embedded: their training images and those to keep.
         alone: the counterpart that each would have if it were the only request.
     """
-    embedded = Embedded.of(projectors_of(linears), train)
     trained = ~divided.forget.held_out
     masks = {number: divided.of_request(number)[trained] for number in with_images(divided)}
     unshared = np.sum([*masks.values()], axis=0) == 1
@@ -148,11 +146,11 @@ def pairs_of(
         # A teal triangle, for the requests teal and triangle, has no teal circle to compare with.
         if (own & unshared).any():
             own = own & unshared
-        classes = [*dict.fromkeys(train.forget.labels[own].tolist())]
+        classes = [*dict.fromkeys(embedded.labels[own].tolist())]
         concept = divided.requests[number].concept
         among = embedded
         if alone:
-            among = embedded.before(np.unique(train.forget.labels[masks[number]]))
+            among = embedded.before(np.unique(embedded.labels[masks[number]]))
         found.append(among.nearest(concept, classes, own))
     return tuple(found)
 
@@ -163,7 +161,8 @@ def replaced(
     """For each request by its id, the class it is moved onto, and the one that it would be if no
     other were forgotten."""
     train = Sides(part(divided.forget, False).features(), part(divided.preserve, False).features())
-    both = [pairs_of(divided, train, linears, alone) for alone in (False, True)]
+    embedded = Embedded.of(projectors_of(linears), train)
+    both = [pairs_of(divided, embedded, alone) for alone in (False, True)]
     ids = [divided.requests[number].id for number in with_images(divided)]
     return dict(zip(ids, zip(*both, strict=True), strict=True))
 
