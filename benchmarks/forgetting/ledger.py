@@ -31,12 +31,13 @@ from jax_unlearn.evaluate.vlm.exam import Exam
 from jax_unlearn.evaluate.vlm.model import load_vlm
 from jax_unlearn.evaluate.vlm.scoring import Asked, score
 from jax_unlearn.features.extracted import Extracted
+from jax_unlearn.features.requests import Combine
 from jax_unlearn.models.frozen_linear import FrozenLinear
 from jax_unlearn.models.lora import LoraAdapter
 from jax_unlearn.objective.targets import STAND_IN
 from jax_unlearn.runs.fit_adapter import fit_adapter
 from jax_unlearn.runs.ledger.alone import owners
-from jax_unlearn.runs.ledger.combine import Combine, JointFit, SumOfFits
+from jax_unlearn.runs.ledger.combine import JointFit, SumOfFits
 from jax_unlearn.runs.ledger.commands import add, init, solve
 from jax_unlearn.runs.ledger.named import Probes
 from jax_unlearn.runs.ledger.options import Add, Init, Solve
@@ -125,8 +126,8 @@ class Bench:
     ) -> tuple[Divided, Extracted]:
         """The images of some requests, and their features by some Linears."""
         divided = divide([self.request(one) for one in concepts], self.ledger.preserve)
-        extracted = extracted_of(divided, linears, config)
-        return divided, replace(extracted, empty=self.ledger.tower.blank)
+        tower = replace(self.ledger.tower, linears=tuple(linears))
+        return divided, extracted_of(divided, tower, config)
 
     def fitted(
         self, concepts: Sequence[str], combine: Combine, equal: bool, target: str = "near"
@@ -135,9 +136,9 @@ class Bench:
         config = self.ledger.config.replace(**{"target": target} | OF_TARGET.get(target, {}))
         begun = time.process_time()
         divided, extracted = self.features(concepts, self.ledger.tower.linears, config)
-        probes = Probes(extracted, divided)
+        probes = Probes(extracted)
         named = None if equal else probes.named_in_training
-        fit = JointFit(divided, named) if combine == "joint" else SumOfFits(divided, None, named)
+        fit = JointFit(named) if combine == "joint" else SumOfFits(None, named)
         adapter = fit(extracted, config, QUIET, None, None).found.result.adapter
         names = [one.concept for one in divided.requests]
         facts = {
@@ -154,15 +155,13 @@ class Bench:
             (number,) = (
                 i for i, one in enumerate(divided.requests) if one.concept == concept
             )  # fmt: skip
-            one = only(extracted, owners(divided) == number, self.ledger.config)
+            one = only(extracted, owners(extracted) == number, self.ledger.config)
             adapter = fit_adapter(one, self.ledger.config, QUIET).found.result.adapter
             linears = tuple(merged(linear, adapter) for linear in linears)
             adapters.append(changes_of(adapter))
         ledger = self.ledger
         divided, extracted = self.features(order, ledger.tower.linears, ledger.config)
-        return Edit(
-            divided, extracted, Probes(extracted, divided), added(adapters, [1.0] * len(order))
-        )
+        return Edit(divided, extracted, Probes(extracted), added(adapters, [1.0] * len(order)))
 
     def ask(self, adapter: LoraAdapter) -> list[Asked]:
         """The model's answers with an adapter."""

@@ -7,6 +7,7 @@ from typing import Any, Literal
 import numpy as np
 from jaxtyping import Float
 
+from jax_unlearn.features.requests import Requests
 from jax_unlearn.features.samples import SampleFeatures, Sides
 from jax_unlearn.features.stand_in import Counterpart, StandIn
 from jax_unlearn.models.clip.model import LINEARS
@@ -38,6 +39,7 @@ class Extracted:
         counterparts: the class to keep that each concept is compared with, or moved onto.
         stand_ins: for each of them, the images that take the concept's place; empty unless the
             target is stand_in.
+        requests: the requests of a ledger, if the features are of one.
         throughput: throughput of the passes of the tower; empty if no tower was run.
     """
 
@@ -50,6 +52,7 @@ class Extracted:
     judged: Mapping[str, SampleFeatures] = field(default_factory=dict)
     counterparts: tuple[Counterpart, ...] = ()
     stand_ins: tuple[StandIn, ...] = ()
+    requests: Requests | None = None
     throughput: Mapping[str, int | float] = field(default_factory=dict)
 
     @property

@@ -4,13 +4,15 @@ Its digest shows that it was damaged; a file whose writer made it wrong has a di
 """
 
 from collections.abc import Mapping, Sequence
-from typing import Any
+from typing import Any, TypedDict
 
 import numpy as np
 
 from jax_unlearn.data.dataset import GROUPS
 from jax_unlearn.features.extracted import within
+from jax_unlearn.features.requests import LedgerFacts
 from jax_unlearn.features.token_sample import TOKENS
+from jax_unlearn.runtime.forms import fits
 
 Arrays = Mapping[str, np.ndarray]
 # Kinds of dtypes, as in `np.dtype.kind`.
@@ -18,6 +20,14 @@ FLOAT, INTEGER, BOOLEAN = "f", "iu", "b"
 # Of a sum over rows, or of their products: its square is still a float32.
 LARGEST = 1e18
 TEXTS_OF_SAMPLES = ("forget_classes", "skipped", "left_out")
+
+
+class RequestFacts(TypedDict):
+    """What a file has of the requests of a ledger beside its arrays."""
+
+    ids: list[str]
+    concepts: list[str]
+    ledger: LedgerFacts
 
 
 def check_content(
@@ -68,6 +78,9 @@ def check_content(
     for number in range(facts["stand_ins"]):
         images = number_of_samples(groups[GROUPS[0]])
         check_stand_in(arrays, f"stand_in.{number}", {n: widths[n] for n in needed}, images)
+    if facts["requests"] is not None:
+        images, held_out = (number_of_samples(groups[group]) for group in (GROUPS[0], GROUPS[2]))
+        check_requests(arrays, facts["requests"], images, held_out)
 
 
 def check_samples(samples: Any) -> None:
@@ -124,6 +137,20 @@ def check_counterpart(pair: Mapping[str, Any]) -> None:
     texts([pair.get("concept"), pair.get("name")], "counterparts")
     for side in ("forget", "preserve"):
         texts(pair.get(side), f"counterparts.{side}")
+
+
+def check_requests(arrays: Arrays, facts: Any, images: int, held_out: int) -> None:
+    """Check the requests of a ledger; see `requests.Requests`."""
+    if not fits(facts, RequestFacts) or LedgerFacts.__annotations__.keys() - facts["ledger"].keys():
+        raise ValueError("requests must be those of a ledger")
+    count, rank = len(facts["ids"]), facts["ledger"]["rank_after"]
+    if not count or len(facts["concepts"]) != count or (rank is not None and rank < 1):
+        raise ValueError("requests: each must have a concept, and rank_after be positive")
+    for part, size in (("train", images), ("test", held_out)):
+        pairs = array(arrays, f"requests.{part}", INTEGER, None, 2)
+        numbered = np.isin(pairs[:, 0], np.arange(count)).all()
+        if not numbered or not np.array_equal(np.unique(pairs[:, 1]), np.arange(size)):
+            raise ValueError(f"requests.{part}: every image must be of a request")
 
 
 def check_stand_in(arrays: Arrays, name: str, widths: Mapping[str, int], images: int) -> None:

@@ -14,6 +14,7 @@ from jax_unlearn.data.dataset import GROUPS, Dataset
 from jax_unlearn.data.images import ImageFile
 from jax_unlearn.data.prompts import Prompt
 from jax_unlearn.features.extracted import KINDS, Extracted, SourceKind, kind_of
+from jax_unlearn.features.requests import Requests, membership
 from jax_unlearn.features.samples import Sample, SampleFeatures, Sides, TapRows
 from jax_unlearn.features.stand_in import Counterpart, StandIn
 from jax_unlearn.features.statistics import Statistics
@@ -25,7 +26,7 @@ from jax_unlearn.runtime.errors import UserError
 
 FILE = "statistics.safetensors"
 PARTS = ("weight", "bias")
-FACTS = ("paths", "summed", "samples", "groups", "counterparts", "stand_ins")
+FACTS = ("paths", "summed", "samples", "groups", "counterparts", "stand_ins", "requests")
 
 
 def save_statistics(directory: Path, extracted: Extracted, most: int | None = None) -> int:
@@ -47,6 +48,8 @@ def save_statistics(directory: Path, extracted: Extracted, most: int | None = No
         }
     for number, stand_in in enumerate(extracted.stand_ins):
         arrays |= stand_in.arrays(f"stand_in.{number}")
+    if (asked := extracted.requests) is not None:
+        arrays |= asked.arrays()
     facts = {
         "paths": [one.projector for one in linears],
         "summed": list(train.forget.statistics),
@@ -54,6 +57,8 @@ def save_statistics(directory: Path, extracted: Extracted, most: int | None = No
         "groups": {group: describe(of_group) for group, of_group in features.items()},
         "counterparts": [asdict(one) for one in extracted.counterparts],
         "stand_ins": len(extracted.stand_ins),
+        "requests": asked
+        and {"ids": asked.ids, "concepts": asked.concepts, "ledger": asked.ledger},
     }
     size = sum(array.nbytes for array in arrays.values())
     if most is not None and size > most:
@@ -163,7 +168,19 @@ class StatisticsFile:
                 StandIn.of_arrays(self.arrays, f"stand_in.{number}")
                 for number in range(self.facts["stand_ins"])
             ),
+            requests=self.requests(),
         )
+
+    def requests(self) -> Requests | None:
+        """The requests of the run of a ledger; None for any other run."""
+        facts = self.facts["requests"]
+        if facts is None:
+            return None
+        train, test = (
+            membership(self.arrays[f"requests.{part}"], len(facts["ids"]), len(self.samples(group)))
+            for part, group in (("train", GROUPS[0]), ("test", GROUPS[2]))
+        )
+        return Requests(tuple(facts["ids"]), tuple(facts["concepts"]), train, test, facts["ledger"])
 
 
 def last_linear(projector: str) -> str:

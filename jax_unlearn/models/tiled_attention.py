@@ -11,8 +11,9 @@ from jaxtyping import Float, Int
 MASKED = -1e30
 # Most queries in a tile.
 QUERIES = 256
-# Most scores in a step; 2¹⁶ to 2¹⁹ take the same time on a core with 2 MiB of cache, 2²² more.
-SCORES = 2**18
+# Most scores in a step. On one core with 2 MiB of cache 2¹⁶ to 2²¹ take the same time; on two, 2²⁰
+# takes a tenth less than 2¹⁸, because more products of a step run at once.
+SCORES = 2**20
 
 Heads = Float[Array, "rows length heads head_dim"]
 

@@ -26,7 +26,7 @@ from jax_unlearn.runs.evidence import (
 )
 from jax_unlearn.runs.report.page import percent
 from jax_unlearn.runs.run_directory import Metrics, check_run
-from jax_unlearn.runs.settings.config import read_config, to_json
+from jax_unlearn.runs.settings.config import RunConfig, read_config, to_json
 from jax_unlearn.runs.terminal import few_shot
 from jax_unlearn.runtime.atomic_files import replace_files
 from jax_unlearn.runtime.digests import DIGEST, read_sealed, sealed
@@ -108,7 +108,7 @@ def certify(command: Certify, console: Console) -> str:
         "statistics": files_of_run.get(FILE),
         "samples": samples,
         "questions": question_files(config.samples.questions, *asked),
-        "figures": figures(run, metrics),
+        "figures": figures(run, config, metrics),
         "threat_model": threat_model(metrics),
     }
     text = encodable(sealed(content))
@@ -140,10 +140,12 @@ def questions_of(metrics: Metrics) -> list[str | None]:
     return [one.get("questions", one.get("path")) for one in asked]
 
 
-def figures(run: Path, metrics: Metrics) -> list[Facts]:
+def figures(run: Path, config: RunConfig, metrics: Metrics) -> list[Facts]:
     """Every figure, with the command that gives it."""
     made = f"jax-unlearn run --config {run / 'config.json'} --out OUT"
-    if ledger := metrics.get("ledger"):
+    # One that was fitted again with --statistics has settings of its own.
+    solved = config.samples.statistics == config.execution.out
+    if (ledger := metrics.get("ledger")) and solved:
         how = f"--combine {ledger['combine']}"
         if ledger["rank_after"] is not None:
             how += f" --rank-after {ledger['rank_after']}"

@@ -18,6 +18,7 @@ from jax_unlearn.features.extracted import Extracted, check_features
 from jax_unlearn.features.samples import SampleFeatures, Sides
 from jax_unlearn.features.statistics_file import FILE, read_statistics
 from jax_unlearn.runs.exam import exam_of, examine, examine_published, loaded
+from jax_unlearn.runs.ledger.fitting import fitting_of
 from jax_unlearn.runs.model_card import write_card
 from jax_unlearn.runs.pipeline import open_source, prepared_run
 from jax_unlearn.runs.report.sweep_files import write_tradeoff
@@ -56,7 +57,8 @@ def sweep(config: SweepConfig, console: Console, start: RunConfig | None = None)
         linears = prepared.source.stored_linears()
         # The source's config has lists of names read from their files.
         config = build(SweepConfig, {}, prepared.source.config)
-        found = explore(extracted, judge_of(extracted, config.samples), config, console)
+        judge = judge_of(extracted, config.samples)
+        found = explore(extracted, judge, config, console, fitting_of(extracted))
         with fresh_directory(config.execution.out, config.execution.overwrite) as out:
             write_tradeoff(out, found)
             chosen = asdict(found.chosen.setting)

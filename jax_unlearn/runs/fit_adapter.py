@@ -1,6 +1,6 @@
 """Fit an adapter to the extracted features, with the solver chosen by the settings."""
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from functools import partial
 from typing import Any
@@ -9,6 +9,7 @@ from jax.sharding import Mesh
 from rich.console import Console
 
 from jax_unlearn.features.extracted import Extracted
+from jax_unlearn.models.lora import LoraAdapter
 from jax_unlearn.objective.linear import describe
 from jax_unlearn.objective.loss import Problem
 from jax_unlearn.objective.problem import adapted_in, problems, targets_of
@@ -58,9 +59,14 @@ def fit_adapter(
         bounded: whether the closed form also computes a lower bound of the loss.
 
     Raises:
-        UserError: the rows of a Linear to adapt were not extracted, or a solver refuses the
-            settings.
+        UserError: the rows of a Linear to adapt were not extracted, a solver refuses the settings,
+            or the features are of a ledger, which `ledger.fitting.fitting_of` fits.
     """
+    if extracted.requests is not None:
+        raise UserError(
+            "these features are of the requests of a ledger, each of which has a target of its "
+            "own; fit them with SumOfFits or JointFit"
+        )
     optimizer, solver = optimizer_of(config), config.solver
     if optimizer == STAND_IN:
         return fit_concepts(concepts_of(extracted, config), config, console)
@@ -76,6 +82,22 @@ def fit_adapter(
     choose = solver.select == "held_out"
     fit, held_out = problems(extracted, config.objective, solver.seed, choose)
     return fit_problem(fit, held_out, config, console, stage, mesh, bounded)
+
+
+Fit = Callable[[Extracted, RunConfig, Console, Stage | None, Mesh | None], FittedAdapter]
+
+
+@dataclass(frozen=True)
+class Fitting:
+    """How the features of a run are fitted.
+
+    Attributes:
+        fit: what fits them, called as `fit_adapter`.
+        describe: entries of metrics.json about the adapter of the last call.
+    """
+
+    fit: Fit = fit_adapter
+    describe: Callable[[LoraAdapter], Mapping[str, Any]] = lambda _: {}
 
 
 def fit_problem(

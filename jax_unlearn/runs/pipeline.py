@@ -9,7 +9,6 @@ from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
 
-from jax.sharding import Mesh
 from rich.console import Console
 
 import porting
@@ -17,12 +16,13 @@ from jax_unlearn.data.dataset import Dataset
 from jax_unlearn.evaluate.judges import judge_of
 from jax_unlearn.evaluate.vlm.benchmarks import read_benchmark
 from jax_unlearn.evaluate.vlm.questions import load_questions
-from jax_unlearn.features.extracted import Extracted, check_features
+from jax_unlearn.features.extracted import check_features
 from jax_unlearn.models.lora import LoraAdapter
 from jax_unlearn.objective.problem import linears_to_adapt
 from jax_unlearn.objective.targets import STAND_IN
 from jax_unlearn.runs.fingerprint import differences
-from jax_unlearn.runs.fit_adapter import FittedAdapter, fit_adapter
+from jax_unlearn.runs.fit_adapter import Fitting
+from jax_unlearn.runs.ledger.fitting import check_combination, fitting_of
 from jax_unlearn.runs.model_card import write_card
 from jax_unlearn.runs.preflight import in_words, preflight
 from jax_unlearn.runs.report.sweep_files import write_tradeoff
@@ -57,10 +57,7 @@ from jax_unlearn.runtime.interrupts import handled
 from jax_unlearn.runtime.leftovers import remove_leftovers
 from jax_unlearn.runtime.outputs import check_free, resolved
 from jax_unlearn.runtime.resume import RunSnapshots
-from jax_unlearn.runtime.snapshots import Stage
 from jax_unlearn.solvers.config import SolverConfig, check_ranks
-
-Fit = Callable[[Extracted, RunConfig, Console, Stage | None, Mesh | None], FittedAdapter]
 
 
 @dataclass(frozen=True)
@@ -184,6 +181,8 @@ def open_source(config: RunConfig, console: Console, start: RunConfig | None = N
         config = config.replace(target=config.objective.target_kind)
     if config.samples.statistics:
         source = SavedStatistics(config)
+        if requests := source.extracted.requests:
+            check_combination(requests.ledger, config)
     elif kind == "clip_names":
         source = ClipNames(config, console)
     elif kind == "clip_images":
@@ -216,8 +215,7 @@ def check_solvers(source: Source) -> None:
 def run_pipeline(
     prepared: PreparedRun,
     begun: float,
-    fit: Fit = fit_adapter,
-    describe: Callable[[Extracted, LoraAdapter], Metrics] | None = None,
+    steps: Callable[[LoraAdapter], Metrics] | None = None,
     folders: Sequence[Path] = (),
 ) -> Metrics:
     """Run a prepared source.
@@ -225,8 +223,7 @@ def run_pipeline(
     Args:
         prepared: the source.
         begun: start time by `time.perf_counter`.
-        fit: what fits the adapter, called as `fit_adapter`.
-        describe: further entries of metrics.json, from the features and the adapter.
+        steps: further entries for the ledger in metrics.json, from the adapter.
         folders: further folders that the run's features are from; see `protect`.
     """
     source, console, config = prepared.source, prepared.console, prepared.source.config
@@ -237,21 +234,24 @@ def run_pipeline(
     if processes.index() > 0:
         return {}
     judge = judge_of(extracted, config.samples)
-    tradeoff = None
+    tradeoff, of_requests = None, fitting_of(extracted)
     if tried := sweep_of(config):
-        tradeoff = explore(extracted, judge, tried, console)
+        tradeoff = explore(extracted, judge, tried, console, of_requests)
         config = config.replace(**asdict(tradeoff.chosen.setting), auto=False)
     expected = None
     if config.objective.target == STAND_IN:
         expected = preflight(extracted, config)
         console.out("\n".join(in_words(expected)))
     stage = prepared.snapshots.stage("training") if optimizer_of(config) == "adam" else None
-    fitted = fit(extracted, config, console, stage, source.mesh)
+    fitting = of_requests or Fitting()
+    fitted = fitting.fit(extracted, config, console, stage, source.mesh)
     result = fitted.found.result
     seconds["optimise"] = time.perf_counter() - begun - seconds["extract"]
     with console.status("Evaluating on the held-out samples"):
         measured = judge.evaluate(result.adapter)
-        further = describe(extracted, result.adapter) if describe else {}
+        further = dict(fitting.describe(result.adapter))
+        if steps:
+            further["ledger"] |= steps(result.adapter)
 
     check_finite(result.adapter, config.execution.out)
     linears = source.stored_linears()

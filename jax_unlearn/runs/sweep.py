@@ -15,11 +15,13 @@ from jax_unlearn.objective.problem import problems
 from jax_unlearn.objective.stand_in import StandInRows
 from jax_unlearn.objective.targets import STAND_IN, TargetKind
 from jax_unlearn.runs.concepts import concepts_of
+from jax_unlearn.runs.fit_adapter import Fitting
 from jax_unlearn.runs.settings.checks import optimizer_of
 from jax_unlearn.runs.settings.sweep_config import Prefer, SweepConfig
 from jax_unlearn.runtime.progress import progress_bar
 from jax_unlearn.solvers.grid import Setting, Trained
 from jax_unlearn.solvers.many_settings import solve_all, train_all
+from jax_unlearn.solvers.result import Result
 from jax_unlearn.solvers.stand_in import fit_stand_in, preserve_weight
 
 # A setting forgets enough if at most this share of the previously named samples is still named.
@@ -69,8 +71,21 @@ class TradeOff:
         ]
 
 
-def explore(extracted: Extracted, judge: Judge, config: SweepConfig, console: Console) -> TradeOff:
+def explore(
+    extracted: Extracted,
+    judge: Judge,
+    config: SweepConfig,
+    console: Console,
+    fitting: Fitting | None = None,
+) -> TradeOff:
     """Fit and score every setting of a sweep on the same features.
+
+    Args:
+        extracted: the features.
+        judge: what scores an adapter.
+        config: the settings.
+        console: where the progress is shown.
+        fitting: how the requests of a ledger are fitted, if the features are of one.
 
     Raises:
         UserError: see `SweepConfig.settings`.
@@ -91,7 +106,9 @@ def explore(extracted: Extracted, judge: Judge, config: SweepConfig, console: Co
         def progress(done: int) -> None:
             bar.update(task, completed=done)
 
-        if optimizer == STAND_IN:
+        if fitting:
+            trained = fit_requests(fitting, extracted, settings, config, progress)
+        elif optimizer == STAND_IN:
             trained = fit_each(concepts_of(extracted, config), settings, progress)
         else:
             optimise = train_all if optimizer == "adam" else solve_all
@@ -115,10 +132,31 @@ def fit_each(
     for setting in settings:
         weight = preserve_weight(setting.lambda_forget, setting.lambda_preserve)
         result = fit_stand_in(concepts, setting.rank, weight)
-        terms = np.array([result.history[result.epoch][name] for name in TERMS])
-        trained.append(Trained(setting, result.adapter, terms, False))
+        trained.append(Trained(setting, result.adapter, terms_of(result), False))
         progress(len(trained))
     return trained
+
+
+def fit_requests(
+    fitting: Fitting,
+    extracted: Extracted,
+    settings: Sequence[Setting],
+    config: SweepConfig,
+    progress: Callable[[int], None],
+) -> list[Trained]:
+    """Fit the requests of a ledger with each setting."""
+    quiet, trained = Console(quiet=True), []
+    for setting in settings:
+        own = config.replace(**asdict(setting))
+        result = fitting.fit(extracted, own, quiet, None, None).found.result
+        trained.append(Trained(setting, result.adapter, terms_of(result), bool(result.stopped)))
+        progress(len(trained))
+    return trained
+
+
+def terms_of(result: Result) -> np.ndarray:
+    """The terms of the loss [terms] of a fit."""
+    return np.array([result.history[result.epoch][name] for name in TERMS])
 
 
 def front(points: Sequence[Point]) -> list[Point]:

@@ -9,6 +9,7 @@ import shutil
 import tarfile
 from collections.abc import Callable
 from pathlib import Path
+from typing import Any
 
 from safetensors import safe_open
 from safetensors.numpy import save_file
@@ -147,7 +148,6 @@ def statistics(place: Place, pick: random.Random, count: int) -> Attacks:
         with safe_open(path, framework="numpy") as file:
             arrays = {key: file.get_tensor(key) for key in file.keys()}  # noqa: SIM118
             facts = json.loads(file.metadata()["facts"])
-        del facts[DIGEST]
         words = fit_again(place, copy, *STOPPED)
         for number in range(count):
             if number % 2:
@@ -162,9 +162,35 @@ def statistics(place: Place, pick: random.Random, count: int) -> Attacks:
             else:
                 told = mutated(facts, pick)
                 what = json.dumps(told)[:300]
-            told[DIGEST] = of_arrays(others, json.dumps(told))
-            save_file(others, path, metadata={"facts": json.dumps(told)})
+            write_statistics(path, others, told)
             yield Attack(f"statistics with their digest {number}: {what}", words, place.out)
+
+
+def requests_in_statistics(place: Place, pick: random.Random, count: int) -> Attacks:
+    """Other requests in the statistics of a ledger's run, with a digest that fits."""
+    with own_copy(place.solved, place) as copy:
+        path = copy / STATISTICS
+        with safe_open(path, framework="numpy") as file:
+            arrays = {key: file.get_tensor(key) for key in file.keys()}  # noqa: SIM118
+            facts = json.loads(file.metadata()["facts"])
+        for number in range(count):
+            others, told = dict(arrays), dict(facts)
+            if number % 2:
+                name = pick.choice(["requests.train", "requests.test"])
+                others[name] = other_array(arrays[name], pick)
+                what = f"{name} {others[name].dtype} {others[name].shape}"
+            else:
+                told["requests"] = mutated(facts["requests"], pick)
+                what = json.dumps(told["requests"])
+            write_statistics(path, others, told)
+            yield Attack(f"requests {number}: {what}", fit_again(place, copy), place.out)
+
+
+def write_statistics(path: Path, arrays: dict[str, Any], facts: dict[str, Any]) -> None:
+    """Write a statistics file with a digest that fits."""
+    told = {name: value for name, value in facts.items() if name != DIGEST}
+    told[DIGEST] = of_arrays(arrays, json.dumps(told))
+    save_file(arrays, path, metadata={"facts": json.dumps(told)})
 
 
 def snapshots(place: Place, pick: random.Random, count: int) -> Attacks:
@@ -251,6 +277,7 @@ FAMILIES: dict[Family, int] = {
     options: 60,
     settings_files: 50,
     statistics: 40,
+    requests_in_statistics: 12,
     snapshots: 12,
     tars: 10,
     questions: 30,

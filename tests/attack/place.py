@@ -28,6 +28,7 @@ class Place:
     whole: the same run, not stopped.
     attacked: a run that was attacked and certified; only read.
     ledger: a ledger with two requests, of which one was withdrawn and added again; only read.
+    solved: its run; only read.
     scratch: an empty folder.
     """
 
@@ -38,6 +39,7 @@ class Place:
     whole: Path
     attacked: Path
     ledger: Path
+    solved: Path
     scratch: Path
 
     @property
@@ -72,6 +74,7 @@ def prepare(images: Path, run: Path, scratch: Path) -> Place:
         whole=scratch / "whole",
         attacked=scratch / "attacked",
         ledger=scratch / "ledger",
+        solved=scratch / "solved",
         scratch=scratch / "scratch",
     )
     place.scratch.mkdir()
@@ -108,3 +111,4 @@ def write_ledger(place: Place) -> None:
     (added,) = [one for one in read_chain(place.ledger) if one.what.get("concept") == "blue"]
     main(["ledger", "undo", directory, added.id])
     main(["ledger", "add", directory, "--concept", "blue"])
+    main(["ledger", "solve", directory, "--out", str(place.solved)])

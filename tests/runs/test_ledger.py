@@ -12,6 +12,7 @@ from hypothesis import strategies as st
 from rich.console import Console
 
 import porting
+from jax_unlearn.features.statistics_check import check_requests
 from jax_unlearn.models.frozen_linear import FrozenLinear
 from jax_unlearn.models.lora import LoraAdapter, LoraPair
 from jax_unlearn.runs.cli import main
@@ -24,7 +25,7 @@ from jax_unlearn.runs.ledger.mixed import without_image_means
 from jax_unlearn.runs.ledger.named import Probes
 from jax_unlearn.runs.ledger.options import Add, Init, Undo, ledger_config
 from jax_unlearn.runs.ledger.requests import Request, divide, open_ledger, recorded
-from jax_unlearn.runs.ledger.source import LedgerSource, dataset_of, only
+from jax_unlearn.runs.ledger.source import LedgerSource, dataset_of, only, requests_of
 from jax_unlearn.runs.ledger.store import (
     STORE,
     StoredImages,
@@ -111,10 +112,10 @@ def add_images(ledger, concept, images):
 def fitted(ledger, kind, equal=True):
     """What a ledger's active requests are fitted to, and what is named of each afterwards."""
     opened = open_ledger(ledger)
-    source = LedgerSource(opened, opened.config)
+    source = LedgerSource(opened, opened.config, {})
     extracted = source.extract()
-    probes = Probes(extracted, source.divided)
-    fit = kind(source.divided, named=None if equal else probes.named_in_training)
+    probes = Probes(extracted)
+    fit = kind(named=None if equal else probes.named_in_training)
     result = fit(extracted, source.config, QUIET, None, None).found.result
     return result, probes.of_requests(result.adapter, fit.strengths)
 
@@ -171,10 +172,86 @@ def test_any_order_and_an_undo_give_the_same_bytes(ledger, tmp_path, capsys):
     shutil.rmtree(ledger)
     main(["evaluate", str(out)])
     assert read(out / "metrics.json")["ledger"] == metrics["ledger"]
-    capsys.readouterr()
-    for command in ("run", "sweep"):
-        words = ("--statistics", out, "--out", tmp_path / "refit")
-        assert f"--statistics {out}: is the run of a ledger" in refused(capsys, command, *words)
+
+
+def solve_again(ledger, kind, target):
+    """What is fitted to a ledger's active requests, if `init` had been given this target."""
+    opened = open_ledger(ledger)
+    source = LedgerSource(opened, opened.config.replace(target=target), {})
+    extracted = source.extract()
+    fit = kind(named=Probes(extracted).named_in_training)
+    return fit(extracted, source.config, QUIET, None, None).found.result
+
+
+@pytest.mark.parametrize("combine", ["sum", "joint"])
+def test_the_requests_of_a_ledgers_run_are_fitted_with_other_settings(
+    ledger, tmp_path, capsys, combine
+):
+    """As with these settings from the start, and without the ledger."""
+    run, swept, same, chosen = (tmp_path / name for name in ("run", "swept", "same", "chosen"))
+    red = add(ledger, "red")
+    add(ledger, "disc"), add_images(ledger, "me", some_images(2, ["face"] * 10))
+    main(["ledger", "solve", str(ledger), "--out", str(run), "--combine", combine, "--steps"])
+    kind = SumOfFits if combine == "sum" else JointFit
+    wanted = {name: solve_again(ledger, kind, name) for name in ("near", "mean")}
+    shutil.rmtree(ledger)
+    main(["run", "--statistics", str(run), "--out", str(same)])
+    first, again = (one / "adapter" / "adapter_model.safetensors" for one in (run, same))
+    assert first.read_bytes() == again.read_bytes()
+    same_bytes(replace(wanted["near"], adapter=porting.load_peft(same / "adapter")), wanted["near"])
+    known = read(run / "metrics.json")["ledger"]
+    assert known["requests"][0].keys() > {"named_after", "strength"}
+    # What is named after each entry is of the ledger, which is not read.
+    assert read(same / "metrics.json")["ledger"] == {
+        name: value for name, value in known.items() if name not in ("steps", "concepts")
+    }
+    options = ["--target-kinds", "near", "mean", "--lambda-forgets", "1.3"]
+    options += ["--lambda-preserves", "0.1", "--ranks", "1"]
+    main(["sweep", "--statistics", str(run), "--out", str(swept), *options])
+    rows = {row["target"]: row for row in read(swept / "sweep.json")}
+    for name, result in wanted.items():
+        assert rows[name]["total"] == pytest.approx(result.history[result.epoch]["total"])
+        assert rows[name]["lambda_preserve"] == 0.1
+    assert rows["near"]["total"] != rows["mean"]["total"]
+    (best,) = (row for row in rows.values() if row["chosen"])
+    main(["run", "--statistics", str(swept), "--out", str(chosen)])
+    metrics = read(chosen / "metrics.json")
+    result = wanted[best["target"]]
+    same_bytes(replace(result, adapter=porting.load_peft(chosen / "adapter")), result)
+    assert metrics["forget"]["accuracy_after"] == pytest.approx(best["held_out_forget"])
+    assert red in {one["id"] for one in metrics["ledger"]["requests"]}
+    for option, words in (
+        (["--optimizer", "leace"], "has no rank to add up"),
+        (
+            ["--target", "stand_in", "--rank", "2"],
+            "--equal" if combine == "joint" else "no stand-in images",
+        ),
+    ):
+        bad = ("run", "--statistics", run, "--out", tmp_path / "bad", *option)
+        assert words in refused(capsys, *bad)
+
+
+def test_requests_in_statistics_must_fit_their_images():
+    pairs = np.array([[0, 0], [1, 1], [0, 1]], "i4")
+    facts = {"ids": ["a", "b"], "concepts": ["cat", "dog"], "ledger": {
+        "directory": "x", "digest": "0", "combine": "sum", "equal": False, "rank_after": None,
+        "image_means": True, "names": False,
+    }}  # fmt: skip
+
+    def check(train=pairs, **changed):
+        arrays = {"requests.train": train, "requests.test": pairs[:1]}
+        ledger = facts["ledger"] | changed.pop("ledger", {})
+        check_requests(arrays, facts | changed | {"ledger": ledger}, 2, 1)
+
+    check()
+    check(ledger={"combine": "joint", "rank_after": 3})
+    for changed in (
+        {"train": pairs[:1]}, {"train": pairs + 1}, {"train": pairs - 1}, {"train": pairs[:, :1]},
+        {"train": pairs.astype("f4")}, {"ids": ["a"]}, {"ids": [], "concepts": []}, {"ids": [1, 2]},
+        {"ledger": {"combine": "product"}}, {"ledger": {"rank_after": 0}}, {"ledger": {"x": 1}},
+    ):  # fmt: skip
+        with pytest.raises(ValueError, match="requests"):
+            check(**changed)
 
 
 @pytest.mark.parametrize("target", ["near", "shift", "matched"])
@@ -184,13 +261,12 @@ def test_a_sum_is_that_of_fits_alone(ledger, target):
         add(ledger, concept)
     opened = open_ledger(ledger)
     config = opened.config.replace(target=target)
-    source = LedgerSource(opened, config)
-    extracted, divided = source.extract(), source.divided
-    whole = SumOfFits(divided)(extracted, config, QUIET, None, None).found.result.adapter
+    extracted = LedgerSource(opened, config, {}).extract()
+    whole = SumOfFits()(extracted, config, QUIET, None, None).found.result.adapter
     parts = [
-        changes_of(fit_adapter(only(extracted, owners(divided) == i, config), config, QUIET)
+        changes_of(fit_adapter(only(extracted, owners(extracted) == i, config), config, QUIET)
                    .found.result.adapter)
-        for i in sorted({*owners(divided)})
+        for i in sorted({*owners(extracted)})
     ]  # fmt: skip
     assert len(parts) == (1 if target == "near" else len(CONCEPTS))
     for name, pair in whole.pairs.items():
@@ -305,7 +381,8 @@ def test_what_is_fitted_depends_on_the_active_requests_alone(template, steps):
     orders = dict.fromkeys(one for one in steps if one in there), sorted(there)
     first, second = (divide([request(one) for one in order], preserve) for order in orders)
     assert first.forget.content() == second.forget.content()
-    assert (first.owner == second.owner).all()
+    of_both = [requests_of(one) for one in (first, second)]
+    assert (of_both[0].owner == of_both[1].owner).all()
     assert dataset_of(first).fingerprint() == dataset_of(second).fingerprint()
     keys = [*first.forget.keys, *first.preserve.keys]
     assert len(keys) == len({*keys}) == len(preserve)
@@ -322,7 +399,7 @@ def test_an_image_of_several_requests_is_as_in_the_first(ledger):
     divided = divide(two, open_ledger(ledger).preserve)
     first = min(two, key=lambda one: one.id)
     assert divided.forget.content() == first.images.content()
-    assert set(divided.owner.tolist()) == {0}
+    assert set(requests_of(divided).owner.tolist()) == {0}
     assert divided.of_request(1).all()
     np.testing.assert_array_equal(
         divided.forget.rows["merger.linear_fc2"], first.images.rows["merger.linear_fc2"]

@@ -14,8 +14,7 @@ from jax_unlearn.objective.stand_in import StandInRows
 from jax_unlearn.objective.targets import STAND_IN
 from jax_unlearn.runs.concepts import concepts_of, preserve_weight_of
 from jax_unlearn.runs.fit_adapter import fit_adapter
-from jax_unlearn.runs.ledger.requests import Divided
-from jax_unlearn.runs.ledger.source import only, with_images
+from jax_unlearn.runs.ledger.source import only
 from jax_unlearn.runs.ledger.sums import Change, Changes, changes_of
 from jax_unlearn.runs.settings.checks import optimizer_of
 from jax_unlearn.runs.settings.config import RunConfig
@@ -47,16 +46,17 @@ class Alone:
     reached: bool
 
 
-def owners(divided: Divided) -> np.ndarray:
+def owners(extracted: Extracted) -> np.ndarray:
     """For each training image to forget, the number of the request that owns it."""
-    return divided.owner[~divided.forget.held_out]
+    assert extracted.requests is not None
+    return extracted.requests.owner
 
 
-def ways_of(divided: Divided, extracted: Extracted, config: RunConfig) -> dict[str, np.ndarray]:
+def ways_of(extracted: Extracted, config: RunConfig) -> dict[str, np.ndarray]:
     """For each adapted Linear, the way [n, E] from each image to forget to the target that its
     request has alone."""
     found = {}
-    groups, seed = owners(divided), config.solver.seed
+    groups, seed = owners(extracted), config.solver.seed
     for projector, target in targets_of(extracted, config.objective, seed, groups):
         last = projector.last
         output = last.output(extracted.train.forget.taps[last.name].x)
@@ -64,25 +64,22 @@ def ways_of(divided: Divided, extracted: Extracted, config: RunConfig) -> dict[s
     return found
 
 
-def fit_alone(
-    divided: Divided, extracted: Extracted, config: RunConfig, ways: Ways, console: Console
-) -> Alone:
+def fit_alone(extracted: Extracted, config: RunConfig, ways: Ways, console: Console) -> Alone:
     """Fit each request against the images of none, with the target that it has alone.
 
     The closed form is solved for all requests together where nothing else is asked for.
 
     Args:
-        divided: the images of the requests.
-        extracted: their features.
+        extracted: the features of the requests.
         config: the settings.
         ways: of `ways_of`; empty for the target stand_in.
         console: where progress is shown.
     """
-    owner, solver = owners(divided), config.solver
+    owner, solver = owners(extracted), config.solver
     numbers = sorted({*owner.tolist()})
     optimizer = optimizer_of(config)
     if optimizer == STAND_IN:
-        results = onto_stand_ins(divided, extracted, config, console)
+        results = onto_stand_ins(extracted, config, console)
         changes: list[Changes] = [changes_of(one.adapter) for one in results]
     elif optimizer == "closed_form" and not (solver.select == "held_out" or solver.until_forgotten):
         of_linears = {
@@ -143,11 +140,9 @@ def in_closed_form(
     return [found[i] for i in problems]
 
 
-def onto_stand_ins(
-    divided: Divided, extracted: Extracted, config: RunConfig, console: Console
-) -> list[Result]:
+def onto_stand_ins(extracted: Extracted, config: RunConfig, console: Console) -> list[Result]:
     """Each request moved onto its stand-in, in the order of their numbers."""
-    concepts = owned_concepts(divided, extracted, config)
+    concepts = owned_concepts(extracted, config)
     weight, found = preserve_weight_of(config), []
     with progress_bar(console) as bar:
         task = bar.add_task("Fitting", total=len(concepts))
@@ -157,10 +152,9 @@ def onto_stand_ins(
     return found
 
 
-def owned_concepts(
-    divided: Divided, extracted: Extracted, config: RunConfig
-) -> list[dict[str, StandInRows]]:
+def owned_concepts(extracted: Extracted, config: RunConfig) -> list[dict[str, StandInRows]]:
     """The input of the stand-in solver for the requests that own training images."""
-    owning = {*owners(divided).tolist()}
-    concepts = zip(with_images(divided), concepts_of(extracted, config), strict=True)
+    assert extracted.requests is not None
+    owning = {*owners(extracted).tolist()}
+    concepts = zip(extracted.requests.trained, concepts_of(extracted, config), strict=True)
     return [concept for number, concept in concepts if number in owning]

@@ -1,7 +1,6 @@
 """Fit the requests of a ledger: one by one and added up, or all at once."""
 
 from collections.abc import Callable, Sequence
-from typing import Literal
 
 import numpy as np
 from jax.sharding import Mesh
@@ -21,7 +20,6 @@ from jax_unlearn.runs.ledger.alone import (
     owners,
     ways_of,
 )
-from jax_unlearn.runs.ledger.requests import Divided
 from jax_unlearn.runs.ledger.strengths import search
 from jax_unlearn.runs.ledger.sums import added
 from jax_unlearn.runs.settings.config import RunConfig
@@ -30,7 +28,6 @@ from jax_unlearn.solvers.result import Result, Row, history_of
 from jax_unlearn.solvers.stand_in import sizes
 from jax_unlearn.solvers.until_forgotten import ForgetSearch, fall_of
 
-Combine = Literal["sum", "joint"]
 Named = Callable[[LoraAdapter], Sequence[int]]
 
 
@@ -39,21 +36,18 @@ class SumOfFits:
     `fit_adapter`.
 
     Args:
-        divided: the images of the requests.
         rank_after: rank to which the sum is cut; by default that of the sum.
         named: for each request, how many of its images an adapter leaves named; without it all
             strengths are 1.
 
     Attributes:
-        strengths: how far each request was moved, as a multiple of the way to its target; after a
-            call.
+        strengths: how far each request was moved in the last call, as a multiple of the way to its
+            target.
     """
 
-    def __init__(
-        self, divided: Divided, rank_after: int | None = None, named: Named | None = None
-    ) -> None:
-        self.divided, self.rank_after, self.named = divided, rank_after, named
-        self.strengths = [1.0] * len(divided.requests)
+    def __init__(self, rank_after: int | None = None, named: Named | None = None) -> None:
+        self.rank_after, self.named = rank_after, named
+        self.strengths: list[float] = []
 
     def __call__(
         self,
@@ -64,9 +58,10 @@ class SumOfFits:
         mesh: Mesh | None,
     ) -> FittedAdapter:
         """Fit; each image counts for the first request that is about it."""
-        divided, stand_in = self.divided, config.objective.target == STAND_IN
-        ways = {} if stand_in else ways_of(divided, extracted, config)
-        alone = fit_alone(divided, extracted, config, ways, console)
+        stand_in = config.objective.target == STAND_IN
+        ways = {} if stand_in else ways_of(extracted, config)
+        alone = fit_alone(extracted, config, ways, console)
+        self.strengths = unmoved(extracted)
 
         def fit(strengths: Sequence[float]) -> LoraAdapter:
             own = [strengths[number] for number in alone.numbers]
@@ -77,11 +72,11 @@ class SumOfFits:
         else:
             adapter, self.strengths = search(len(self.strengths), fit, self.named)
         if stand_in:
-            concepts = owned_concepts(divided, extracted, config)
+            concepts = owned_concepts(extracted, config)
             rows = in_rows(concepts)
             history = summed([one.history for one in alone.results], *sizes(concepts[0], adapter))
         else:
-            fit_to, held_out = together(divided, ways, extracted, config, self.strengths)
+            fit_to, held_out = together(ways, extracted, config, self.strengths)
             rows = describe(fit_to)
             history = scored(adapter, fit_to if held_out is None else held_out, config)
         result = timed(adapter, history, alone.results)
@@ -95,9 +90,9 @@ class JointFit:
     """Fits all requests at once, each its strength times the way to the target that it has alone;
     called as `fit_adapter`, with arguments and attributes of `SumOfFits`."""
 
-    def __init__(self, divided: Divided, named: Named | None = None) -> None:
-        self.divided, self.named = divided, named
-        self.strengths = [1.0] * len(divided.requests)
+    def __init__(self, named: Named | None = None) -> None:
+        self.named = named
+        self.strengths: list[float] = []
 
     def __call__(
         self,
@@ -108,13 +103,14 @@ class JointFit:
         mesh: Mesh | None,
     ) -> FittedAdapter:
         """Fit, with --rank for each request as far as the Linears allow."""
+        self.strengths = unmoved(extracted)
         if config.objective.target == STAND_IN:
-            return fit_concepts(owned_concepts(self.divided, extracted, config), config, console)
-        ways = ways_of(self.divided, extracted, config)
-        count = len({*owners(self.divided).tolist()})
+            return fit_concepts(owned_concepts(extracted, config), config, console)
+        ways = ways_of(extracted, config)
+        count = len({*owners(extracted).tolist()})
 
         def fit(strengths: Sequence[float]) -> FittedAdapter:
-            fit_to, held_out = together(self.divided, ways, extracted, config, strengths)
+            fit_to, held_out = together(ways, extracted, config, strengths)
             most = min(min(shape) for shape in shapes(fit_to).values())
             rank = min(config.solver.rank * count, most)
             few = compress(fit_to), None if held_out is None else compress(held_out)
@@ -129,11 +125,13 @@ class JointFit:
         return fitted
 
 
-LedgerFit = SumOfFits | JointFit
+def unmoved(extracted: Extracted) -> list[float]:
+    """The strengths of requests that are moved to their targets and no further."""
+    assert extracted.requests is not None
+    return [1.0] * len(extracted.requests.ids)
 
 
 def together(
-    divided: Divided,
     ways: Ways,
     extracted: Extracted,
     config: RunConfig,
@@ -146,7 +144,7 @@ def together(
     request counts less because it has fewer images or because there are others.
     """
     forget, preserve = extracted.train.forget, extracted.train.preserve
-    owner = owners(divided)
+    owner = owners(extracted)
     size = np.ones(len(owner), np.float32)
     if config.solver.reduction == "mean":
         size = np.sqrt(len(owner) / np.bincount(owner)[owner]).astype(np.float32)

@@ -10,14 +10,12 @@ from rich.console import Console
 from jax_unlearn.data.class_names import FolderNames, matches
 from jax_unlearn.data.scan import printable
 from jax_unlearn.data.splits import split_held_out
-from jax_unlearn.features.extracted import Extracted
+from jax_unlearn.features.requests import LedgerFacts
 from jax_unlearn.models.lora import LoraAdapter
-from jax_unlearn.objective.targets import STAND_IN
 from jax_unlearn.runs.fingerprint import digest
 from jax_unlearn.runs.ledger.chain import append, new_entry, read_chain
-from jax_unlearn.runs.ledger.combine import JointFit, LedgerFit, SumOfFits
+from jax_unlearn.runs.ledger.fitting import check_combination, fitting_of
 from jax_unlearn.runs.ledger.mixed import parts, without_image_means
-from jax_unlearn.runs.ledger.named import Probes
 from jax_unlearn.runs.ledger.names import begin_names, of_names
 from jax_unlearn.runs.ledger.options import (
     Add,
@@ -242,53 +240,41 @@ def solve(command: Solve, console: Console) -> Metrics:
         raise UserError(f"--rank-after {command.rank_after}: must be at least 1")
     directory, out = command.directory, resolved(command.out)
     ledger = open_ledger(directory)
-    onto = ledger.config.objective.target == STAND_IN
-    if onto and command.combine == "joint" and not command.equal:
-        raise UserError(
-            "--combine joint: with --target stand_in no request can be moved further than the "
-            "others; give --equal, or leave it out"
-        )
+    facts = facts_of(ledger, command)
+    check_combination(facts, ledger.config)
     check_output(out, {"the ledger": [directory]})
     if command.steps:
         check_steps(ledger)
     config = ledger.config.replace(out=out, overwrite=command.overwrite)
-    source = LedgerSource(ledger, config)
+    source = LedgerSource(ledger, config, facts)
+
+    def after_steps(adapter: LoraAdapter) -> Metrics:
+        return steps(ledger, lambda some: solved(ledger, facts, some), adapter)
+
     with prepared_run(config, console, config, lambda: source) as prepared:
-        extracted = source.extract()
-        probes = Probes(extracted, source.divided)
-        fit = ledger_fit(command, probes)
-
-        def describe(_: Extracted, adapter: LoraAdapter) -> Metrics:
-            found: Metrics = {
-                "directory": str(directory.resolve()),
-                "digest": ledger.entries[-1].digest,
-                "combine": command.combine,
-                "equal": command.equal,
-                "rank_after": command.rank_after,
-                "image_means": ledger.facts["image_means"],
-                "names": ledger.preserve.texts,
-                "requests": probes.of_requests(adapter, fit.strengths),
-            }
-            if command.steps:
-                found |= steps(ledger, lambda some: solved(ledger, command, some), adapter)
-            return {"ledger": found}
-
-        return run_pipeline(prepared, begun, fit, describe, [directory])
+        measure = after_steps if command.steps else None
+        return run_pipeline(prepared, begun, measure, [directory])
 
 
-def solved(ledger: Ledger, command: Solve, requests: Sequence[Request]) -> LoraAdapter:
+def facts_of(ledger: Ledger, command: Solve) -> LedgerFacts:
+    """What a run records of its ledger, and of how its requests are combined."""
+    return {
+        "directory": str(ledger.directory.resolve()),
+        "digest": ledger.entries[-1].digest,
+        "combine": command.combine,
+        "equal": command.equal,
+        "rank_after": command.rank_after,
+        "image_means": ledger.facts["image_means"],
+        "names": ledger.preserve.texts,
+    }
+
+
+def solved(ledger: Ledger, facts: LedgerFacts, some: Sequence[Request]) -> LoraAdapter:
     """The adapter for some requests of a ledger."""
-    divided = divide(requests, ledger.preserve)
-    found = extracted_of(divided, ledger.tower.linears, ledger.config)
-    extracted = replace(found, empty=ledger.tower.blank)
-    fit = ledger_fit(command, Probes(extracted, divided))
+    found = extracted_of(divide(some, ledger.preserve), ledger.tower, ledger.config)
+    assert found.requests is not None
+    extracted = replace(found, requests=replace(found.requests, ledger=facts))
+    fitting = fitting_of(extracted)
+    assert fitting is not None
     quiet = Console(quiet=True)
-    return fit(extracted, ledger.config, quiet, None, None).found.result.adapter
-
-
-def ledger_fit(command: Solve, probes: Probes) -> LedgerFit:
-    """The fit that the options select."""
-    named = None if command.equal else probes.named_in_training
-    if command.combine == "joint":
-        return JointFit(probes.divided, named)
-    return SumOfFits(probes.divided, command.rank_after, named)
+    return fitting.fit(extracted, ledger.config, quiet, None, None).found.result.adapter

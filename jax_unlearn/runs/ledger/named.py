@@ -6,7 +6,7 @@ from functools import cached_property
 from typing import Any
 
 import numpy as np
-from jaxtyping import Bool, Float
+from jaxtyping import Float
 
 from jax_unlearn.evaluate.judges import splits
 from jax_unlearn.evaluate.score import fit_probes
@@ -15,7 +15,6 @@ from jax_unlearn.features.samples import Sides
 from jax_unlearn.features.similarity import Named, classify
 from jax_unlearn.models.lora import NO_CHANGE, LoraAdapter
 from jax_unlearn.objective.projectors import projectors_of
-from jax_unlearn.runs.ledger.requests import Divided
 from jax_unlearn.runs.run_directory import Metrics
 
 
@@ -35,17 +34,17 @@ class Probes:
     For images linear probes; for names the nearest original name by cosine.
 
     Args:
-        extracted: the features, whose training images they are fitted on.
-        divided: the images of the requests.
+        extracted: the features of a ledger's requests, whose training images they are fitted on.
     """
 
-    def __init__(self, extracted: Extracted, divided: Divided) -> None:
-        self.extracted, self.divided = extracted, divided
+    def __init__(self, extracted: Extracted) -> None:
+        assert extracted.requests is not None
+        self.extracted, self.requests = extracted, extracted.requests
 
     @cached_property
     def fitted(self) -> Mapping[str, Any]:
         original = splits(self.extracted, self.train, NO_CHANGE)
-        if self.divided.forget.texts:
+        if self.extracted.kind == "clip_names":
             return {
                 name: NearestName(Named(one.before, one.labels)) for name, one in original.items()
             }
@@ -54,6 +53,14 @@ class Probes:
     @cached_property
     def train(self) -> Sides:
         return self.extracted.train.image_means()
+
+    @cached_property
+    def classes(self) -> list[list[str]]:
+        """The classes of each request, of its training and held-out images."""
+        sides = (self.extracted.train.forget, self.extracted.test.forget)
+        labels = np.concatenate([side.labels for side in sides])
+        own = np.concatenate([self.requests.train, self.requests.test], axis=1)
+        return [sorted({*labels[one].tolist()}) for one in own]
 
     @cached_property
     def before(self) -> Mapping[str, np.ndarray]:
@@ -69,18 +76,15 @@ class Probes:
         An image is named if its class is said to be one of the request's. One whose request owns no
         image, and is not fitted, counts for its owner.
         """
-        divided, forget = self.divided, self.train.forget
-        rows = ~divided.forget.held_out
-        owner = divided.owner[rows]
+        forget, owner = self.train.forget, self.requests.owner
         owning = {*owner.tolist()}
         said = [
             self.fitted[one.name].predict(self.before[one.name] + one.change(forget, adapter))
             for one in projectors_of(self.extracted.linears)
         ]
-        found = np.zeros(len(divided.requests), int)
-        for number in range(len(divided.requests)):
-            own = divided.of_request(number)
-            shown, classes = np.flatnonzero(own[rows]), classes_of(divided, own)
+        found = np.zeros(len(self.requests.ids), int)
+        for number, classes in enumerate(self.classes):
+            shown = np.flatnonzero(self.requests.train[number])
             named = shown[np.any([np.isin(one[shown], classes) for one in said], axis=0)]
             if number in owning:
                 found[number] += len(named)
@@ -93,15 +97,13 @@ class Probes:
 
         The worst projector counts.
         """
-        test, divided = splits(self.extracted, self.extracted.test, adapter), self.divided
+        test, requests = splits(self.extracted, self.extracted.test, adapter), self.requests
         said = {name: [self.fitted[name].predict(x[split.is_forget])
                        for x in (split.before, split.after)]
                 for name, split in test.items()}  # fmt: skip
-        held_out = divided.forget.held_out
         found: list[Metrics] = []
-        for number, request in enumerate(divided.requests):
-            own = divided.of_request(number)
-            classes, shown = classes_of(divided, own), own[held_out]
+        for number, classes in enumerate(self.classes):
+            shown = requests.test[number]
             shares = [
                 max(float(np.isin(both[when][shown], classes).mean()) for both in said.values())
                 if shown.any() else None
@@ -109,10 +111,10 @@ class Probes:
             ]  # fmt: skip
             found.append(
                 {
-                    "id": request.id,
-                    "concept": request.concept,
+                    "id": requests.ids[number],
+                    "concept": requests.concepts[number],
                     "classes": classes,
-                    "images": int((own & ~held_out).sum()),
+                    "images": int(requests.train[number].sum()),
                     "held_out": int(shown.sum()),
                     "strength": strengths[number],
                     "named_before": shares[0],
@@ -120,8 +122,3 @@ class Probes:
                 }
             )
         return found
-
-
-def classes_of(divided: Divided, own: Bool[np.ndarray, " n"]) -> list[str]:
-    """The classes of some of the images to forget."""
-    return sorted({divided.forget.labels[i] for i in np.flatnonzero(own)})

@@ -10,8 +10,8 @@ from tyro.conf import Positional
 
 import porting
 from jax_unlearn.features.extractor import ExtractionSettings
+from jax_unlearn.features.requests import Combine
 from jax_unlearn.objective.problem import ObjectiveSettings
-from jax_unlearn.runs.ledger.combine import Combine
 from jax_unlearn.runs.settings.checks import check_run, source_of
 from jax_unlearn.runs.settings.config import RunConfig, SolverSettings, build, flat
 from jax_unlearn.runs.settings.presets import CLIP_DEFAULT, OF_TARGET, start_settings

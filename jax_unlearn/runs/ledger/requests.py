@@ -161,13 +161,11 @@ class Divided:
         requests: the requests in the order of their ids.
         forget: the images of all requests, each once.
         preserve: the images to preserve that are of no request.
-        owner: for each image to forget, the index of the first request that is about it.
     """
 
     requests: Sequence[Request]
     forget: StoredImages
     preserve: StoredImages
-    owner: np.ndarray
 
     def of_request(self, number: int) -> Bool[np.ndarray, " n"]:
         """The images of a request among those to forget, also those that another one owns."""
@@ -204,11 +202,6 @@ def divide(
         raise UserError("no request is active, so there is nothing to forget; `ledger add` one")
     requests = sorted(requests, key=lambda one: one.id)
     forget = joined([one.images for one in requests])
-    first: dict[bytes, int] = {}
-    for number, one in enumerate(requests):
-        for key in one.images.keys:
-            first.setdefault(key, number)
-    owner = np.array([first[key] for key in forget.keys])
     gone = {*forget.keys}
     kept = preserve.take([i for i, key in enumerate(preserve.keys) if key not in gone])
     for what, side in (("forget", forget), ("preserve", kept)):
@@ -218,4 +211,4 @@ def divide(
                     f"{who} leave no image to {what} to {when}; {cure}, or begin a ledger with "
                     "more classes to preserve"
                 )
-    return Divided(requests, forget, kept, owner)
+    return Divided(requests, forget, kept)

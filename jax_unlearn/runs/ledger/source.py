@@ -10,6 +10,7 @@ from jaxtyping import Bool
 
 from jax_unlearn.data.dataset import Dataset
 from jax_unlearn.features.extracted import Extracted
+from jax_unlearn.features.requests import LedgerFacts, Requests
 from jax_unlearn.features.samples import Sides
 from jax_unlearn.features.stand_in import Counterpart, StandIn
 from jax_unlearn.models.frozen_linear import FrozenLinear
@@ -19,7 +20,7 @@ from jax_unlearn.objective.stand_in import stand_in_of
 from jax_unlearn.objective.targets import STAND_IN
 from jax_unlearn.runs.fingerprint import fingerprint
 from jax_unlearn.runs.ledger.requests import Divided, Ledger, divide
-from jax_unlearn.runs.ledger.store import StoredImages
+from jax_unlearn.runs.ledger.store import StoredImages, StoredTower
 from jax_unlearn.runs.settings.config import RunConfig
 from jax_unlearn.runs.sources.source import (
     StageOf,
@@ -38,14 +39,19 @@ class LedgerSource:
     Its run has the features in its own statistics.safetensors, so that later commands need neither
     the images nor the ledger.
 
+    Args:
+        ledger: the ledger.
+        config: the settings.
+        facts: how the requests are combined.
+
     Raises:
         UserError: a file of the store is missing, or the requests leave a side without images.
     """
 
     mesh = None
 
-    def __init__(self, ledger: Ledger, config: RunConfig) -> None:
-        self.ledger = ledger
+    def __init__(self, ledger: Ledger, config: RunConfig, facts: LedgerFacts) -> None:
+        self.ledger, self.facts = ledger, facts
         self.divided = divide(ledger.requests(), ledger.preserve)
         config = config.replace(statistics=config.execution.out, save_statistics="yes")
         self.config = with_names(config, self.divided)
@@ -65,9 +71,10 @@ class LedgerSource:
 
     @cached_property
     def extracted(self) -> Extracted:
-        found = extracted_of(self.divided, self.linears, self.config)
-        counts = sample_counts(self.dataset, ())
-        return replace(found, empty=self.ledger.tower.blank, counts=counts)
+        found = extracted_of(self.divided, self.ledger.tower, self.config)
+        assert found.requests is not None
+        requests = replace(found.requests, ledger=self.facts)
+        return replace(found, counts=sample_counts(self.dataset, ()), requests=requests)
 
     def extract(self, stage_of: StageOf = unsaved) -> Extracted:
         return self.extracted
@@ -96,15 +103,17 @@ def part(images: StoredImages, held_out: bool) -> StoredImages:
     return images.take(np.flatnonzero(images.held_out == held_out))
 
 
-def with_images(divided: Divided) -> list[int]:
-    """The numbers of the requests that have a training image."""
-    trained = ~divided.forget.held_out
+def requests_of(divided: Divided) -> Requests:
+    """Which images to forget are of which request, in the order of a run's features."""
     every = range(len(divided.requests))
-    return [number for number in every if (divided.of_request(number) & trained).any()]
+    own, held_out = np.stack([divided.of_request(n) for n in every]), divided.forget.held_out
+    ids, concepts = zip(*((one.id, one.concept) for one in divided.requests), strict=True)
+    return Requests(ids, concepts, own[:, ~held_out], own[:, held_out])
 
 
-def extracted_of(divided: Divided, linears: Sequence[FrozenLinear], config: RunConfig) -> Extracted:
-    """The features of all requests together, without counts and blank image."""
+def extracted_of(divided: Divided, tower: StoredTower, config: RunConfig) -> Extracted:
+    """The features of all requests together, without counts of samples."""
+    linears, requests = tower.linears, requests_of(divided)
     train, test = (
         Sides(part(divided.forget, out).features(), part(divided.preserve, out).features())
         for out in (False, True)
@@ -112,34 +121,36 @@ def extracted_of(divided: Divided, linears: Sequence[FrozenLinear], config: RunC
     # Names are not compared with a class.
     pairs: tuple[Counterpart, ...] = ()
     if not divided.forget.texts:
-        pairs = pairs_of(divided, Embedded.of(projectors_of(linears), train))
+        pairs = pairs_of(requests, Embedded.of(projectors_of(linears), train))
     stand_ins: tuple[StandIn, ...] = ()
     if config.objective.target == STAND_IN:
         stand_ins = tuple(
-            of_means(divided, train, linears, number, pair)
-            for number, pair in zip(with_images(divided), pairs, strict=True)
+            of_means(requests, train, linears, number, pair)
+            for number, pair in zip(requests.trained, pairs, strict=True)
         )
     return Extracted(
         linears=tuple(linears),
         train=with_statistics(train, linears, split_seed(config)),
         test=test,
-        empty={},
+        empty=tower.blank,
         counts={},
         counterparts=pairs,
         stand_ins=stand_ins,
+        requests=requests,
     )
 
 
-def pairs_of(divided: Divided, embedded: Embedded, alone: bool = False) -> tuple[Counterpart, ...]:
+def pairs_of(
+    requests: Requests, embedded: Embedded, alone: bool = False
+) -> tuple[Counterpart, ...]:
     """The counterpart of each request that has a training image.
 
     Args:
-        divided: the images of the requests.
+        requests: the requests.
         embedded: their training images and those to keep.
         alone: the counterpart that each would have if it were the only request.
     """
-    trained = ~divided.forget.held_out
-    masks = {number: divided.of_request(number)[trained] for number in with_images(divided)}
+    masks = {number: requests.train[number] for number in requests.trained}
     unshared = np.sum([*masks.values()], axis=0) == 1
     found = []
     for number, own in masks.items():
@@ -147,7 +158,7 @@ def pairs_of(divided: Divided, embedded: Embedded, alone: bool = False) -> tuple
         if (own & unshared).any():
             own = own & unshared
         classes = [*dict.fromkeys(embedded.labels[own].tolist())]
-        concept = divided.requests[number].concept
+        concept = requests.concepts[number]
         among = embedded
         if alone:
             among = embedded.before(np.unique(embedded.labels[masks[number]]))
@@ -162,13 +173,14 @@ def replaced(
     other were forgotten."""
     train = Sides(part(divided.forget, False).features(), part(divided.preserve, False).features())
     embedded = Embedded.of(projectors_of(linears), train)
-    both = [pairs_of(divided, embedded, alone) for alone in (False, True)]
-    ids = [divided.requests[number].id for number in with_images(divided)]
+    requests = requests_of(divided)
+    both = [pairs_of(requests, embedded, alone) for alone in (False, True)]
+    ids = [requests.ids[number] for number in requests.trained]
     return dict(zip(ids, zip(*both, strict=True), strict=True))
 
 
 def of_means(
-    divided: Divided,
+    requests: Requests,
     train: Sides,
     linears: Sequence[FrozenLinear],
     number: int,
@@ -178,10 +190,9 @@ def of_means(
 
     Of images that several requests share, those that this one owns, if it owns any.
     """
-    trained = ~divided.forget.held_out
-    own = divided.owner[trained] == number
+    own = requests.owner == number
     if not own.any():
-        own = divided.of_request(number)[trained]
+        own = requests.train[number]
     places = np.flatnonzero(np.isin(train.preserve.labels, pair.preserve))
     shown = train.preserve.chosen(places)
     return stand_in_of(linears, train.forget, np.flatnonzero(own), shown, pair)
@@ -192,4 +203,4 @@ def only(extracted: Extracted, own: Bool[np.ndarray, " n"], config: RunConfig) -
     train, linears = extracted.train, extracted.linears
     chosen = train.forget.chosen(np.flatnonzero(own))
     forget = side_with_statistics(chosen, linears, split_seed(config), True)
-    return replace(extracted, train=Sides(forget, train.preserve))
+    return replace(extracted, train=Sides(forget, train.preserve), requests=None)

@@ -1,7 +1,6 @@
 """What is named of each request after each entry of a ledger."""
 
 from collections.abc import Callable, Sequence
-from dataclasses import replace
 
 from jax_unlearn.models.lora import NO_CHANGE, LoraAdapter
 from jax_unlearn.runs.ledger.named import Probes
@@ -51,8 +50,7 @@ def steps(ledger: Ledger, solve: Solve, last: LoraAdapter) -> Metrics:
         UserError: as `check_steps`.
     """
     every, together = requested(ledger)
-    extracted = extracted_of(together, ledger.tower.linears, ledger.config)
-    probes = Probes(replace(extracted, empty=ledger.tower.blank), together)
+    probes = Probes(extracted_of(together, ledger.tower, ledger.config))
     adapters = {(): NO_CHANGE, tuple(ledger.active()): last}
     found: list[Metrics] = []
     for number, entry in enumerate(ledger.entries, 1):

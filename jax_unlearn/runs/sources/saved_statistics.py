@@ -7,7 +7,7 @@ from jax_unlearn.features.statistics_file import read_statistics
 from jax_unlearn.runs.fingerprint import fingerprint
 from jax_unlearn.runs.settings.config import RunConfig, read_config
 from jax_unlearn.runs.sources.source import StageOf, split_seed, unsaved
-from jax_unlearn.runtime.digests import check_digests, read_sealed
+from jax_unlearn.runtime.digests import check_digests
 from jax_unlearn.runtime.errors import UserError
 from jax_unlearn.runtime.resume import Facts
 from jax_unlearn.runtime.used_if import leaf_fields, option
@@ -17,8 +17,8 @@ class SavedStatistics:
     """The statistics of the run whose directory is `config.samples.statistics`.
 
     Raises:
-        UserError: it is not a run, it is one of a ledger, it has no statistics, or a setting was
-            changed that they depend on.
+        UserError: it is not a run, it has no statistics, or a setting was changed that they depend
+            on.
     """
 
     mesh = None
@@ -26,7 +26,6 @@ class SavedStatistics:
     def __init__(self, config: RunConfig) -> None:
         run = config.samples.statistics
         assert run is not None
-        check_one_target(run)
         check_same(config, run)
         self.config, self.file = config, read_statistics(run)
         self.dataset = self.file.dataset()
@@ -52,22 +51,6 @@ class SavedStatistics:
 
     def extract(self, stage_of: StageOf = unsaved) -> Extracted:
         return self.extracted
-
-
-def check_one_target(run: Path) -> None:
-    """Refuse the run of a ledger, whose requests have a target each.
-
-    Raises:
-        UserError: `run` is one.
-    """
-    metrics = run / "metrics.json"
-    # A sweep has none.
-    if metrics.is_file() and "ledger" in (found := read_sealed(metrics)):
-        raise UserError(
-            f"--statistics {run}: is the run of a ledger, each of whose requests has a target of "
-            "its own, and `run` and `sweep` have one for all; use `jax-unlearn ledger solve "
-            f"{found['ledger']['directory']}`, and `ledger init` for other settings"
-        )
 
 
 def check_same(config: RunConfig, run: Path) -> None:
