@@ -110,13 +110,14 @@ def test_the_derivative_is_that_of_the_dense_kernel(kernel):
 @pytest.mark.parametrize(
     ("rows", "heads", "length", "group"),
     [
-        (128, 4, 64, 64),  # 16 rows
-        (24, 4, 96, 16),  # 4 rows, since 8 × 3 would be more than fit
+        (128, 4, 64, 256),  # 64 rows
+        (24, 4, 96, 32),  # 8 rows, since 16 × 3 / 2 would be more than fit
         (7, 4, 64, 4),  # an odd number of rows: each alone
-        (4, 16, 1024, 1),
-        (4, 16, 300, 4),  # tiles of 150 queries
+        (4, 16, 1024, 4),
+        (4, 16, 300, 16),  # tiles of 150 queries
         (1, 12, 128, 12),
-        (1, 12, 200, 6),
+        (1, 12, 400, 12),
+        (1, 12, 4096, 1),
     ],
 )
 def test_a_step_is_as_large_as_fits(rows, heads, length, group):
