@@ -139,10 +139,11 @@ class Bench:
         probes = Probes(extracted)
         named = None if equal else probes.named_in_training
         fit = JointFit(named) if combine == "joint" else SumOfFits(None, named)
-        adapter = fit(extracted, config, QUIET, None, None).found.result.adapter
+        fitted = fit(extracted, config, QUIET, None, None)
+        adapter = fitted.found.result.adapter
         names = [one.concept for one in divided.requests]
         facts = {
-            "strengths": dict(zip(names, fit.strengths, strict=True)),
+            "strengths": dict(zip(names, fitted.strengths, strict=True)),
             "cpu_seconds": time.process_time() - begun,
         }
         return Edit(divided, extracted, probes, adapter, facts)

@@ -1,6 +1,6 @@
 """Requests: which images to forget are of which request, where several are fitted together."""
 
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from typing import Literal, TypedDict
 
 import numpy as np
@@ -9,7 +9,7 @@ from jaxtyping import Bool, Int
 Combine = Literal["sum", "joint"]
 
 
-class LedgerFacts(TypedDict, total=False):
+class LedgerFacts(TypedDict):
     """Which ledger requests are of, and how they are combined, as in metrics.json.
 
     directory: its directory. digest: that of its last entry. combine, equal, rank_after: see
@@ -35,7 +35,7 @@ class Requests:
         concepts: what each is about, in words.
         train: [requests, images] which training images to forget are of which request.
         test: the same of the held-out images to forget.
-        ledger: the ledger and how the requests are combined; empty for a set of them that is not
+        ledger: the ledger and how the requests are combined; None for a set of them that is not
             that of a run.
     """
 
@@ -43,7 +43,7 @@ class Requests:
     concepts: tuple[str, ...]
     train: Bool[np.ndarray, "requests n"]
     test: Bool[np.ndarray, "requests m"]
-    ledger: LedgerFacts = field(default_factory=LedgerFacts)
+    ledger: LedgerFacts | None = None
 
     @property
     def owner(self) -> Int[np.ndarray, " n"]:

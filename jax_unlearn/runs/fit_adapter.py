@@ -9,7 +9,6 @@ from jax.sharding import Mesh
 from rich.console import Console
 
 from jax_unlearn.features.extracted import Extracted
-from jax_unlearn.models.lora import LoraAdapter
 from jax_unlearn.objective.linear import describe
 from jax_unlearn.objective.loss import Problem
 from jax_unlearn.objective.problem import adapted_in, problems, targets_of
@@ -32,10 +31,18 @@ from jax_unlearn.solvers.until_forgotten import ForgetSearch, Optimise, fall_of,
 
 @dataclass(frozen=True)
 class FittedAdapter:
-    """The fitted adapter (`found.result`), and how many rows each Linear was fitted to."""
+    """A fitted adapter and how it was found.
+
+    Attributes:
+        found: the fit; `found.result.adapter` is the adapter.
+        rows: how many rows each Linear was fitted to.
+        strengths: how far each request of a ledger was moved, as a multiple of the way to its
+            target; empty for other features.
+    """
 
     found: ForgetSearch
     rows: dict[str, dict[str, str]]
+    strengths: Sequence[float] = ()
 
 
 def fit_adapter(
@@ -60,12 +67,12 @@ def fit_adapter(
 
     Raises:
         UserError: the rows of a Linear to adapt were not extracted, a solver refuses the settings,
-            or the features are of a ledger, which `ledger.fitting.fitting_of` fits.
+            or the features are of a ledger, which `runs.ledger.fitting.fitting_of` fits.
     """
     if extracted.requests is not None:
         raise UserError(
             "these features are of the requests of a ledger, each of which has a target of its "
-            "own; fit them with SumOfFits or JointFit"
+            "own; fit them with runs.ledger.fitting.fitting_of"
         )
     optimizer, solver = optimizer_of(config), config.solver
     if optimizer == STAND_IN:
@@ -93,11 +100,11 @@ class Fitting:
 
     Attributes:
         fit: what fits them, called as `fit_adapter`.
-        describe: entries of metrics.json about the adapter of the last call.
+        describe: entries of metrics.json about what `fit` returned.
     """
 
     fit: Fit = fit_adapter
-    describe: Callable[[LoraAdapter], Mapping[str, Any]] = lambda _: {}
+    describe: Callable[[FittedAdapter], Mapping[str, Any]] = lambda _: {}
 
 
 def fit_problem(

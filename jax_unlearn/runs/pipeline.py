@@ -22,7 +22,7 @@ from jax_unlearn.objective.problem import linears_to_adapt
 from jax_unlearn.objective.targets import STAND_IN
 from jax_unlearn.runs.fingerprint import differences
 from jax_unlearn.runs.fit_adapter import Fitting
-from jax_unlearn.runs.ledger.fitting import check_combination, fitting_of
+from jax_unlearn.runs.ledger.fitting import check_requests, fitting_of
 from jax_unlearn.runs.model_card import write_card
 from jax_unlearn.runs.preflight import in_words, preflight
 from jax_unlearn.runs.report.sweep_files import write_tradeoff
@@ -181,8 +181,7 @@ def open_source(config: RunConfig, console: Console, start: RunConfig | None = N
         config = config.replace(target=config.objective.target_kind)
     if config.samples.statistics:
         source = SavedStatistics(config)
-        if requests := source.extracted.requests:
-            check_combination(requests.ledger, config)
+        check_requests(source.extracted, config)
     elif kind == "clip_names":
         source = ClipNames(config, console)
     elif kind == "clip_images":
@@ -249,7 +248,7 @@ def run_pipeline(
     seconds["optimise"] = time.perf_counter() - begun - seconds["extract"]
     with console.status("Evaluating on the held-out samples"):
         measured = judge.evaluate(result.adapter)
-        further = dict(fitting.describe(result.adapter))
+        further = dict(fitting.describe(fitted))
         if steps:
             further["ledger"] |= steps(result.adapter)
 

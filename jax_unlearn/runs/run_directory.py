@@ -142,7 +142,7 @@ def added_up(metrics: Metrics) -> list[str]:
     return [
         f"the changes of {len(ledger['requests'])} requests add up on what is to be kept, of which "
         f"{kept['accuracy_after']:.1%} is read right, {kept['accuracy_before']:.1%} before; try "
-        "`ledger solve --combine joint`, which weighs it once for all"
+        f"`ledger solve {ledger['directory']} --combine joint`, which weighs it once for all"
     ]
 
 

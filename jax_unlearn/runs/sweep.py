@@ -148,8 +148,11 @@ def fit_requests(
     quiet, trained = Console(quiet=True), []
     for setting in settings:
         own = config.replace(**asdict(setting))
-        result = fitting.fit(extracted, own, quiet, None, None).found.result
-        trained.append(Trained(setting, result.adapter, terms_of(result), bool(result.stopped)))
+        fitted = fitting.fit(extracted, own, quiet, None, None)
+        result, strongest = fitted.found.result, max(fitted.strengths)
+        trained.append(
+            Trained(setting, result.adapter, terms_of(result), bool(result.stopped), strongest)
+        )
         progress(len(trained))
     return trained
 

@@ -91,12 +91,17 @@ class Grid:
 
 @dataclass(frozen=True)
 class Trained:
-    """A fitted setting: its adapter, and the terms of its loss, in the order of TERMS."""
+    """A fitted setting: its adapter, and the terms of its loss, in the order of TERMS.
+
+    strength: of the requests of a ledger, how far the one was moved that was moved furthest, as a
+    multiple of the way to its target; the terms are those of targets that far away.
+    """
 
     setting: Setting
     adapter: LoraAdapter
     terms: Float[np.ndarray, " terms"]
     stopped: bool
+    strength: float | None = None
 
     def row(self) -> dict[str, float | int | str | bool]:
         """The setting and its terms, as a row of a table."""
@@ -105,4 +110,5 @@ class Trained:
         # Taken from the adapter rather than the settings, so that they are what was fitted.
         linears = " ".join(self.adapter.pairs)
         facts = {"total": total, "stopped": self.stopped, "linears": linears}
-        return {**asdict(self.setting), **terms, **facts}
+        of_requests = {} if self.strength is None else {"strength": self.strength}
+        return {**asdict(self.setting), **terms, **facts, **of_requests}

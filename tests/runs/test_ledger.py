@@ -15,6 +15,7 @@ import porting
 from jax_unlearn.features.statistics_check import check_requests
 from jax_unlearn.models.frozen_linear import FrozenLinear
 from jax_unlearn.models.lora import LoraAdapter, LoraPair
+from jax_unlearn.runs.certificate import figures
 from jax_unlearn.runs.cli import main
 from jax_unlearn.runs.fit_adapter import fit_adapter
 from jax_unlearn.runs.ledger import commands, requests
@@ -36,6 +37,7 @@ from jax_unlearn.runs.ledger.store import (
 )
 from jax_unlearn.runs.ledger.strengths import MOST, STEP, search
 from jax_unlearn.runs.ledger.sums import added, changes_of
+from jax_unlearn.runs.settings.config import read_config
 from jax_unlearn.runtime.assets import ASSETS
 from jax_unlearn.runtime.errors import UserError
 from tests import warm
@@ -112,12 +114,12 @@ def add_images(ledger, concept, images):
 def fitted(ledger, kind, equal=True):
     """What a ledger's active requests are fitted to, and what is named of each afterwards."""
     opened = open_ledger(ledger)
-    source = LedgerSource(opened, opened.config, {})
+    source = LedgerSource(opened, opened.config)
     extracted = source.extract()
     probes = Probes(extracted)
     fit = kind(named=None if equal else probes.named_in_training)
-    result = fit(extracted, source.config, QUIET, None, None).found.result
-    return result, probes.of_requests(result.adapter, fit.strengths)
+    found = fit(extracted, source.config, QUIET, None, None)
+    return found.found.result, probes.of_requests(found.found.result.adapter, found.strengths)
 
 
 def same_bytes(first, second):
@@ -177,7 +179,7 @@ def test_any_order_and_an_undo_give_the_same_bytes(ledger, tmp_path, capsys):
 def solve_again(ledger, kind, target):
     """What is fitted to a ledger's active requests, if `init` had been given this target."""
     opened = open_ledger(ledger)
-    source = LedgerSource(opened, opened.config.replace(target=target), {})
+    source = LedgerSource(opened, opened.config.replace(target=target))
     extracted = source.extract()
     fit = kind(named=Probes(extracted).named_in_training)
     return fit(extracted, source.config, QUIET, None, None).found.result
@@ -212,6 +214,7 @@ def test_the_requests_of_a_ledgers_run_are_fitted_with_other_settings(
     for name, result in wanted.items():
         assert rows[name]["total"] == pytest.approx(result.history[result.epoch]["total"])
         assert rows[name]["lambda_preserve"] == 0.1
+    assert rows["near"]["strength"] == max(one["strength"] for one in known["requests"]) > 1
     assert rows["near"]["total"] != rows["mean"]["total"]
     (best,) = (row for row in rows.values() if row["chosen"])
     main(["run", "--statistics", str(swept), "--out", str(chosen)])
@@ -220,12 +223,21 @@ def test_the_requests_of_a_ledgers_run_are_fitted_with_other_settings(
     same_bytes(replace(result, adapter=porting.load_peft(chosen / "adapter")), result)
     assert metrics["forget"]["accuracy_after"] == pytest.approx(best["held_out_forget"])
     assert red in {one["id"] for one in metrics["ledger"]["requests"]}
+    # The certificate has the command of this run, not that of the ledger.
+    config = read_config(chosen)
+    commands_of = [
+        [one["command"] for one in figures(one_run, config_of_run, metrics)]
+        for one_run, config_of_run in ((chosen, config), (run, read_config(run)))
+    ]
+    assert commands_of[0][0].startswith(f"jax-unlearn run --config {chosen}")
+    assert commands_of[1][0].startswith(f"jax-unlearn ledger solve {ledger} --combine {combine}")
+    # The best of a sweep at once.
+    main(["run", "--statistics", str(run), "--out", str(tmp_path / "auto"), "--auto"])
+    assert read(tmp_path / "auto" / "metrics.json")["ledger"].keys() == metrics["ledger"].keys()
     for option, words in (
         (["--optimizer", "leace"], "has no rank to add up"),
-        (
-            ["--target", "stand_in", "--rank", "2"],
-            "--equal" if combine == "joint" else "no stand-in images",
-        ),
+        (["--target", "stand_in", "--rank", "2"], "ledger init --target stand_in"),
+        (["--optimizer", "adam", "--save-steps", "1"], "--save-steps: has no effect"),
     ):
         bad = ("run", "--statistics", run, "--out", tmp_path / "bad", *option)
         assert words in refused(capsys, *bad)
@@ -261,7 +273,7 @@ def test_a_sum_is_that_of_fits_alone(ledger, target):
         add(ledger, concept)
     opened = open_ledger(ledger)
     config = opened.config.replace(target=target)
-    extracted = LedgerSource(opened, config, {}).extract()
+    extracted = LedgerSource(opened, config).extract()
     whole = SumOfFits()(extracted, config, QUIET, None, None).found.result.adapter
     parts = [
         changes_of(fit_adapter(only(extracted, owners(extracted) == i, config), config, QUIET)

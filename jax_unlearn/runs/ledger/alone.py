@@ -36,6 +36,7 @@ class Alone:
         changes: what each alone changes.
         results: the results of the fits, where each request had one of its own.
         lambda_forget: the largest λ of the fits.
+        trials: the largest number of trials that one took.
         reached: whether every fit reached the fraction of --until-forgotten.
     """
 
@@ -43,6 +44,7 @@ class Alone:
     changes: Sequence[Changes]
     results: Sequence[Result]
     lambda_forget: float
+    trials: int
     reached: bool
 
 
@@ -99,8 +101,9 @@ def fit_alone(extracted: Extracted, config: RunConfig, ways: Ways, console: Cons
         strongest, reached = max(one.lambda_forget for one in found), all(o.reached for o in found)
         results = [one.result for one in found]
         changes = [changes_of(one.adapter) for one in results]
-        return Alone(numbers, changes, results, strongest, reached)
-    return Alone(numbers, changes, results, solver.lambda_forget, True)
+        most = max(one.trials for one in found)
+        return Alone(numbers, changes, results, strongest, most, reached)
+    return Alone(numbers, changes, results, solver.lambda_forget, 1, True)
 
 
 def in_closed_form(

@@ -1,6 +1,7 @@
 """Fit the requests of a ledger: one by one and added up, or all at once."""
 
 from collections.abc import Callable, Sequence
+from dataclasses import replace
 
 import numpy as np
 from jax.sharding import Mesh
@@ -39,15 +40,10 @@ class SumOfFits:
         rank_after: rank to which the sum is cut; by default that of the sum.
         named: for each request, how many of its images an adapter leaves named; without it all
             strengths are 1.
-
-    Attributes:
-        strengths: how far each request was moved in the last call, as a multiple of the way to its
-            target.
     """
 
     def __init__(self, rank_after: int | None = None, named: Named | None = None) -> None:
         self.rank_after, self.named = rank_after, named
-        self.strengths: list[float] = []
 
     def __call__(
         self,
@@ -61,38 +57,37 @@ class SumOfFits:
         stand_in = config.objective.target == STAND_IN
         ways = {} if stand_in else ways_of(extracted, config)
         alone = fit_alone(extracted, config, ways, console)
-        self.strengths = unmoved(extracted)
+        strengths = unmoved(extracted)
 
         def fit(strengths: Sequence[float]) -> LoraAdapter:
             own = [strengths[number] for number in alone.numbers]
             return added(alone.changes, own, self.rank_after)
 
         if self.named is None:
-            adapter = fit(self.strengths)
+            adapter = fit(strengths)
         else:
-            adapter, self.strengths = search(len(self.strengths), fit, self.named)
+            adapter, strengths = search(len(strengths), fit, self.named)
         if stand_in:
             concepts = owned_concepts(extracted, config)
             rows = in_rows(concepts)
             history = summed([one.history for one in alone.results], *sizes(concepts[0], adapter))
         else:
-            fit_to, held_out = together(ways, extracted, config, self.strengths)
+            fit_to, held_out = together(ways, extracted, config, strengths)
             rows = describe(fit_to)
             history = scored(adapter, fit_to if held_out is None else held_out, config)
         result = timed(adapter, history, alone.results)
-        trials, fall = len(alone.numbers), fall_of(result)
-        return FittedAdapter(
-            ForgetSearch(result, alone.lambda_forget, trials, fall, alone.reached), rows
+        found = ForgetSearch(
+            result, alone.lambda_forget, alone.trials, fall_of(result), alone.reached
         )
+        return FittedAdapter(found, rows, strengths)
 
 
 class JointFit:
     """Fits all requests at once, each its strength times the way to the target that it has alone;
-    called as `fit_adapter`, with arguments and attributes of `SumOfFits`."""
+    called as `fit_adapter`, with arguments of `SumOfFits`."""
 
     def __init__(self, named: Named | None = None) -> None:
         self.named = named
-        self.strengths: list[float] = []
 
     def __call__(
         self,
@@ -102,27 +97,32 @@ class JointFit:
         stage: Stage | None,
         mesh: Mesh | None,
     ) -> FittedAdapter:
-        """Fit, with --rank for each request as far as the Linears allow."""
-        self.strengths = unmoved(extracted)
+        """Fit, with --rank and --alpha for each request as far as the Linears allow."""
+        strengths = unmoved(extracted)
         if config.objective.target == STAND_IN:
-            return fit_concepts(owned_concepts(extracted, config), config, console)
+            fitted = fit_concepts(owned_concepts(extracted, config), config, console)
+            return replace(fitted, strengths=strengths)
         ways = ways_of(extracted, config)
         count = len({*owners(extracted).tolist()})
 
         def fit(strengths: Sequence[float]) -> FittedAdapter:
             fit_to, held_out = together(ways, extracted, config, strengths)
             most = min(min(shape) for shape in shapes(fit_to).values())
-            rank = min(config.solver.rank * count, most)
+            rank, alpha = min(config.solver.rank * count, most), config.solver.alpha
+            if alpha is not None:
+                # The scale alpha / rank stays.
+                alpha *= rank / config.solver.rank
             few = compress(fit_to), None if held_out is None else compress(held_out)
             # Without snapshots, which are of one fit.
-            return fit_problem(*few, config.replace(rank=rank), console, None, mesh)
+            return fit_problem(*few, config.replace(rank=rank, alpha=alpha), console, None, mesh)
 
         if (named := self.named) is None:
-            return fit(self.strengths)
-        fitted, self.strengths = search(
-            len(self.strengths), fit, lambda one: named(one.found.result.adapter)
-        )
-        return fitted
+            fitted = fit(strengths)
+        else:
+            fitted, strengths = search(
+                len(strengths), fit, lambda one: named(one.found.result.adapter)
+            )
+        return replace(fitted, strengths=strengths)
 
 
 def unmoved(extracted: Extracted) -> list[float]:

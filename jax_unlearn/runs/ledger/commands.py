@@ -2,7 +2,6 @@
 
 import time
 from collections.abc import Sequence
-from dataclasses import replace
 from typing import Any
 
 from rich.console import Console
@@ -14,7 +13,7 @@ from jax_unlearn.features.requests import LedgerFacts
 from jax_unlearn.models.lora import LoraAdapter
 from jax_unlearn.runs.fingerprint import digest
 from jax_unlearn.runs.ledger.chain import append, new_entry, read_chain
-from jax_unlearn.runs.ledger.fitting import check_combination, fitting_of
+from jax_unlearn.runs.ledger.fitting import can_be_combined, fitting_of
 from jax_unlearn.runs.ledger.mixed import parts, without_image_means
 from jax_unlearn.runs.ledger.names import begin_names, of_names
 from jax_unlearn.runs.ledger.options import (
@@ -241,7 +240,11 @@ def solve(command: Solve, console: Console) -> Metrics:
     directory, out = command.directory, resolved(command.out)
     ledger = open_ledger(directory)
     facts = facts_of(ledger, command)
-    check_combination(facts, ledger.config)
+    if not can_be_combined(facts, ledger.config):
+        raise UserError(
+            "--combine joint: with --target stand_in no request can be moved further than the "
+            "others; give --equal, or leave it out"
+        )
     check_output(out, {"the ledger": [directory]})
     if command.steps:
         check_steps(ledger)
@@ -271,9 +274,7 @@ def facts_of(ledger: Ledger, command: Solve) -> LedgerFacts:
 
 def solved(ledger: Ledger, facts: LedgerFacts, some: Sequence[Request]) -> LoraAdapter:
     """The adapter for some requests of a ledger."""
-    found = extracted_of(divide(some, ledger.preserve), ledger.tower, ledger.config)
-    assert found.requests is not None
-    extracted = replace(found, requests=replace(found.requests, ledger=facts))
+    extracted = extracted_of(divide(some, ledger.preserve), ledger.tower, ledger.config, facts)
     fitting = fitting_of(extracted)
     assert fitting is not None
     quiet = Console(quiet=True)

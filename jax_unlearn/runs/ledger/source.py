@@ -42,7 +42,7 @@ class LedgerSource:
     Args:
         ledger: the ledger.
         config: the settings.
-        facts: how the requests are combined.
+        facts: how the requests are combined; not needed where nothing is fitted.
 
     Raises:
         UserError: a file of the store is missing, or the requests leave a side without images.
@@ -50,7 +50,7 @@ class LedgerSource:
 
     mesh = None
 
-    def __init__(self, ledger: Ledger, config: RunConfig, facts: LedgerFacts) -> None:
+    def __init__(self, ledger: Ledger, config: RunConfig, facts: LedgerFacts | None = None) -> None:
         self.ledger, self.facts = ledger, facts
         self.divided = divide(ledger.requests(), ledger.preserve)
         config = config.replace(statistics=config.execution.out, save_statistics="yes")
@@ -71,10 +71,8 @@ class LedgerSource:
 
     @cached_property
     def extracted(self) -> Extracted:
-        found = extracted_of(self.divided, self.ledger.tower, self.config)
-        assert found.requests is not None
-        requests = replace(found.requests, ledger=self.facts)
-        return replace(found, counts=sample_counts(self.dataset, ()), requests=requests)
+        found = extracted_of(self.divided, self.ledger.tower, self.config, self.facts)
+        return replace(found, counts=sample_counts(self.dataset, ()))
 
     def extract(self, stage_of: StageOf = unsaved) -> Extracted:
         return self.extracted
@@ -103,17 +101,19 @@ def part(images: StoredImages, held_out: bool) -> StoredImages:
     return images.take(np.flatnonzero(images.held_out == held_out))
 
 
-def requests_of(divided: Divided) -> Requests:
+def requests_of(divided: Divided, facts: LedgerFacts | None = None) -> Requests:
     """Which images to forget are of which request, in the order of a run's features."""
     every = range(len(divided.requests))
     own, held_out = np.stack([divided.of_request(n) for n in every]), divided.forget.held_out
     ids, concepts = zip(*((one.id, one.concept) for one in divided.requests), strict=True)
-    return Requests(ids, concepts, own[:, ~held_out], own[:, held_out])
+    return Requests(ids, concepts, own[:, ~held_out], own[:, held_out], facts)
 
 
-def extracted_of(divided: Divided, tower: StoredTower, config: RunConfig) -> Extracted:
+def extracted_of(
+    divided: Divided, tower: StoredTower, config: RunConfig, facts: LedgerFacts | None = None
+) -> Extracted:
     """The features of all requests together, without counts of samples."""
-    linears, requests = tower.linears, requests_of(divided)
+    linears, requests = tower.linears, requests_of(divided, facts)
     train, test = (
         Sides(part(divided.forget, out).features(), part(divided.preserve, out).features())
         for out in (False, True)

@@ -12,7 +12,7 @@ from typing import Any
 import porting
 from jax_unlearn.data.dataset import SampleSettings
 from jax_unlearn.features.extracted import SourceKind
-from jax_unlearn.features.statistics_file import statistics_kind
+from jax_unlearn.features.statistics_file import read_statistics, statistics_kind
 from jax_unlearn.models.clip.model import LINEARS as PROJECTIONS
 from jax_unlearn.objective.merger import FIRST
 from jax_unlearn.objective.targets import STAND_IN
@@ -41,7 +41,7 @@ REASONS: dict[str, str] = {
     "distributed": "it needs --distributed",
     "until_forgotten": "it needs --until-forgotten",
     "adapts_fc1": "no statistics are saved where linear_fc1 is adapted",
-    "resumable": "this run is too short for snapshots, and saves none",
+    "resumable": "this run saves no snapshots",
     "reads_images": "this run reads no image",
     "shows_images": "this run has no image to show",
     "vlm": "it needs --vlm",
@@ -62,6 +62,12 @@ def source_of(samples: SampleSettings) -> SourceKind:
         # The checkpoint may no longer exist.
         return statistics_kind(samples.statistics)
     return "clip_images" if porting.is_clip(samples.checkpoint) else "qwen_images"
+
+
+def has_requests(samples: SampleSettings) -> bool:
+    """Whether the statistics are those of a ledger's run."""
+    assert samples.statistics is not None
+    return read_statistics(samples.statistics).facts["requests"] is not None
 
 
 def optimizer_of(config: RunConfig) -> Solver:
@@ -91,7 +97,8 @@ def facts_of(config: RunConfig) -> dict[str, Any]:
         "distributed": config.execution.distributed,
         "until_forgotten": config.solver.until_forgotten is not None,
         "adapts_fc1": FIRST in config.objective.linears,
-        "resumable": fresh_tower or optimizer == "adam",
+        # Requests are fitted without snapshots, which are of one fit.
+        "resumable": fresh_tower or (optimizer == "adam" and not (saved and has_requests(samples))),
         "reads_images": not (saved or names_alone),
         "shows_images": source != "clip_names" or samples.images is not None,
         "draws": not (optimizer == "leace" and fixed),
@@ -280,6 +287,11 @@ def check_sweep(config: RunConfig, start: RunConfig) -> None:
     """
     if (tried := sweep_of(config)) is None:
         return
+    if config.samples.statistics and tried.solver.select == "held_out":
+        raise UserError(
+            f"--statistics {config.samples.statistics}: was made with --select held_out, and a "
+            "sweep has no images to choose by; make it again without"
+        )
     refuse_held_out(tried.solver)
     if optimizer_of(config) == "leace":
         raise UserError("--optimizer leace: has nothing to sweep; use closed_form or adam")
