@@ -287,7 +287,7 @@ def check_sweep(config: RunConfig, start: RunConfig) -> None:
     """
     if (tried := sweep_of(config)) is None:
         return
-    if config.samples.statistics and tried.solver.select == "held_out":
+    if config.samples.statistics and start.solver.select == tried.solver.select == "held_out":
         raise UserError(
             f"--statistics {config.samples.statistics}: was made with --select held_out, and a "
             "sweep has no images to choose by; make it again without"
