@@ -36,6 +36,19 @@ def test_help_and_version_import_nothing_heavy(arguments, code):
     assert "jax-unlearn" in done.stdout
 
 
+def test_nothing_is_looked_through_at_the_exit():
+    """Python's last collection would take up to a second; also after an error."""
+    program = (
+        "import atexit, gc, sys\n"
+        "atexit.register(lambda: print(gc.get_freeze_count() > len(gc.get_objects())))\n"
+        "from jax_unlearn.__main__ import main\n"
+        "sys.argv[1:] = ['inspect', '/nowhere']\n"
+        "main()"
+    )
+    done = subprocess.run([sys.executable, "-c", program], capture_output=True, text=True)
+    assert (done.returncode, done.stdout.split()[-1]) == (2, "True"), done.stderr
+
+
 def test_every_command_is_listed(capsys):
     commands = [get_args(one)[1].name for one in get_args(Command)]
     assert list(COMMANDS) == commands
