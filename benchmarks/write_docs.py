@@ -40,6 +40,7 @@ from benchmarks.shipped.qwen3_vl import exam
 from benchmarks.speed import clip_names as clip_speed
 from benchmarks.speed import (
     demo,
+    goals,
     jit_vs_eager,
     rows,
     solver_blas,
@@ -128,6 +129,7 @@ BLOCKS = (
     Block(LEDGER, "ledger undo", ("ledger",), ledger_tables.undone),
     Block("docs/ledger.md", "ledger steps", ("ledger_steps",), ledger_steps.table),
     Block("docs/results/clip.md", "clip", ("clip_forgetting",), clip_names.table),
+    Block(SPEED, "goals", ("tower", "demo", "startup", "accelerator"), goals.table),
     Block(SPEED, "demo", ("demo",), demo.table),
     Block(SPEED, "startup", ("startup",), startup.table),
     Block(SPEED, "tower", ("tower",), tower.table),

@@ -9,6 +9,7 @@ pytest.importorskip("torch")
 from benchmarks.forgetting import cells, clip_names, ledger_tables, linears, optimisers, targets
 from benchmarks.markdown import numbers, refuse_equal, replace
 from benchmarks.scale import many_requests
+from benchmarks.speed import goals
 
 MERGERS = ("merger", "deepstack_merger_list.0")
 MACHINE = {"cpu": "x", "cores": 2, "python": "3.11", "jax": "1", "torch": "2", "date": "2026-01-02"}
@@ -231,3 +232,14 @@ def test_the_table_of_many_requests():
     found["rows"][1] = found["rows"][0] | {"combine": "joint"}
     with pytest.raises(SystemExit, match="“sum 10” and “joint 10”"):
         many_requests.table(found)
+
+
+@pytest.mark.parametrize(
+    ("figure", "least", "shown", "met"),
+    [(1.15, True, "1.15 s", "yes"), (1.149, True, "1.15 s", "no"), (1.15, False, "1.15 s", "yes"),
+     (1.16, False, "1.16 s", "no"), (None, True, "not measured", "–")],
+)  # fmt: skip
+def test_a_goal_is_met_by_its_figure_alone(figure, least, shown, met):
+    sign = "at least" if least else "at most"
+    row = goals.Goal("what", 1.15, figure, " s", least).row()
+    assert row == ["what", f"{sign} 1.15 s", shown, met]
