@@ -57,10 +57,10 @@ def printed(metrics, run, capsys):
 
 def test_a_check_above_chance_means_something(metrics):
     assert checks_that_mean_nothing(metrics) == []
-    ledger = {"combine": "sum", "requests": [{}, {}], "image_means": True}
+    ledger = {"combine": "sum", "directory": "LEDGER", "requests": [{}, {}], "image_means": True}
     kept = {"accuracy_before": 0.95, "accuracy_after": 0.92}
     (line,) = checks_that_mean_nothing(metrics | {"ledger": ledger, "preserve": kept})
-    assert "92.0% is read right, 95.0% before; try `ledger solve --combine joint`" in line
+    assert "92.0% is read right, 95.0% before; try `ledger solve LEDGER --combine joint`" in line
     for change in ({"combine": "joint"}, {"requests": [{}]}):
         more = {"ledger": ledger | change, "preserve": kept}
         assert checks_that_mean_nothing(metrics | more) == []
