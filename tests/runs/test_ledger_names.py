@@ -58,6 +58,10 @@ def test_names_in_any_order_one_withdrawn(tmp_path, capsys):
     # The run is whole without the ledger, and is exported as any other.
     main(["evaluate", str(runs[0])])
     assert read(runs[0] / "metrics.json")["ledger"] == metrics["ledger"]
+    again = tmp_path / "again"
+    main(["run", "--statistics", str(runs[0]), "--out", str(again)])
+    assert (again / "adapter" / "adapter_model.safetensors").read_bytes() == files[0]
+    assert read(again / "metrics.json")["ledger"] == metrics["ledger"]
     main(["export", str(runs[0]), "--out", str(tmp_path / "merged")])
     before, after = (
         load_file(place / "model.safetensors")["text_projection.weight"].astype(np.float32)
