@@ -1,6 +1,7 @@
 """Requests: which images to forget are of which request, where several are fitted together."""
 
 from dataclasses import dataclass
+from functools import cached_property
 from typing import Literal, TypedDict
 
 import numpy as np
@@ -45,7 +46,7 @@ class Requests:
     test: Bool[np.ndarray, "requests m"]
     ledger: LedgerFacts | None = None
 
-    @property
+    @cached_property
     def owner(self) -> Int[np.ndarray, " n"]:
         """For each training image, the first request that is about it."""
         return np.argmax(self.train, axis=0)

@@ -145,9 +145,7 @@ def statistics(place: Place, pick: random.Random, count: int) -> Attacks:
     with own_copy(place.run, place) as copy:
         path = copy / STATISTICS
         original = path.read_bytes()
-        with safe_open(path, framework="numpy") as file:
-            arrays = {key: file.get_tensor(key) for key in file.keys()}  # noqa: SIM118
-            facts = json.loads(file.metadata()["facts"])
+        arrays, facts = contents_of(path)
         words = fit_again(place, copy, *STOPPED)
         for number in range(count):
             if number % 2:
@@ -170,9 +168,7 @@ def requests_in_statistics(place: Place, pick: random.Random, count: int) -> Att
     """Other requests in the statistics of a ledger's run, with a digest that fits."""
     with own_copy(place.solved, place) as copy:
         path = copy / STATISTICS
-        with safe_open(path, framework="numpy") as file:
-            arrays = {key: file.get_tensor(key) for key in file.keys()}  # noqa: SIM118
-            facts = json.loads(file.metadata()["facts"])
+        arrays, facts = contents_of(path)
         for number in range(count):
             others, told = dict(arrays), dict(facts)
             if number % 2:
@@ -184,6 +180,13 @@ def requests_in_statistics(place: Place, pick: random.Random, count: int) -> Att
                 what = json.dumps(told["requests"])
             write_statistics(path, others, told)
             yield Attack(f"requests {number}: {what}", fit_again(place, copy), place.out)
+
+
+def contents_of(path: Path) -> tuple[dict[str, Any], dict[str, Any]]:
+    """The arrays and facts of a statistics file."""
+    with safe_open(path, framework="numpy") as file:
+        arrays = {key: file.get_tensor(key) for key in file.keys()}  # noqa: SIM118
+        return arrays, json.loads(file.metadata()["facts"])
 
 
 def write_statistics(path: Path, arrays: dict[str, Any], facts: dict[str, Any]) -> None:
