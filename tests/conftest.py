@@ -1,9 +1,20 @@
 """What is set before anything of the tests is imported, and who imports what they share."""
 
+import gc
 import os
+from pathlib import Path
 from tempfile import TemporaryDirectory
 
 import pytest
+
+HERE = Path(__file__).parent
+# Files of tests that take longest, to begin with: where one of few tests was the last, a process
+# worked on alone.
+LONGEST = (
+    *("runtime/test_processes", "runs/test_ignored_settings", "docs/test_docs", "runs/test_cli"),
+    *("runtime/test_resume", "attack/test_inputs", "runs/test_forgetting", "runs/test_clip"),
+    *("runs/test_ledger", "porting/test_full_size"),
+)
 
 # Before NumPy and PyTorch are there. Two processes on two cores, with two threads each, wait for
 # one another.
@@ -27,6 +38,19 @@ os.environ["JAX_PERSISTENT_CACHE_MIN_ENTRY_SIZE_BYTES"] = "-1"
 def pytest_configure(config: pytest.Config) -> None:
     """Import what the tests share, but not where a process only hands them out to others."""
     if hasattr(config, "workerinput") or not config.getoption("numprocesses", None):
+        # Until all tests are collected (`tests/shared.py`): imports leave little garbage, and it
+        # would be looked for among millions of objects, again and again.
+        gc.disable()
         # The first before any module of ours, which it decorates.
         for name in ("tests.shape_checks", "tests.shared"):
             config.pluginmanager.import_plugin(name)
+
+
+def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
+    """Put the files that take longest first; the others stay in order."""
+
+    def place(item: pytest.Item) -> int:
+        name = item.path.relative_to(HERE).with_suffix("").as_posix()
+        return LONGEST.index(name) if name in LONGEST else len(LONGEST)
+
+    items.sort(key=place)

@@ -12,6 +12,7 @@ import pytest
 import tyro  # noqa: F401
 from transformers import Qwen3VLForConditionalGeneration
 
+import porting
 from jax_unlearn.evaluate import reidentification
 from jax_unlearn.features import clip_encoder
 from jax_unlearn.models.qwen3_vision.tower import Qwen3VisionTower
@@ -19,12 +20,14 @@ from jax_unlearn.runs.cli import main
 from jax_unlearn.runs.report import plots
 from jax_unlearn.runtime.assets import ASSETS
 from jax_unlearn.runtime.xla_flags import make_reproducible
-from porting import load_vision_tower
-from tests import rendering, running, shape_checks, tiny
+from tests import loading, rendering, running, shape_checks, tiny
 
 # As a command does, also for what is compiled for a GPU that is not here.
 make_reproducible()
 plots.svg = rendering.of_its_kind
+porting.load_clip = loading.once(porting.load_clip)
+porting.load_vision_tower = loading.once(porting.load_vision_tower)
+clip_encoder.load_tokenizer = loading.once(clip_encoder.load_tokenizer)
 # Of the labelled images of readers, which are fitted again in each. Runs in processes of their own
 # have all of them, and the readers' own tests.
 reidentification.DRAWS = 2
@@ -37,6 +40,7 @@ def pytest_collection_finish() -> None:
     """
     gc.collect()
     gc.freeze()
+    gc.enable()
 
 
 def pytest_runtest_setup() -> None:
@@ -70,7 +74,7 @@ def tiny_dir(
 
 @pytest.fixture(scope="session")
 def tiny_tower(tiny_dir: Path) -> Qwen3VisionTower:
-    return load_vision_tower(tiny_dir)
+    return porting.load_vision_tower(tiny_dir)
 
 
 @pytest.fixture(scope="session")

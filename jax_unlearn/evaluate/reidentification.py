@@ -223,16 +223,15 @@ def before_and_after(
 
     curves: dict[str, dict[str, dict[str, list[float]]]] = {}
     refitted: dict[str, dict[str, dict[str, dict[str, float]]]] = {}
-    for pool, (when, sides) in product(before, (("before", before), ("after", after))):
-        # The rows are checked already, and a fit of few rows takes less than the checks, or than
-        # threads that wait for one another on a busy machine.
-        quick = config_context(assume_finite=True, skip_parameter_validation=True)
-        with quick, threadpool_limits(1):
+    # The rows are checked already, and a fit of few rows takes less than the checks, or than
+    # threads that wait for one another on a busy machine.
+    with config_context(assume_finite=True, skip_parameter_validation=True), threadpool_limits(1):
+        for pool, (when, sides) in product(before, (("before", before), ("after", after))):
             scores = few_shot(sides[pool], draws=draws)
-        for k, values in scores.curve.items():
-            curves.setdefault(pool, {}).setdefault(k, {})[when] = values
-        for name, recalls in scores.refitted.items():
-            refitted.setdefault(pool, {}).setdefault(name, {})[when] = recalls
+            for k, values in scores.curve.items():
+                curves.setdefault(pool, {}).setdefault(k, {})[when] = values
+            for name, recalls in scores.refitted.items():
+                refitted.setdefault(pool, {}).setdefault(name, {})[when] = recalls
     return {"few_shot": curves, "refitted": refitted}
 
 

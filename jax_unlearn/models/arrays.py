@@ -32,7 +32,10 @@ def float_array(
         ValueError: it is not an array of numbers, or has other axes.
     """
     array = any_array(name, value, axes, sizes or {}, or_number)
-    return jnp.asarray(array, jnp.float32)
+    if isinstance(array, jax.Array):
+        return array.astype(jnp.float32)
+    # A copy, since the caller may change theirs. `jnp.asarray` would compile a program per shape.
+    return jax.device_put(np.array(array, np.float32))
 
 
 def any_array(

@@ -97,7 +97,7 @@ def init_adapter(
         bound = 1 / math.sqrt(d_in)
         # Not the default type, which `jax_enable_x64` changes.
         a = jax.random.uniform(subkey, (rank, d_in), jnp.float32, -bound, bound)
-        pairs[name] = LoraPair(a=a, b=jnp.zeros((e, rank), jnp.float32))
+        pairs[name] = LoraPair(a=a, b=jax.device_put(np.zeros((e, rank), np.float32)))
     return LoraAdapter(pairs, alpha=alpha, rank=rank)
 
 

@@ -110,7 +110,7 @@ def linear_part(
     """
     rows = forget.equivalent_rows()
     arrays = (rows.x, residual_of(rows, target, weight, bias), preserve.equivalent_rows().x)
-    x_f, r, x_p = (jnp.asarray(array.astype(np.float32)) for array in arrays)
+    x_f, r, x_p = (jax.device_put(array.astype(np.float32)) for array in arrays)
     counts = float(forget.count), float(max(1, preserve.count))
     return _compress(LinearProblem(x_f, r, x_p, *counts))
 
@@ -149,10 +149,10 @@ def _compress(linear: LinearProblem) -> LinearProblem:
     if len(linear.forget) > d_in + e:
         both = factor(gram(linear.forget, linear.residual))
         forget, residual = np.split(both.astype(np.float32), [d_in], axis=1)
-        linear = replace(linear, forget=jnp.asarray(forget), residual=jnp.asarray(residual))
+        linear = replace(linear, forget=jax.device_put(forget), residual=jax.device_put(residual))
     if len(linear.preserve) > d_in:
         preserve = factor(gram(linear.preserve)).astype(np.float32)
-        linear = replace(linear, preserve=jnp.asarray(preserve))
+        linear = replace(linear, preserve=jax.device_put(preserve))
     return linear
 
 

@@ -95,3 +95,7 @@ def loss(
     with jax.default_matmul_precision("highest"):
         terms = sum(part.terms(name, adapter, weights) for name, part in problem.items())
     return jnp.sum(terms), jnp.asarray(terms)
+
+
+# As one program, where no other holds it: operations one by one are compiled for each shape.
+loss_alone = jax.jit(loss)

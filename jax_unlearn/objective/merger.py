@@ -82,7 +82,7 @@ class MergerTokens:
         x, before, hidden = self.x[kept], self.before[kept], self.hidden[kept]
         if self.row is None:
             return MergerTokens(x, before, hidden, None, hidden, self.count[rows])
-        renumbered = jnp.asarray((np.cumsum(rows) - 1)[row[kept]])
+        renumbered = jax.device_put((np.cumsum(rows) - 1)[row[kept]])
         return MergerTokens(x, before, hidden, renumbered, self.mean[rows], self.count[rows])
 
 
@@ -110,15 +110,23 @@ def merger_tokens(
     sizes = {"H": w.shape[0], "D_in": w.shape[1]}
     b = float_array("bias", 0.0 if bias is None else bias, ("H",), sizes, or_number=True)
     x = float_array("x", x, ("t", "D_in"), sizes)
-    with jax.default_matmul_precision("highest"):
-        before = x @ w.T + b
-    hidden = gelu(before)
+    before, hidden = around_gelu(w, b, x)
     if row is None:
-        return MergerTokens(x, before, hidden, None, hidden, jnp.ones(len(x), jnp.float32))
+        ones = jax.device_put(np.ones(len(x), np.float32))
+        return MergerTokens(x, before, hidden, None, hidden, ones)
     row = index_array("row", row, len(x))
-    count = jnp.asarray(np.bincount(row), jnp.float32)
-    index = jnp.asarray(row)
-    return MergerTokens(x, before, hidden, index, row_means(hidden, index, count), count)
+    index, count = jax.device_put((row, np.bincount(row).astype(np.float32)))
+    return MergerTokens(x, before, hidden, index, row_means_alone(hidden, index, count), count)
+
+
+@jax.jit
+def around_gelu(
+    weight: Float[Array, "h d_in"], bias: Float[Array, "..."], x: Float[Array, "t d_in"]
+) -> tuple[Float[Array, "t h"], Float[Array, "t h"]]:
+    """P = X W1ᵀ + b1, and H = GELU(P)."""
+    with jax.default_matmul_precision("highest"):
+        before = x @ weight.T + bias
+    return before, gelu(before)
 
 
 def gelu(x: Float[Array, "..."]) -> Float[Array, "..."]:
@@ -144,6 +152,11 @@ def row_means(
     """Mean of each row's tokens."""
     sums = jax.ops.segment_sum(x, row, len(count), indices_are_sorted=True)
     return sums / count[:, None]
+
+
+# As one program each, where they are called outside of another.
+row_means_alone = jax.jit(row_means)
+change_alone = jax.jit(MergerTokens.change, static_argnames="scale")
 
 
 @jax.tree_util.register_dataclass

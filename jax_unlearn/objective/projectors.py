@@ -17,7 +17,14 @@ from jax_unlearn.models.lora import LoraAdapter, lora_delta
 from jax_unlearn.models.qwen3_vision.tower import Qwen3VisionTower, merger_pairs
 from jax_unlearn.objective.linear import linear_part
 from jax_unlearn.objective.loss import ProjectorProblem
-from jax_unlearn.objective.merger import FIRST, LAST, MergerTokens, merger_problem, merger_tokens
+from jax_unlearn.objective.merger import (
+    FIRST,
+    LAST,
+    MergerTokens,
+    change_alone,
+    merger_problem,
+    merger_tokens,
+)
 from jax_unlearn.objective.targets import Target
 from jax_unlearn.runtime.errors import UserError
 
@@ -56,7 +63,7 @@ class Projector:
         pairs = merger_pairs(adapter, self.name)
         if FIRST in pairs:
             tokens = self._tokens(samples)
-            return np.asarray(tokens.change(pairs, adapter.scale, self.last.weight))
+            return np.asarray(change_alone(tokens, pairs, adapter.scale, self.last.weight))
         return linear_change(self.last, samples, adapter)
 
     def problem(

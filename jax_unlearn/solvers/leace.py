@@ -21,7 +21,7 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from functools import reduce
 
-import jax.numpy as jnp
+import jax
 import numpy as np
 from jax import Array
 from jaxtyping import Float, Float64
@@ -30,7 +30,7 @@ from jax_unlearn.features.gram import factor
 from jax_unlearn.features.statistics import Statistics, merge
 from jax_unlearn.models.lora import LoraAdapter, LoraPair
 from jax_unlearn.objective.linear import LinearProblem, linear_part, residual_of
-from jax_unlearn.objective.loss import LossWeights, loss
+from jax_unlearn.objective.loss import LossWeights, loss_alone
 from jax_unlearn.objective.targets import Target
 from jax_unlearn.runtime.errors import UserError
 from jax_unlearn.solvers.result import Result, history_of
@@ -151,8 +151,8 @@ class Erasable:
         x_f = np.column_stack([rows.x, rows.ones]).astype(np.float32)
         residual = residual_of(rows, self.target, self.weight, self.bias).astype(np.float32)
         x_p = factor(preserve.gram_with_ones(), preserve.noise).astype(np.float32)
-        counts = float(forget.count), float(preserve.count)
-        return LinearProblem(jnp.asarray(x_f), jnp.asarray(residual), jnp.asarray(x_p), *counts)
+        x_f, residual, x_p = jax.device_put((x_f, residual, x_p))
+        return LinearProblem(x_f, residual, x_p, float(forget.count), float(preserve.count))
 
 
 def erase(projectors: Mapping[str, Erasable], weights: LossWeights) -> Result:
@@ -175,7 +175,7 @@ def erase(projectors: Mapping[str, Erasable], weights: LossWeights) -> Result:
     whole = {name: with_ones(pair) for name, pair in pairs.items()}
     no_change = {name: LoraPair(pair.a, np.zeros_like(pair.b)) for name, pair in whole.items()}
     terms = [
-        np.asarray(loss(LoraAdapter(change, alpha=2.0, rank=2), problem, weights)[1])
+        np.asarray(loss_alone(LoraAdapter(change, alpha=2.0, rank=2), problem, weights)[1])
         for change in (no_change, whole)
     ]
     seconds = time.perf_counter() - begun

@@ -96,7 +96,7 @@ def test_the_whole_algebra_has_the_published_loss_and_gradient(rows, b_size, alp
     assert len(constants[1].preserve) < len(constants[0].preserve)
     for sides in constants:
         close(backward_of(whole_algebra(sides, scale), adapter), expected)
-    both = jax.value_and_grad(lambda *args: loss(*args)[0])
+    both = jax.jit(jax.value_and_grad(lambda *args: loss(*args)[0]))
     for part in (problem, statistics):
         total, gradient = both(adapter, part, CONFIG.loss_weights())
         close((total, gradient.pairs[NAME].a, gradient.pairs[NAME].b), expected)

@@ -3,6 +3,7 @@
 from dataclasses import replace
 
 import jax
+import jax.monitoring
 import jax.numpy as jnp
 import numpy as np
 import pytest
@@ -12,7 +13,7 @@ from flax import nnx
 from jax_unlearn.models.qwen3_vision.blocks import rope_angles
 from jax_unlearn.models.qwen3_vision.config import VisionConfig
 from jax_unlearn.models.qwen3_vision.packing import PackedPatches, frame_sizes, pack
-from jax_unlearn.models.qwen3_vision.tower import forward, unpack
+from jax_unlearn.models.qwen3_vision.tower import forward, gathered, unpack
 from porting import load_vision_tower
 from porting.qwen3_vision import abstract_tower
 from tests import tiny
@@ -55,22 +56,36 @@ def captured(tiny_model, pixels):
     return tiny.captured(parts, visual, pixels, tiny.GRID)
 
 
+def unpacked(features, slots, config):
+    """The features of one batch that holds the whole input."""
+    return unpack([features], [slots], [np.arange(len(slots))], config)
+
+
 def module_of(tower, merger):
     index = merger.rpartition(".")[2]
     return tower.deepstack_merger_list[int(index)] if index.isdigit() else tower.merger
+
+
+def merged(merger, x):
+    """A Merger's outputs."""
+    return jax.jit(lambda x: merger(x, {}, 0.0)[0])(x[None])[0]
 
 
 @pytest.mark.parametrize("layer", range(3))
 def test_block_on_the_same_input(tiny_tower, captured, pixels, layer):
     packed, slots = packed_rows(tiny_tower, tiny.GRID, pixels)
     graphdef, stack = nnx.split(tiny_tower.blocks)
-    block = nnx.merge(graphdef, jax.tree.map(lambda x: x[layer], stack))
-    angles = rope_angles(jnp.asarray(packed.coordinates), 16, tiny_tower.config.rope_theta)
+    block = nnx.merge(graphdef, jax.tree.map(lambda x: np.asarray(x)[layer], stack))
     x, y = captured[f"blocks.{layer}"]
     rows = np.zeros((*packed.patches.shape[:2], x.shape[-1]), np.float32)
     rows.reshape(-1, x.shape[-1])[slots] = x
+
+    @jax.jit
+    def outputs(rows, coordinates, filled):
+        return block(rows, rope_angles(coordinates, 16, tiny_tower.config.rope_theta), filled)
+
     with jax.default_matmul_precision("highest"):
-        ours = block(jnp.asarray(rows), angles, jnp.asarray(packed.filled))
+        ours = np.asarray(outputs(rows, packed.coordinates, packed.filled))
     np.testing.assert_allclose(ours.reshape(-1, x.shape[-1])[slots], y, **PART)
 
 
@@ -78,8 +93,8 @@ def test_block_on_the_same_input(tiny_tower, captured, pixels, layer):
 def test_merger_on_the_same_input(tiny_tower, captured, merger):
     x, y = captured[merger]
     with jax.default_matmul_precision("highest"):
-        ours, _ = module_of(tiny_tower, merger)(jnp.asarray(x[None]), {}, 0.0)
-    np.testing.assert_allclose(ours[0], y, **PART)
+        ours = merged(module_of(tiny_tower, merger), x)
+    np.testing.assert_allclose(ours, y, **PART)
 
 
 @pytest.mark.parametrize("merger", MERGERS)
@@ -87,8 +102,7 @@ def test_the_merger_test_notices_tanh(tiny_tower, captured, merger, monkeypatch)
     x, y = captured[merger]
     gelu = jax.nn.gelu
     monkeypatch.setattr(jax.nn, "gelu", lambda x, approximate: gelu(x, approximate=True))
-    wrong, _ = module_of(tiny_tower, merger)(jnp.asarray(x[None]), {}, 0.0)
-    assert not np.allclose(wrong[0], y, **PART)
+    assert not np.allclose(merged(module_of(tiny_tower, merger), x), y, **PART)
 
 
 @pytest.mark.parametrize("merger", MERGERS)
@@ -96,7 +110,7 @@ def test_norm_of_a_large_mean(tiny_model, tiny_tower, merger):
     """Where E[x²] − E[x]² would cancel."""
     theirs = tiny_model.model.visual.get_submodule(merger).norm
     x = tiny.images(patch_dim=theirs.weight.shape[0]) + np.float32(1000)
-    ours = module_of(tiny_tower, merger).norm(jnp.asarray(x))
+    ours = jax.jit(lambda x: module_of(tiny_tower, merger).norm(x))(x)
     np.testing.assert_allclose(ours, theirs(torch.from_numpy(x)), rtol=1e-3, atol=1e-3)
 
 
@@ -186,8 +200,8 @@ def test_padding_changes_nothing(tiny_tower, pixels):
         table_weight=np.where(padding[..., None], np.float32(1e4), packed.table_weight),
     )
     graphdef, state = nnx.split(tiny_tower)
-    clean = unpack(forward(graphdef, state, packed, None), slots, config)
-    dirty = unpack(forward(graphdef, state, garbage, None), slots, config)
+    clean = unpacked(forward(graphdef, state, packed, None), slots, config)
+    dirty = unpacked(forward(graphdef, state, garbage, None), slots, config)
     for a, b in zip(leaves(clean), leaves(dirty), strict=True):
         np.testing.assert_array_equal(a, b)
 
@@ -215,7 +229,7 @@ def test_an_image_has_the_same_features_in_any_bucket(tiny_tower, pixels, rows, 
         pixels, tiny.GRID, merge=2, side=config.table_side, rows=rows, length=length
     )
     usual = tiny_tower(pixels, tiny.GRID)
-    other = unpack(forward(graphdef, state, packed, None), slots, config)
+    other = unpacked(forward(graphdef, state, packed, None), slots, config)
     for a, b in zip(leaves(usual), leaves(other), strict=True):
         close_to_largest(a, b, 1e-5)
 
@@ -268,7 +282,7 @@ def test_the_gradient_by_the_pixels_is_torchs(tiny_model, tiny_tower):
     theirs = torch.from_numpy(pixels).requires_grad_()
     out = tiny_model.model.visual(theirs, grid_thw=torch.from_numpy(grid)).pooler_output
     (torch.cat(list(out)).reshape(72, 24) * torch.from_numpy(weight)).sum().backward()
-    ours = jax.grad(lambda p: (tiny_tower(p, grid).pooler_output * weight).sum())(pixels)
+    ours = jax.jit(jax.grad(lambda p: (tiny_tower(p, grid).pooler_output * weight).sum()))(pixels)
     close_to_largest(ours, theirs.grad, 1e-4)
 
 
@@ -293,7 +307,7 @@ def test_the_tower_works_inside_transformations(tiny_tower, pixels):
         for one, same in zip(leaves(usual), leaves(other), strict=True):
             close_to_largest(same, one, 1e-5)
     by_adapter = jax.grad(lambda a: (tiny_tower(pixels, grid, adapter=a).pooler_output ** 2).sum())
-    change = by_adapter(adapter).pairs["merger.linear_fc2"]
+    change = jax.jit(by_adapter)(adapter).pairs["merger.linear_fc2"]
     assert all(np.abs(part).max() > 0 for part in (change.a, change.b))
     with pytest.raises(ValueError, match="grid_thw is traced, and it determines shapes"):
         jax.jit(tiny_tower)(pixels, grid)
@@ -308,6 +322,24 @@ def test_one_bucket_compiles_once(tiny_tower):
     larger = np.array([[1, 16, 18]])
     tiny_tower(tiny.images(larger), larger)
     assert forward.compilations() == 2
+
+
+def test_images_of_another_size_compile_one_small_program(tiny_tower):
+    """Which takes their features out of the padded rows."""
+    compiled = []
+
+    def listen(event, _, **__):
+        if event == "/jax/core/compile/backend_compile_duration":
+            compiled.append(event)
+
+    tiny_tower(tiny.images(np.array([[1, 4, 6]])), np.array([[1, 4, 6]]))
+    gathered.clear_cache()
+    jax.monitoring.register_event_duration_secs_listener(listen)
+    try:
+        tiny_tower(tiny.images(np.array([[1, 2, 14]])), np.array([[1, 2, 14]]))
+    finally:
+        jax.monitoring.unregister_event_duration_listener(listen)
+    assert len(compiled) == 1
 
 
 def test_the_program_does_not_grow_with_depth(tiny_tower):

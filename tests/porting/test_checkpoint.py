@@ -10,9 +10,9 @@ from safetensors.numpy import load_file, save_file
 from transformers import AutoConfig, Qwen3Config, Qwen3VLForConditionalGeneration
 
 from jax_unlearn.runtime.errors import UserError
-from porting import CheckpointError, load_vision_tower
+from porting import CheckpointError
 from porting.checkpoint import INDEX, SINGLE, Checkpoint
-from porting.qwen3_vision import describe, vision_config, vision_table
+from porting.qwen3_vision import describe, load_vision_tower, vision_config, vision_table
 from porting.weight_table import torch_tensors
 
 VISUAL = "model.visual."

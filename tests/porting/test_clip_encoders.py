@@ -10,9 +10,10 @@ from safetensors.numpy import load_file, save_file
 
 import porting
 from jax_unlearn.runtime.errors import UserError
-from porting import is_clip, load_clip, load_vision_tower
+from porting import is_clip
 from porting.checkpoint import SINGLE
-from porting.clip import clip_projections
+from porting.clip import clip_projections, load_clip
+from porting.qwen3_vision import load_vision_tower
 from tests import tiny
 from tests.tiny import close_to_largest
 

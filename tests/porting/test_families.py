@@ -18,10 +18,10 @@ from jax_unlearn.runs.cli import main
 from jax_unlearn.runs.inspect.checkpoint_facts import inspect
 from jax_unlearn.runtime.assets import ASSETS
 from jax_unlearn.runtime.errors import UserError
-from porting import CheckpointError, load_peft, load_vision_tower, save_peft
+from porting import CheckpointError, load_peft, save_peft
 from porting.families import FAMILIES, linear_of_live_path
 from porting.peft import CONFIG, WEIGHTS
-from porting.qwen3_vision import describe
+from porting.qwen3_vision import describe, load_vision_tower
 from tests import tiny
 
 FULL = tuple(tiny.TEXTS)

@@ -10,8 +10,7 @@ import torch
 from flax import nnx
 
 from benchmarks.scale.real_size import VISION
-from porting import load_vision_tower
-from porting.qwen3_vision import abstract_tower
+from porting.qwen3_vision import abstract_tower, load_vision_tower
 from tests import tiny
 
 # Few patches: the size that matters here is the tower's. Every kind of input is in the tests of

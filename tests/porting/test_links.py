@@ -6,7 +6,7 @@ import pytest
 
 from jax_unlearn.runtime.errors import UserError
 from jax_unlearn.runtime.hub import INDEX, SINGLE
-from porting import load_vision_tower
+from porting.qwen3_vision import load_vision_tower
 
 
 @pytest.fixture(params=["one file", "index"])

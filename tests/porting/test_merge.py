@@ -15,9 +15,10 @@ from transformers import Qwen3VLForConditionalGeneration
 from jax_unlearn.models.lora import LoraAdapter, LoraPair
 from jax_unlearn.runtime.errors import UserError
 from jax_unlearn.runtime.outputs import MERGE_RECORD
-from porting import CheckpointError, load_vision_tower, merge, merge_checkpoint, unmerge_checkpoint
+from porting import CheckpointError, merge, merge_checkpoint, unmerge_checkpoint
 from porting.checkpoint import INDEX, SINGLE
 from porting.copied_checkpoint import EARLIER_UNDO
+from porting.qwen3_vision import load_vision_tower
 from tests import tiny
 
 VISUAL = "model.visual."

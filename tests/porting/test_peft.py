@@ -20,9 +20,11 @@ from safetensors.numpy import load_file, save_file
 import jax_unlearn
 from jax_unlearn.models.lora import LoraAdapter, LoraPair, init_adapter
 from jax_unlearn.runtime.errors import UserError
-from porting import load_clip, load_peft, load_vision_tower, save_peft
+from porting import load_peft, save_peft
+from porting.clip import load_clip
 from porting.families import CLIPS, FAMILIES, HF_CLASSES
 from porting.peft import CONFIG, ROOT, WEIGHTS, name_base, read_facts
+from porting.qwen3_vision import load_vision_tower
 from porting.weight_digests import digest_of_base
 from tests import tiny
 

@@ -9,9 +9,10 @@ import pytest
 from safetensors.numpy import save_file
 
 from jax_unlearn.models.lora import LoraAdapter
-from porting import CheckpointError, load_vision_tower, merge_checkpoint
+from porting import CheckpointError, merge_checkpoint
 from porting.checkpoint import SINGLE
 from porting.quantized import DequantizedCheckpoint, spread
+from porting.qwen3_vision import load_vision_tower
 from tests import tiny
 
 # Written by bitsandbytes 0.50.2 from random [24, 40] weights: `quantize_4bit` (nf4; nf4 with

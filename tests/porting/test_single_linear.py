@@ -17,9 +17,9 @@ from jax_unlearn.runs.cli import main
 from jax_unlearn.runs.inspect.checkpoint_facts import inspect
 from jax_unlearn.runtime.assets import ASSETS
 from jax_unlearn.runtime.errors import UserError
-from porting import CheckpointError, load_peft, load_vision_tower, save_peft
+from porting import CheckpointError, load_peft, save_peft
 from porting.peft import CONFIG
-from porting.qwen3_vision import describe
+from porting.qwen3_vision import describe, load_vision_tower
 from tests import tiny
 
 GRID = np.array([[1, 4, 6], [3, 2, 8]])

@@ -80,10 +80,9 @@ def launch(folders, out, devices=2, program=("-m", "jax_unlearn"), **options):
     for number, folder in enumerate(folders):
         words = [
             *program,
-            *arguments(folder, out, **OPTIONS | options),
+            *arguments(folder, out, **OPTIONS | {"heartbeat_seconds": HEARTBEAT} | options),
             *("--distributed", "--coordinator", f"127.0.0.1:{port}"),
             *("--process-id", str(number), "--processes", str(len(folders))),
-            *("--heartbeat-seconds", str(HEARTBEAT)),
         ]
         environment = os.environ | {"JAX_NUM_CPU_DEVICES": str(devices)}
         processes.append(warm.Process(words, environment))
@@ -173,7 +172,8 @@ def test_what_stops_the_first_alone_is_told_by_the_other_too(folder, tmp_path):
 
 @pytest.mark.parametrize("gone", [0, 1])
 def test_a_process_that_dies_ends_the_other_in_time(folder, tmp_path, gone):
-    processes = launch([folder, folder], tmp_path / "out", devices=1, **ADAM | {"epochs": 10**6})
+    options = ADAM | {"epochs": 10**6, "heartbeat_seconds": 5}
+    processes = launch([folder, folder], tmp_path / "out", devices=1, **options)
     # Training, of the first one; the other waits for it.
     heard(processes[0], "merger.linear_fc2:")
     processes[gone].send_signal(signal.SIGKILL)

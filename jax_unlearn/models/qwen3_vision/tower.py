@@ -4,7 +4,7 @@ The architecture is that of `Qwen3VLVisionModel` in transformers 5.23. The Merge
 (erf) GELU; the blocks' MLPs use the one named in the config, usually tanh.
 """
 
-from collections.abc import Callable
+from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass, field
 from functools import partial
 from typing import Any
@@ -118,9 +118,9 @@ class Qwen3VisionTower(nnx.Module):
         pixels = float_array("pixel_values", pixel_values, ("n_patches", "C·tp·p·p"), sizes)
         whole = pixels if is_traced(pixels) else np.asarray(pixels)
         graphdef, state = nnx.split(self)
-        parts, places = [], []
+        parts, slots, places = [], [], []
         for length, frames, patches in groups(grid, counted_sizes(grid, whole), config):
-            packed, slots = pack(
+            packed, slot = pack(
                 whole[patches] if len(patches) < len(whole) else whole,
                 frames,
                 merge=merge,
@@ -128,9 +128,10 @@ class Qwen3VisionTower(nnx.Module):
                 rows=row_count(len(frames)),
                 length=length,
             )
-            parts.append(unpack(forward(graphdef, state, packed, adapter), slots, config))
+            parts.append(forward(graphdef, state, packed, adapter))
+            slots.append(slot)
             places.append(patches)
-        return parts[0] if len(parts) == 1 else in_order(parts, places, merge**2)
+        return unpack(parts, slots, places, config)
 
     def linear(self, name: str) -> tuple[Float[np.ndarray, "e d_in"], Float[np.ndarray, " e"]]:
         """(weight, bias) of an adaptable Linear, as float32 [out, in] and [out].
@@ -234,25 +235,6 @@ def groups(
     ]
 
 
-def in_order(
-    parts: list[VisionFeatures], places: list[Int[np.ndarray, " _"]], block: int
-) -> VisionFeatures:
-    """The features of several batches in the order of the input patches."""
-    order = np.argsort(np.concatenate(places))
-    merged = np.argsort(np.concatenate([place[::block] for place in places]))
-
-    def joined(arrays: list[Array], index: np.ndarray) -> Array:
-        return jnp.concatenate(arrays)[index]
-
-    outputs, taps = ([getattr(part, name) for part in parts] for name in ("outputs", "taps"))
-    return VisionFeatures(
-        joined([part.last_hidden_state for part in parts], order),
-        {name: joined([part[name] for part in outputs], merged) for name in outputs[0]},
-        {name: joined([part[name] for part in taps], merged) for name in taps[0]},
-        parts[0].by_layer,
-    )
-
-
 def merger_pairs(adapter: LoraAdapter | None, merger: str) -> dict[str, LoraPair]:
     """The adapter's pairs for one Merger, by the Linear's name within it."""
     pairs = adapter.pairs if adapter else {}
@@ -275,18 +257,41 @@ def forward(
 
 
 def unpack(
-    features: VisionFeatures, slots: Int[np.ndarray, " patches"], config: VisionConfig
+    parts: Sequence[VisionFeatures],
+    slots: Sequence[Int[np.ndarray, " _"]],
+    places: Sequence[Int[np.ndarray, " _"]],
+    config: VisionConfig,
 ) -> VisionFeatures:
-    """Restore packed features to the order of the input patches, without padding."""
+    """Restore packed batches to the order of the input patches, without padding.
+
+    Args:
+        parts: features of each batch.
+        slots: of each batch, the place of its patches in its rows.
+        places: of each batch, the place of its patches in the input.
+        config: the tower's.
+    """
+    sizes = [part.last_hidden_state.shape[:2] for part in parts]
+    starts = np.cumsum([0, *(rows * length for rows, length in sizes[:-1])])
+    packed = np.concatenate([slot + start for slot, start in zip(slots, starts, strict=True)])
+    index = packed[np.argsort(np.concatenate(places))]
     block = config.spatial_merge_size**2
-    merged_slots = slots[::block] // block
+    return gathered(list(parts), index, index[::block] // block)
 
-    def gather(x: Float[Array, "r l w"], index: np.ndarray) -> Float[Array, "n w"]:
-        return x.reshape(-1, x.shape[-1])[index]
 
+@jax.jit
+def gathered(
+    parts: list[VisionFeatures], patches: Int[Array, " n"], merged: Int[Array, " m"]
+) -> VisionFeatures:
+    """The rows of all batches at these places, by one program for all features."""
+
+    def joined(arrays: Iterable[Array], index: Array) -> Array:
+        rows = jnp.concatenate([x.reshape(-1, x.shape[-1]) for x in arrays])
+        return rows.at[index].get(mode="promise_in_bounds")
+
+    first = parts[0]
     return VisionFeatures(
-        gather(features.last_hidden_state, slots),
-        {name: gather(x, merged_slots) for name, x in features.outputs.items()},
-        {name: gather(x, merged_slots) for name, x in features.taps.items()},
-        features.by_layer,
+        joined((part.last_hidden_state for part in parts), patches),
+        {name: joined((part.outputs[name] for part in parts), merged) for name in first.outputs},
+        {name: joined((part.taps[name] for part in parts), merged) for name in first.taps},
+        first.by_layer,
     )

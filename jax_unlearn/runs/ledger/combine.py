@@ -11,7 +11,7 @@ from rich.console import Console
 from jax_unlearn.features.extracted import Extracted
 from jax_unlearn.models.lora import LoraAdapter
 from jax_unlearn.objective.linear import LinearProblem, compress, describe
-from jax_unlearn.objective.loss import Problem, loss, shapes
+from jax_unlearn.objective.loss import Problem, loss_alone, shapes
 from jax_unlearn.objective.targets import STAND_IN
 from jax_unlearn.runs.fit_adapter import FittedAdapter, fit_concepts, fit_problem, in_rows
 from jax_unlearn.runs.ledger.alone import (
@@ -172,7 +172,7 @@ def scored(adapter: LoraAdapter, problem: Problem, config: RunConfig) -> list[Ro
     """The loss of a sum in the problem of all requests, before and after."""
     weights = config.solver.loss_weights()
     nothing = config.solver.init(problem)
-    terms = [np.asarray(loss(one, problem, weights)[1]) for one in (nothing, adapter)]
+    terms = [np.asarray(loss_alone(one, problem, weights)[1]) for one in (nothing, adapter)]
     return history_of(np.stack(terms), 0)
 
 

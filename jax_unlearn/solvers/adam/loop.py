@@ -193,7 +193,7 @@ def restored(
 
     def tree(name: str, like: Any) -> Any:
         leaves, of = jax.tree.flatten(like)
-        found = [jnp.asarray(saved.arrays[f"{name}.{i}"]) for i in range(len(leaves))]
+        found = [jax.device_put(saved.arrays[f"{name}.{i}"]) for i in range(len(leaves))]
         return jax.tree.unflatten(of, found)
 
     if watch:

@@ -55,7 +55,8 @@ def train_batch(
     tree = jax.tree.structure(adapters[0][0])
 
     def column(name: str) -> Float[Array, "groups width"]:
-        return jnp.array([[getattr(s, name) for s in group] for group in full], jnp.float32)
+        values = [[getattr(s, name) for s in group] for group in full]
+        return jax.device_put(np.array(values, np.float32))
 
     numbers = [column(f"lambda_{term}") for term in TERMS], column("learning_rate")
     leaves, terms = optimise(
@@ -186,7 +187,9 @@ def aims_of(problems: Sequence[Mapping[str, Any]]) -> Aims:
 def pad_rows(targets: Sequence[Float[Array | np.ndarray, "_ d"]]) -> Float[Array, "targets n d"]:
     """Stack the rows of each target, padded with zeros, which change no norm."""
     most = max(map(len, targets))
-    return jnp.stack([jnp.pad(rows, ((0, most - len(rows)), (0, 0))) for rows in targets])
+    # By NumPy: JAX would compile a program for each shape.
+    padded = [np.pad(rows, ((0, most - len(rows)), (0, 0))) for rows in targets]
+    return jax.device_put(np.stack(padded))
 
 
 def with_target(problem: Mapping[str, Any], aims: Aims) -> dict[str, Any]:
@@ -201,7 +204,7 @@ def pad_rank(
     adapter = setting.config(common).init(problem)
     more = rank - setting.rank
     pairs = {
-        name: LoraPair(jnp.pad(pair.a, ((0, more), (0, 0))), jnp.pad(pair.b, ((0, 0), (0, more))))
+        name: LoraPair(np.pad(pair.a, ((0, more), (0, 0))), np.pad(pair.b, ((0, 0), (0, more))))
         for name, pair in adapter.pairs.items()
     }
     return LoraAdapter(pairs, alpha=scale * rank, rank=rank)
@@ -217,6 +220,6 @@ def stacked(adapters: Sequence[Sequence[LoraAdapter]]) -> Leaves:
     """The leaves of adapters [groups, width], stacked on two leading axes."""
     rows = [[jax.tree.leaves(adapter) for adapter in group] for group in adapters]
     return [
-        jnp.stack([jnp.stack([leaves[k] for leaves in group]) for group in rows])
+        jax.device_put(np.stack([np.stack([leaves[k] for leaves in group]) for group in rows]))
         for k in range(len(rows[0][0]))
     ]

@@ -16,7 +16,7 @@ from numpy import ndarray
 
 from jax_unlearn.models.lora import LoraAdapter, LoraPair
 from jax_unlearn.objective.linear import LinearProblem
-from jax_unlearn.objective.loss import Problem, loss
+from jax_unlearn.objective.loss import Problem, loss_alone
 from jax_unlearn.runtime.errors import UserError
 from jax_unlearn.solvers.closed_form.lower_bound import lower_bound
 from jax_unlearn.solvers.closed_form.moments import Moments, moments_of, square_of
@@ -102,7 +102,7 @@ def solve(
     if config.select == "held_out" and held_out is not None:
         weights = config.loss_weights()
         adapters = (_adapter(solved, fresh, i) for i in range(length))
-        chosen = int(np.argmin([float(loss(a, held_out, weights)[0]) for a in adapters]))
+        chosen = int(np.argmin([float(loss_alone(a, held_out, weights)[0]) for a in adapters]))
     laps = map(float, np.sum([one.seconds for one in every], axis=0))
     seconds = dict(zip(("statistics", "iterations", "lower_bound"), laps, strict=True))
     seconds["total"] = time.perf_counter() - begun
