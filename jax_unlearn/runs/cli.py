@@ -103,7 +103,12 @@ def run_command(given: Sequence[str]) -> None:
         sys.exit(2)
     except TerminatedError as error:
         how = "interrupted" if error.number == signal.SIGINT else "terminated"
-        print(f"{PROGRAM}: {how}; the same command with --resume continues", file=sys.stderr)
+        then = (
+            "the same command with --resume continues"
+            if error.saved
+            else "nothing was saved yet, so the same command begins again"
+        )
+        print(f"{PROGRAM}: {how}; {then}", file=sys.stderr)
         exit_together(128 + error.number)
     except KeyboardInterrupt:
         print(INTERRUPTED, file=sys.stderr)

@@ -37,11 +37,15 @@ class TerminatedError(BaseException):
     """The run was stopped by a signal, SIGTERM or SIGINT, and its progress saved.
 
     A BaseException, so that code that handles errors does not catch it.
+
+    Attributes:
+        number: the signal.
+        saved: whether there are snapshots from which `--resume` continues.
     """
 
     def __init__(self, number: int = signal.SIGTERM) -> None:
         super().__init__(number)
-        self.number = number
+        self.number, self.saved = number, False
 
 
 class RunSnapshots:
@@ -173,11 +177,17 @@ class RunSnapshots:
                 # A signal may come again; it must not interrupt saving.
                 self.working = True
                 self._save_all()
-                if self.terminated and not isinstance(error, TerminatedError):
-                    # Another process received it too and reported it first, or compiled code
-                    # turned the exception into an error of its own.
-                    raise TerminatedError(self.signal) from error
-                raise
+                if not self.terminated:
+                    raise
+                ended = (
+                    error if isinstance(error, TerminatedError) else TerminatedError(self.signal)
+                )
+                ended.saved = bool(self.place.counts())
+                if ended is error:
+                    raise
+                # Another process received it too and reported it first, or compiled code turned
+                # the exception into an error of its own.
+                raise ended from error
 
     def _save_all(self) -> None:
         """Save what was done since the last snapshots."""

@@ -1,6 +1,5 @@
 """Training again on a run's statistics: the same adapter, without an image or a tower."""
 
-import json
 import os
 import re
 import shutil
@@ -8,15 +7,14 @@ from pathlib import Path
 
 import numpy as np
 import pytest
-from safetensors import safe_open
-from safetensors.numpy import load_file, save_file
+from safetensors.numpy import load_file
 
 import porting
 from jax_unlearn.features import extracted, statistics_check
 from jax_unlearn.features.statistics_file import FILE
 from jax_unlearn.runs import saved_statistics
 from jax_unlearn.runs.cli import main
-from jax_unlearn.runtime.digests import DIGEST, of_arrays
+from tests.attack.families import contents_of, write_statistics
 from tests.running import arguments, read
 
 
@@ -207,13 +205,8 @@ def test_a_weight_of_zeros_is_one_line(run, tmp_path, capsys):
 
 def rewrite(run, name, change):
     """Change an array of a run's statistics, with a digest that fits."""
-    with safe_open(run / FILE, framework="numpy") as file:
-        arrays = {key: file.get_tensor(key) for key in file.keys()}  # noqa: SIM118
-        facts = json.loads(file.metadata()["facts"])
-    del facts[DIGEST]
-    arrays[name] = change(arrays[name])
-    facts[DIGEST] = of_arrays(arrays, json.dumps(facts))
-    save_file(arrays, run / FILE, metadata={"facts": json.dumps(facts)})
+    arrays, facts = contents_of(run / FILE)
+    write_statistics(run / FILE, arrays | {name: change(arrays[name])}, facts)
 
 
 def test_the_target_blank_needs_no_image_and_a_run_no_copy_of_its_statistics(alone, tmp_path):

@@ -473,6 +473,7 @@ def test_a_signal_is_heeded_whatever_was_at_work(monkeypatch, tmp_path, number):
     with pytest.raises(TerminatedError) as caught, journal(tmp_path / "out").listening():
         work()
     assert caught.value.number == number
+    assert not caught.value.saved
     assert time.monotonic() - begun < BOUND
     # Nothing of it is left.
     assert signal.getsignal(signal.SIGALRM) == signal.SIG_DFL
@@ -491,9 +492,25 @@ def test_a_signal_that_became_another_error_is_heeded(tmp_path):
 
     ours = journal(tmp_path / "out", seconds=600.0)
     ours.stage("forget").step(lambda: Snapshot({"x": np.ones(1)}, {}))
-    with pytest.raises(TerminatedError), ours.listening():
+    with pytest.raises(TerminatedError) as caught, ours.listening():
         work()
+    assert caught.value.saved
     assert journal(tmp_path / "out").stage("forget").load().arrays["x"][0] == 1
+
+
+def test_where_nothing_is_saved_no_one_is_told_to_resume(monkeypatch, folder, tmp_path, capsys):
+    """As during a fit of a ledger's requests, which saves no snapshots."""
+
+    def stop(*_):
+        os.kill(os.getpid(), signal.SIGTERM)
+
+    monkeypatch.setattr("jax_unlearn.runs.pipeline.check_questions", stop)
+    with pytest.raises(SystemExit) as caught:
+        main(arguments(folder, tmp_path / "out", **OPTIONS))
+    assert caught.value.code == 128 + signal.SIGTERM
+    line = "jax-unlearn: terminated; nothing was saved yet, so the same command begins again\n"
+    assert capsys.readouterr().err.endswith(line)
+    assert not (tmp_path / "out.resume").exists()
 
 
 def test_sigterm_waits_for_an_exchange_with_others(monkeypatch, tmp_path):
