@@ -31,9 +31,10 @@ $(VENV)/.test: $(BIN)/python pyproject.toml constraints.txt
 demo: $(VENV)/.run
 	$(BIN)/jax-unlearn demo --concept "$(CONCEPT)" --out "$(OUT)" --overwrite
 
-# A file of tests stays in one process, with what its tests share.
+# A file of tests stays in one process, with what its tests share; in the order of
+# `tests/conftest.py`.
 test: $(VENV)/.test check
-	$(BIN)/python -m pytest -n 2 --dist loadfile
+	$(BIN)/python -m pytest -n 2 --dist loadfile --no-loadscope-reorder
 
 check: $(VENV)/.test docs
 	$(BIN)/ruff check
@@ -77,6 +78,9 @@ bench: $(VENV)/.test
 	$(BIN)/python -m benchmarks.speed.where_to_solve
 	$(BIN)/python -m benchmarks.speed.stand_in_size
 	$(BIN)/python -m benchmarks.speed.solver_blas
+	$(BIN)/python -m benchmarks.speed.startup
+	$(BIN)/python -m benchmarks.speed.stages
+	$(BIN)/python -m benchmarks.scale.real_size
 	$(BIN)/python -m benchmarks.scale.many_images
 	$(BIN)/python -m benchmarks.scale.many_requests
 	$(BIN)/python -m benchmarks.scale.processes
