@@ -10,11 +10,11 @@ from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import Any
 
-import jax
 import numpy as np
 from jaxtyping import Float32
 from safetensors import SafetensorError, safe_open
 
+from jax_unlearn.models.arrays import on_device
 from jax_unlearn.models.lora import LoraAdapter, LoraPair, checked_adapter
 from jax_unlearn.runtime.arguments import path_argument
 from jax_unlearn.runtime.atomic_files import fresh_directory
@@ -238,7 +238,7 @@ def _read_pairs(path: Path, file: Any, rank: int, parts: Sequence[str]) -> dict[
         name, part = _place(key)
         if part in found.setdefault(name, {}):
             faults.append(f"{key} is a second {_short(part)} of {name}")
-        found[name][part] = jax.device_put(file.get_tensor(key))
+        found[name][part] = on_device(file.get_tensor(key))
     faults += [f"{n} has no {_short(p)}" for n in found for p in parts if p not in found[n]]
     faults += [fault for name, pair in found.items() for fault in _bias_faults(name, pair)]
     if faults or not found:

@@ -8,8 +8,7 @@ from tempfile import TemporaryDirectory
 import pytest
 
 HERE = Path(__file__).parent
-# Files of tests that take longest, to begin with: where one of few tests was the last, a process
-# worked on alone.
+# The files that take longest come first: otherwise one process works alone at the end.
 LONGEST = (
     *("runtime/test_processes", "runs/test_ignored_settings", "docs/test_docs", "runs/test_cli"),
     *("runtime/test_resume", "attack/test_inputs", "runs/test_forgetting", "runs/test_clip"),
@@ -27,6 +26,8 @@ os.environ.setdefault(
     "--xla_backend_optimization_level=0 --xla_cpu_use_fusion_emitters=false "
     "--xla_cpu_parallel_codegen_split_count=1",
 )
+# Lowering writes the lines of Python into a program, which only a dump of it would show.
+os.environ.setdefault("JAX_TRACEBACK_IN_LOCATIONS_LIMIT", "0")
 # What one process of the tests has compiled the others load, those that tests start as well. Not
 # beyond the session: a process that is killed may leave an entry that is not whole.
 session = TemporaryDirectory(prefix="jax-cache-", ignore_cleanup_errors=True)

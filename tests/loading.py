@@ -1,8 +1,8 @@
 """A checkpoint's model is loaded once in a process of tests, and so is its tokenizer.
 
 It was a fifth of the time of a tiny run, and most runs of the tests are of the same checkpoints.
-`tests/shared.py` puts `once` around what runs call; the tests of loading call `porting.clip`,
-`porting.qwen3_vision` and `load_tokenizer` itself, and processes of their own load theirs.
+`tests/shared.py` puts `once` around what runs call. The tests in tests/porting and tests/runtime
+call `porting.clip` and `porting.qwen3_vision` themselves, and processes of their own load theirs.
 """
 
 from collections import OrderedDict

@@ -22,6 +22,12 @@ makings: Counter[CodeType] = Counter()
 every_call = jaxtyping.jaxtyped
 
 
+def begin() -> None:
+    """Check the first calls of every function anew."""
+    calls.clear()
+    makings.clear()
+
+
 def first_calls(function: Any = None, *, typechecker: Any) -> Any:
     """In place of `jaxtyping.jaxtyped`: its check, for CHECKED calls of a function in a test.
 

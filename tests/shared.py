@@ -45,7 +45,7 @@ def pytest_collection_finish() -> None:
 
 def pytest_runtest_setup() -> None:
     """Each test checks the shapes of the first calls anew."""
-    shape_checks.calls.clear()
+    shape_checks.begin()
 
 
 @pytest.fixture(scope="module")

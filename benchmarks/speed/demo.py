@@ -68,8 +68,9 @@ def table(facts: dict[str, Any]) -> str:
         f"{caption(facts['machine'], 'speed.demo')}\n\n"
         f"{second['seconds']:.0f} s of wall time ({second['cpu_seconds']:.0f} s of CPU time), of "
         f"which {second['extract']:.1f} s are loading and extraction and {second['optimise']:.1f} "
-        f"s the solver ({facts['optimizer'].replace('_', ' ')}); {facts['peak_mib']:.0f} MiB of "
-        f"peak memory. The first time, when programs are compiled, it is {first['seconds']:.0f} s "
+        f"s the targets and the solver ({facts['optimizer'].replace('_', ' ')}); "
+        f"{facts['peak_mib']:.0f} MiB of peak memory. The first time, when programs are compiled, "
+        f"it is {first['seconds']:.0f} s "
         f"({first['cpu_seconds']:.0f} s)."
     )
 

@@ -2,7 +2,7 @@
 
 Each is a process of its own (`staged`), which loads the programs that one before it has compiled.
 For the 2B model also the time that the products of its blocks take alone, for as many patches, by
-XLA and by PyTorch: a pass cannot take less.
+XLA and by PyTorch: a pass with these products cannot take less.
 """
 
 import json
@@ -21,7 +21,7 @@ import torch
 from benchmarks.harness import command, write
 from benchmarks.markdown import caption, table_of
 from benchmarks.scale.real_size import FORGET, KEEP, SECOND, make_checkpoint, make_photos
-from benchmarks.speed.staged import REST
+from benchmarks.speed.staged import REST, STAGES
 from benchmarks.speed.tower import jax_parts, machine, torch_parts
 from jax_unlearn.data.batches import Batch, Item
 from porting.qwen3_vision import describe
@@ -63,6 +63,7 @@ def profile(
 def once(words: Sequence[str], folder: Path, environment: dict[str, str]) -> dict[str, Any]:
     """Seconds and CPU seconds of a command and of its stages."""
     file, run = folder / "stages.json", folder / "run"
+    file.unlink(missing_ok=True)
     begun = time.time()
     process = subprocess.Popen(
         [
@@ -80,6 +81,10 @@ def once(words: Sequence[str], folder: Path, environment: dict[str, str]) -> dic
     facts = json.loads(file.read_text())
     cpu = usage.ru_utime + usage.ru_stime
     stages = facts["stages"]
+    if missing := {stage for stage, _, _ in STAGES} - set(stages):
+        raise SystemExit(
+            f"{' '.join(words)}: {missing} was not entered; see benchmarks.speed.staged"
+        )
     inside = sum(one for _, one in stages.values())
     stages[EXIT] = [begun + seconds - facts["ended"], cpu - inside]
     tower = json.loads((run / "metrics.json").read_text())["tower"]

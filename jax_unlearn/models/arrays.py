@@ -34,8 +34,16 @@ def float_array(
     array = any_array(name, value, axes, sizes or {}, or_number)
     if isinstance(array, jax.Array):
         return array.astype(jnp.float32)
-    # A copy, since the caller may change theirs. `jnp.asarray` would compile a program per shape.
-    return jax.device_put(np.array(array, np.float32))
+    # A copy, since the caller may change theirs.
+    return on_device(np.array(array, np.float32))
+
+
+def on_device(array: Shaped[np.ndarray, "..."]) -> Shaped[Array, "..."]:
+    """An array of NumPy as one of JAX of its dtype, possibly in the same memory.
+
+    `jnp.asarray` compiles a program for each shape (jax 0.10.2).
+    """
+    return jax.device_put(array)
 
 
 def any_array(

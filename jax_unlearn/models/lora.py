@@ -12,7 +12,7 @@ from jax import Array
 from jaxtyping import Float
 from numpy import ndarray
 
-from jax_unlearn.models.arrays import any_array
+from jax_unlearn.models.arrays import any_array, on_device
 from jax_unlearn.runtime.arguments import instance_argument
 
 
@@ -97,7 +97,7 @@ def init_adapter(
         bound = 1 / math.sqrt(d_in)
         # Not the default type, which `jax_enable_x64` changes.
         a = jax.random.uniform(subkey, (rank, d_in), jnp.float32, -bound, bound)
-        pairs[name] = LoraPair(a=a, b=jax.device_put(np.zeros((e, rank), np.float32)))
+        pairs[name] = LoraPair(a=a, b=on_device(np.zeros((e, rank), np.float32)))
     return LoraAdapter(pairs, alpha=alpha, rank=rank)
 
 

@@ -11,7 +11,7 @@ from jaxtyping import Float, Float64
 
 from jax_unlearn.features.gram import factor, gram
 from jax_unlearn.features.statistics import Rows, Statistics
-from jax_unlearn.models.arrays import float_array
+from jax_unlearn.models.arrays import float_array, on_device
 from jax_unlearn.models.lora import LoraAdapter, LoraPair
 from jax_unlearn.objective.loss import LossWeights, Problem, ProjectorProblem, three_terms
 from jax_unlearn.objective.norms import missed_norm, narrow, product_norm
@@ -110,7 +110,7 @@ def linear_part(
     """
     rows = forget.equivalent_rows()
     arrays = (rows.x, residual_of(rows, target, weight, bias), preserve.equivalent_rows().x)
-    x_f, r, x_p = (jax.device_put(array.astype(np.float32)) for array in arrays)
+    x_f, r, x_p = (on_device(array.astype(np.float32)) for array in arrays)
     counts = float(forget.count), float(max(1, preserve.count))
     return _compress(LinearProblem(x_f, r, x_p, *counts))
 
@@ -149,10 +149,10 @@ def _compress(linear: LinearProblem) -> LinearProblem:
     if len(linear.forget) > d_in + e:
         both = factor(gram(linear.forget, linear.residual))
         forget, residual = np.split(both.astype(np.float32), [d_in], axis=1)
-        linear = replace(linear, forget=jax.device_put(forget), residual=jax.device_put(residual))
+        linear = replace(linear, forget=on_device(forget), residual=on_device(residual))
     if len(linear.preserve) > d_in:
         preserve = factor(gram(linear.preserve)).astype(np.float32)
-        linear = replace(linear, preserve=jax.device_put(preserve))
+        linear = replace(linear, preserve=on_device(preserve))
     return linear
 
 

@@ -19,7 +19,7 @@ import numpy as np
 from jax import Array
 from jaxtyping import Bool, Float, Int
 
-from jax_unlearn.models.arrays import float_array, index_array
+from jax_unlearn.models.arrays import float_array, index_array, on_device
 from jax_unlearn.models.lora import LoraAdapter, LoraPair, lora_delta
 from jax_unlearn.models.qwen3_vision.config import LINEARS
 from jax_unlearn.objective.loss import LossWeights, three_terms
@@ -82,7 +82,7 @@ class MergerTokens:
         x, before, hidden = self.x[kept], self.before[kept], self.hidden[kept]
         if self.row is None:
             return MergerTokens(x, before, hidden, None, hidden, self.count[rows])
-        renumbered = jax.device_put((np.cumsum(rows) - 1)[row[kept]])
+        renumbered = on_device((np.cumsum(rows) - 1)[row[kept]])
         return MergerTokens(x, before, hidden, renumbered, self.mean[rows], self.count[rows])
 
 
@@ -112,10 +112,10 @@ def merger_tokens(
     x = float_array("x", x, ("t", "D_in"), sizes)
     before, hidden = around_gelu(w, b, x)
     if row is None:
-        ones = jax.device_put(np.ones(len(x), np.float32))
+        ones = on_device(np.ones(len(x), np.float32))
         return MergerTokens(x, before, hidden, None, hidden, ones)
     row = index_array("row", row, len(x))
-    index, count = jax.device_put((row, np.bincount(row).astype(np.float32)))
+    index, count = on_device(row), on_device(np.bincount(row).astype(np.float32))
     return MergerTokens(x, before, hidden, index, row_means_alone(hidden, index, count), count)
 
 

@@ -84,7 +84,8 @@ def run(config: RunConfig, console: Console, start: RunConfig | None = None) -> 
 
     Raises:
         UserError: bad input, or another process has failed; the run's directory is then unchanged.
-        TerminatedError: the run was stopped by SIGTERM; its progress is saved for `resume`.
+        TerminatedError: the run was stopped by SIGTERM or SIGINT; what was done is saved for
+            `resume`, if anything was.
     """
     begun = time.perf_counter()
     with prepared_run(config, console, start) as prepared:

@@ -34,7 +34,7 @@ MAX_UNSAVED_BYTES = 2**30
 
 
 class TerminatedError(BaseException):
-    """The run was stopped by a signal, SIGTERM or SIGINT, and its progress saved.
+    """The run was stopped by a signal, SIGTERM or SIGINT; what was done is saved, if anything was.
 
     A BaseException, so that code that handles errors does not catch it.
 

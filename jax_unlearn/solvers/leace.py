@@ -21,13 +21,13 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from functools import reduce
 
-import jax
 import numpy as np
 from jax import Array
 from jaxtyping import Float, Float64
 
 from jax_unlearn.features.gram import factor
 from jax_unlearn.features.statistics import Statistics, merge
+from jax_unlearn.models.arrays import on_device
 from jax_unlearn.models.lora import LoraAdapter, LoraPair
 from jax_unlearn.objective.linear import LinearProblem, linear_part, residual_of
 from jax_unlearn.objective.loss import LossWeights, loss_alone
@@ -151,8 +151,8 @@ class Erasable:
         x_f = np.column_stack([rows.x, rows.ones]).astype(np.float32)
         residual = residual_of(rows, self.target, self.weight, self.bias).astype(np.float32)
         x_p = factor(preserve.gram_with_ones(), preserve.noise).astype(np.float32)
-        x_f, residual, x_p = jax.device_put((x_f, residual, x_p))
-        return LinearProblem(x_f, residual, x_p, float(forget.count), float(preserve.count))
+        counts = float(forget.count), float(preserve.count)
+        return LinearProblem(on_device(x_f), on_device(residual), on_device(x_p), *counts)
 
 
 def erase(projectors: Mapping[str, Erasable], weights: LossWeights) -> Result:

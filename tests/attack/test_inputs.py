@@ -44,7 +44,7 @@ def test_a_hostile_input_is_taken_or_refused_in_one_line(family, place):
 @BY_NAME
 def test_many_hostile_inputs(family, place):
     seed = int(os.environ.get("ATTACK_SEED", "1"))
-    faults = faults_of(family, 3 * FAMILIES[family], place, seed)
+    faults = faults_of(family, 4 * FAMILIES[family], place, seed)
     assert not faults, f"{len(faults)}:\n" + "\n".join(faults[:20])
 
 

@@ -167,6 +167,11 @@ def test_arguments_are_converted_or_named():
         other = linear_problem(*map(convert, (weight, bias, forget, target, preserve)))
         for one, same in zip(jax.tree.leaves(usual), jax.tree.leaves(other), strict=True):
             np.testing.assert_array_equal(one, same)
+    # A copy: the caller may change an array afterwards.
+    given = forget.copy()
+    problem = linear_problem(weight, bias, given, target, preserve)
+    given[:] = 0
+    np.testing.assert_array_equal(problem.forget, usual.forget)
     none = linear_problem(weight, None, forget, target, preserve)
     zero = linear_problem(weight, 0.0 * bias, forget, target, preserve)
     np.testing.assert_array_equal(none.residual, zero.residual)

@@ -20,16 +20,15 @@ from jax_unlearn.runtime.hub import OPEN_CONFIG
 from porting import (
     CheckpointError,
     is_clip,
-    load_clip,
     load_peft,
-    load_vision_tower,
     open_clip,
     save_peft,
 )
 from porting.checkpoint import SINGLE
-from porting.clip import clip_config, clip_table
+from porting.clip import clip_config, clip_table, load_clip
 from porting.open_clip import OPEN_PROJECTIONS, OPEN_WEIGHTS, open_clip_table
 from porting.peft import CONFIG, WEIGHTS
+from porting.qwen3_vision import load_vision_tower
 from porting.weight_table import torch_tensors
 from tests import tiny
 from tests.open_clip import open_clip_tensors

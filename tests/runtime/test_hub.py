@@ -14,7 +14,8 @@ from safetensors.numpy import load_file, save_file
 from jax_unlearn.runs.cli import main
 from jax_unlearn.runtime.errors import UserError
 from jax_unlearn.runtime.hub import INDEX, SINGLE, download, hub_id, local_checkpoint, pinned
-from porting import CheckpointError, load_vision_tower
+from porting import CheckpointError
+from porting.qwen3_vision import load_vision_tower
 from tests import tiny
 from tests.hub_server import COMMIT, serving
 from tests.running import arguments, read

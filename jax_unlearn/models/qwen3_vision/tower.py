@@ -265,8 +265,8 @@ def unpack(
     """Restore packed batches to the order of the input patches, without padding.
 
     Args:
-        parts: features of each batch.
-        slots: of each batch, the place of its patches in its rows.
+        parts: features of each batch, [rows, length, …].
+        slots: of each batch, the place of its patches in its rows, counted over all rows.
         places: of each batch, the place of its patches in the input.
         config: the tower's.
     """
@@ -286,6 +286,7 @@ def gathered(
 
     def joined(arrays: Iterable[Array], index: Array) -> Array:
         rows = jnp.concatenate([x.reshape(-1, x.shape[-1]) for x in arrays])
+        # The places are `pack`'s own; by default those outside would be looked for.
         return rows.at[index].get(mode="promise_in_bounds")
 
     first = parts[0]

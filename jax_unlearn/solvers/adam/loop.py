@@ -13,9 +13,10 @@ from jax import Array
 from jax.sharding import Mesh
 from jaxtyping import Bool, Float, Int
 
+from jax_unlearn.models.arrays import on_device
 from jax_unlearn.models.lora import LoraAdapter
 from jax_unlearn.objective.linear import compress
-from jax_unlearn.objective.loss import LossWeights, Problem, loss
+from jax_unlearn.objective.loss import LossWeights, Problem, loss, loss_alone
 from jax_unlearn.runtime.errors import UserError
 from jax_unlearn.runtime.snapshots import NoSnapshots, Snapshot, Stage
 from jax_unlearn.solvers.adam.sharding import replicate, shard_rows
@@ -193,7 +194,7 @@ def restored(
 
     def tree(name: str, like: Any) -> Any:
         leaves, of = jax.tree.flatten(like)
-        found = [jax.device_put(saved.arrays[f"{name}.{i}"]) for i in range(len(leaves))]
+        found = [on_device(saved.arrays[f"{name}.{i}"]) for i in range(len(leaves))]
         return jax.tree.unflatten(of, found)
 
     if watch:
@@ -212,7 +213,7 @@ class HeldOut:
         self.epoch = 0
 
     def look(self, state: State) -> None:
-        total = float(jax.jit(loss)(state.adapter, self.problem, self.weights)[0])
+        total = float(loss_alone(state.adapter, self.problem, self.weights)[0])
         if total < self.total:
             # A copy, since the next chunk donates the state's buffers.
             self.adapter = jax.tree.map(np.array, state.adapter)

@@ -13,6 +13,7 @@ import optax
 from jax import Array
 from jaxtyping import Float
 
+from jax_unlearn.models.arrays import on_device
 from jax_unlearn.models.lora import LoraAdapter, LoraPair
 from jax_unlearn.objective.linear import LinearProblem
 from jax_unlearn.objective.loss import TERMS, LossWeights, Problem, Reduction, shapes
@@ -56,7 +57,7 @@ def train_batch(
 
     def column(name: str) -> Float[Array, "groups width"]:
         values = [[getattr(s, name) for s in group] for group in full]
-        return jax.device_put(np.array(values, np.float32))
+        return on_device(np.array(values, np.float32))
 
     numbers = [column(f"lambda_{term}") for term in TERMS], column("learning_rate")
     leaves, terms = optimise(
@@ -189,7 +190,7 @@ def pad_rows(targets: Sequence[Float[Array | np.ndarray, "_ d"]]) -> Float[Array
     most = max(map(len, targets))
     # By NumPy: JAX would compile a program for each shape.
     padded = [np.pad(rows, ((0, most - len(rows)), (0, 0))) for rows in targets]
-    return jax.device_put(np.stack(padded))
+    return on_device(np.stack(padded))
 
 
 def with_target(problem: Mapping[str, Any], aims: Aims) -> dict[str, Any]:
@@ -220,6 +221,6 @@ def stacked(adapters: Sequence[Sequence[LoraAdapter]]) -> Leaves:
     """The leaves of adapters [groups, width], stacked on two leading axes."""
     rows = [[jax.tree.leaves(adapter) for adapter in group] for group in adapters]
     return [
-        jax.device_put(np.stack([np.stack([leaves[k] for leaves in group]) for group in rows]))
+        on_device(np.stack([np.stack([leaves[k] for leaves in group]) for group in rows]))
         for k in range(len(rows[0][0]))
     ]
