@@ -25,11 +25,14 @@ import pytest
 
 from benchmarks.harness import write
 from benchmarks.speed.tower import machine
+from jax_unlearn.features.statistics_file import FILE
 from jax_unlearn.runs.cli import main
 from jax_unlearn.runs.ledger.listing import listing
 from jax_unlearn.runs.ledger.options import Listing
 from jax_unlearn.runs.ledger.requests import Request, open_ledger
+from jax_unlearn.runtime.digests import DIGEST
 from jax_unlearn.runtime.resume import StageSnapshots
+from tests.attack.families import contents_of
 from tests.running import arguments
 
 OPTIONS = {"granularity": "tokens", "max_pixels": 512, "batch_patches": 512}
@@ -45,12 +48,24 @@ VARIED = {"metrics.json", "report.html", "config.json", "digests.json", "README.
 
 
 def tree(directory):
-    """The bytes of each file that is the same in every run, and the names of the others."""
+    """What is the same in every run of each file, and the names of those that differ."""
     return {
-        str(path.relative_to(directory)): None if path.name in VARIED else path.read_bytes()
+        str(path.relative_to(directory)): None if path.name in VARIED else fixed_part(path)
         for path in sorted(directory.rglob("*"))
         if path.is_file()
     }
+
+
+def fixed_part(path):
+    """The bytes of a file; of statistics of a ledger without the digest of its entry, in which is
+    the time."""
+    if path.name != FILE:
+        return path.read_bytes()
+    arrays, facts = contents_of(path)
+    del facts[DIGEST]
+    if facts["requests"]:
+        del facts["requests"]["ledger"]["digest"]
+    return facts, {name: (str(x.dtype), x.shape, x.tobytes()) for name, x in arrays.items()}
 
 
 def partial(out):
