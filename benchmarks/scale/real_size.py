@@ -70,9 +70,7 @@ def main() -> None:
         folder = Path(temporary)
         checkpoint, merged = folder / "checkpoint", folder / "merged"
         make_checkpoint(checkpoint)
-        for name, count in (FORGET | SECOND | KEEP).items():
-            make_photos(folder / "photos" / name, name, count)
-        photos = ["--forget", str(folder / "photos"), "--preserve", str(folder / "photos")]
+        photos = photographs(folder / "photos")
         inspect = ["inspect", str(checkpoint)]
         first = ["run", "--checkpoint", str(checkpoint), *photos, "--concept", "astronaut"]
         second = ["run", "--checkpoint", str(merged), *photos, "--concept", "coffee"]
@@ -140,6 +138,13 @@ def tensor(key: str, shape: tuple[int, ...], random: np.random.Generator) -> np.
     if "norm" in key and key.endswith("weight"):
         return np.ones(shape, ml_dtypes.bfloat16)
     return (random.standard_normal(shape, np.float32) * 0.02).astype(ml_dtypes.bfloat16)
+
+
+def photographs(folder: Path) -> list[str]:
+    """Make all photographs, each class in a folder; the options of a run over them."""
+    for name, count in (FORGET | SECOND | KEEP).items():
+        make_photos(folder / name, name, count)
+    return ["--forget", str(folder), "--preserve", str(folder)]
 
 
 def make_photos(folder: Path, name: str, count: int) -> None:

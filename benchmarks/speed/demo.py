@@ -70,8 +70,7 @@ def table(facts: dict[str, Any]) -> str:
         f"which {second['extract']:.1f} s are loading and extraction and {second['optimise']:.1f} "
         f"s the targets and the solver ({facts['optimizer'].replace('_', ' ')}); "
         f"{facts['peak_mib']:.0f} MiB of peak memory. The first time, when programs are compiled, "
-        f"it is {first['seconds']:.0f} s "
-        f"({first['cpu_seconds']:.0f} s)."
+        f"it is {first['seconds']:.0f} s ({first['cpu_seconds']:.0f} s)."
     )
 
 

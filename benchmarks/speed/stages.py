@@ -20,7 +20,7 @@ import torch
 
 from benchmarks.harness import command, write
 from benchmarks.markdown import caption, table_of
-from benchmarks.scale.real_size import FORGET, KEEP, SECOND, make_checkpoint, make_photos
+from benchmarks.scale.real_size import make_checkpoint, photographs
 from benchmarks.speed.staged import REST, STAGES
 from benchmarks.speed.tower import jax_parts, machine, torch_parts
 from jax_unlearn.data.batches import Batch, Item
@@ -40,12 +40,10 @@ def main() -> None:
         environment = os.environ | {"XDG_CACHE_HOME": str(folder / "cache")}
         demo = profile(["demo"], folder, environment, options.rounds)
         print(json.dumps(demo, indent=1), flush=True)
-        checkpoint, photos = folder / "checkpoint", str(folder / "photos")
+        checkpoint, photos = folder / "checkpoint", photographs(folder / "photos")
         make_checkpoint(checkpoint)
-        for name, count in (FORGET | SECOND | KEEP).items():
-            make_photos(folder / "photos" / name, name, count)
-        words = ["run", "--checkpoint", str(checkpoint), "--forget", photos, "--preserve", photos]
-        large = profile([*words, "--concept", "astronaut"], folder, environment, 1)
+        words = ["run", "--checkpoint", str(checkpoint), *photos, "--concept", "astronaut"]
+        large = profile(words, folder, environment, 1)
         large["products"] = products(checkpoint, large["patches"], options.rounds)
         print(json.dumps(large, indent=1), flush=True)
     out = options.out.with_name("stages.json")

@@ -97,5 +97,15 @@ def loss(
     return jnp.sum(terms), jnp.asarray(terms)
 
 
-# As one program, where no other holds it: operations one by one are compiled for each shape.
-loss_alone = jax.jit(loss)
+_compiled = jax.jit(loss)
+
+
+def loss_alone(
+    adapter: LoraAdapter, problem: Problem, weights: LossWeights
+) -> tuple[Float[Array, ""], Float[Array, " terms"]]:
+    """`loss` as one program, where no other holds it.
+
+    Its operations one by one would each be compiled for each shape.
+    """
+    # JAX takes a dictionary, but not every mapping.
+    return _compiled(adapter, dict(problem), weights)

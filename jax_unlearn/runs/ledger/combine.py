@@ -172,7 +172,7 @@ def scored(adapter: LoraAdapter, problem: Problem, config: RunConfig) -> list[Ro
     """The loss of a sum in the problem of all requests, before and after."""
     weights = config.solver.loss_weights()
     nothing = config.solver.init(problem)
-    terms = [np.asarray(loss_alone(one, dict(problem), weights)[1]) for one in (nothing, adapter)]
+    terms = [np.asarray(loss_alone(one, problem, weights)[1]) for one in (nothing, adapter)]
     return history_of(np.stack(terms), 0)
 
 

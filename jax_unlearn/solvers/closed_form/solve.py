@@ -101,8 +101,8 @@ def solve(
     chosen = length - 1
     if config.select == "held_out" and held_out is not None:
         weights = config.loss_weights()
-        adapters, judged = (_adapter(solved, fresh, i) for i in range(length)), dict(held_out)
-        chosen = int(np.argmin([float(loss_alone(a, judged, weights)[0]) for a in adapters]))
+        adapters = (_adapter(solved, fresh, i) for i in range(length))
+        chosen = int(np.argmin([float(loss_alone(a, held_out, weights)[0]) for a in adapters]))
     laps = map(float, np.sum([one.seconds for one in every], axis=0))
     seconds = dict(zip(("statistics", "iterations", "lower_bound"), laps, strict=True))
     seconds["total"] = time.perf_counter() - begun
