@@ -9,6 +9,8 @@ import pytest
 
 from jax_unlearn.runtime import compilation_cache
 from jax_unlearn.runtime.compilation_cache import ENABLED, FOLDER, compiled_programs_kept
+from tests import warm
+from tests.running import CLOSED_FORM, arguments
 
 DIRECTORY = "jax_compilation_cache_dir"
 PROGRAM = """
@@ -27,6 +29,18 @@ assert jax.config.jax_compilation_cache_dir is None
 # The process goes on as it was.
 jax.jit(lambda x: x @ x + 4)(x)
 print(sum("cache_hits" in name for name in hits))
+"""
+# A command that prints, at the end, how many programs it has compiled or loaded.
+COUNTED = """
+import sys
+import jax.monitoring
+programs = []
+def listen(event, seconds, **_):
+    programs.extend([event] * (event == "/jax/core/compile/backend_compile_duration"))
+jax.monitoring.register_event_duration_secs_listener(listen)
+from jax_unlearn.runs.cli import main
+main(sys.argv[1:])
+print(len(programs))
 """
 
 
@@ -47,6 +61,13 @@ def refused():
     with compiled_programs_kept(said.append):
         assert jax.config.jax_compilation_cache_dir is None
     return said
+
+
+def test_a_run_compiles_twelve_programs_at_most(folder, tmp_path):
+    """Of all kinds, also those of a few operations."""
+    done = warm.run(["-c", COUNTED, *arguments(folder, tmp_path / "run", **CLOSED_FORM)])
+    assert done.returncode == 0, done.stderr
+    assert 4 < int(done.stdout.splitlines()[-1]) <= 12
 
 
 def test_the_next_process_loads_what_one_has_compiled(home):
